@@ -1,0 +1,46 @@
+# Two commands after a clone: `make app` opens the dashboard, `make test` runs the tests. Both set everything up.
+VENV := .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+UV := $(shell command -v uv 2>/dev/null)
+
+.PHONY: app test lint report bench browser wheel clean
+.DEFAULT_GOAL := test
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+ifdef UV
+	$(UV) venv --allow-existing --python $(PYTHON) $(VENV)
+	$(UV) pip install --python $(BIN)/python -q -c constraints.txt -e '.[dev]'
+else
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
+endif
+	touch $@
+
+app: $(VENV)/.ready  ## open the dashboard
+	$(BIN)/streamlit run app.py
+
+test: $(VENV)/.ready lint  ## everything that is fast and needs no network
+	$(BIN)/pytest -n 2
+
+lint: $(VENV)/.ready  ## style, types, import directions
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+report: $(VENV)/.ready  ## the sizing report of Llama 3.2 1B, both entries
+	$(BIN)/vram report llama-3.2-1b llama-3.2-1b-card -o report/llama-3.2-1b.html
+	$(BIN)/vram report llama-3.2-1b llama-3.2-1b-card -o report/llama-3.2-1b.csv
+
+bench: $(VENV)/.ready  ## start-up, warm estimate, sweep
+	$(BIN)/python tests/bench.py
+
+browser: $(VENV)/.ready  ## the dashboard in Debian's chromium
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt 'playwright'
+	$(BIN)/pytest -m browser tests/browser
+
+wheel: $(VENV)/.ready  ## dist/*.whl
+	$(BIN)/python -m pip wheel -q --no-deps -w dist .
+
+clean:
+	rm -rf $(VENV) dist report .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

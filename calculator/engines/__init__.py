@@ -1,0 +1,68 @@
+"""The engines by name: those with formulas, and those that are known but not modelled yet."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from calculator.engines.base import Engine, Job
+from calculator.engines.llama_cpp import LlamaCpp
+from calculator.engines.transformers import Transformers
+from calculator.errors import BadValue, NotModelled, UnknownName, Unsupported
+from calculator.names import key, nearest
+from calculator.quantization import Scheme
+
+__all__ = ["ENGINES", "LATER", "Engine", "Job", "check_runs", "load"]
+
+ENGINES: dict[str, Engine] = {engine.name: engine for engine in (Transformers(), LlamaCpp())}
+
+
+class Later(NamedTuple):
+    """An engine of the contract without formulas in this version."""
+
+    name: str
+    why: str
+
+
+LATER: dict[str, Later] = {
+    name: Later(name, why)
+    for name, why in (
+        ("vllm", "its pool, activations and graphs come with the serving engines"),
+        ("sglang", "its pool, activations and graphs come with the serving engines"),
+        ("exllamav2", "no public record to hold its cache and scratch against"),
+        ("tensorrt-llm", "no public record to hold it against"),
+        ("mlx", "no public record to hold it against"),
+    )
+}
+_ALIASES = {"llamacpp": "llama.cpp", "hf": "transformers", "trtllm": "tensorrt-llm"}
+
+
+def canonical(name: str) -> str:
+    """The engine's name as its makers write it. Raises UnknownName."""
+    names = {key(n).replace(".", ""): n for n in (*ENGINES, *LATER)} | _ALIASES
+    wanted = key(name).replace(".", "")
+    if wanted not in names:
+        near = nearest(name, (*ENGINES, *LATER))
+        raise UnknownName(f"engine {name[:40]!r} is not known", hint=", ".join(near) or "vram engines lists all")
+    return names[wanted]
+
+
+def check_runs(scheme: Scheme, engine: str) -> None:
+    """Refuse a quantization that the engine can't run. Raises Unsupported."""
+    if engine in scheme.engines or (engine not in ENGINES and engine not in ("vllm", "sglang")):
+        return
+    if scheme.recipe and engine == "transformers":
+        raise Unsupported(
+            f"transformers loads a GGUF file by dequantizing it; it doesn't run {scheme.name}",
+            hint=f"--engine llama.cpp, or --quant bf16 with {engine}",
+        )
+    raise Unsupported(f"{engine} can't run {scheme.name}", hint=f"--engine {' or '.join(scheme.engines)}")
+
+
+def load(name: str, version: str | None = None) -> tuple[Engine, str]:
+    """An engine with formulas, and the version they describe. Raises NotModelled, BadValue for a version."""
+    if name in LATER:
+        raise NotModelled(f"engine {name} is not modelled yet: {LATER[name].why}", hint=" or ".join(ENGINES))
+    engine = ENGINES[name]
+    if version is not None and version not in engine.versions:
+        raise BadValue(f"{name} {version[:40]!r} is not a modelled version", allowed=", ".join(engine.versions))
+    return engine, version or engine.versions[-1]

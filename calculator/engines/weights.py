@@ -1,0 +1,65 @@
+"""Weights as ledger lines: the same grouping for every engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+from calculator.ledger import Formula, Line
+from calculator.quantization import Scheme, Stored, StoredGroup
+
+_PLACES = {"embedding": "embedding", "output": "output head", "norm": "norms and biases", "bias": "norms and biases"}
+
+
+def weight_lines(scheme: Scheme, stored: Stored, *, device: int, tied: bool) -> list[Line]:
+    """Lines for embedding, linear layers, norms, head: what they are stored as and why."""
+    by_place: dict[tuple[str, bool], list[StoredGroup]] = {}
+    for group in stored:
+        place = _PLACES.get(group.group.role, "linear layers")
+        by_place.setdefault((place, group.on_host), []).append(group)
+    lines = []
+    for (place, on_host), groups in by_place.items():
+        where: int | Literal["host"] = "host" if on_host else device
+        total = sum(g.nbytes for g in groups)
+        note = scheme.rule if place == "linear layers" and scheme.storage else ""
+        lines.append(Line("weights", place, total, stored_formula(groups), scheme.source, device=where, note=note))
+    if tied and not any(g.group.role == "output" for g in stored) and "embedding" in {p for p, _ in by_place}:
+        lines.append(Line("weights", "output head", 0, Formula("0"), "config tie_word_embeddings", device=device,
+                          note="tied to the embedding"))  # fmt: skip
+    return lines
+
+
+def stored_formula(groups: list[StoredGroup], nbytes: Callable[[StoredGroup], int] | None = None) -> Formula:
+    """Sum over formats and parts, rendered when read. `nbytes` replaces a group's size, as an engine places it."""
+
+    def render() -> str:
+        sizes: dict[str, int] = {}
+        for group in groups:
+            if nbytes is not None:
+                label = group.format
+                sizes[label] = sizes.get(label, 0) + nbytes(group)
+                continue
+            for part in group.parts:
+                simple = len(group.parts) == 1
+                label = group.format if simple else f"{part.name}: {part.expression} a matrix"
+                sizes[label] = sizes.get(label, 0) + part.nbytes * group.count
+        elements: dict[str, int] = {}
+        rate: dict[str, str] = {}
+        for group in groups:
+            if len(group.parts) == 1 and nbytes is None:
+                elements[group.format] = elements.get(group.format, 0) + group.group.elements * group.count
+                rate[group.format] = group.parts[0].expression
+        terms = []
+        for label, size in sizes.items():
+            if label in elements and _exact(elements[label], rate[label], size):
+                terms.append(f"{elements[label]:,} × {rate[label].removeprefix('N × ')} ({label} elements)")
+            else:
+                terms.append(f"{size:,} ({label})")
+        return " + ".join(terms) or "0"
+
+    return Formula(render)
+
+
+def _exact(elements: int, rate: str, size: int) -> bool:
+    top, _, bottom = rate.replace("N × ", "").partition(" / ")
+    return top.isdigit() and elements * int(top) == size * int(bottom or 1)

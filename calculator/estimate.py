@@ -1,0 +1,194 @@
+"""The spine: model, workload and deployment in; a ledger with its peak out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from calculator import engines
+from calculator.architectures import build_inventory
+from calculator.catalog import Model, load_gpu, load_model
+from calculator.engines import Engine, Job
+from calculator.engines.base import parse_settings
+from calculator.errors import BadValue, NotModelled, Unsupported
+from calculator.ledger import Ledger, Line
+from calculator.quantization import parse, quantize, stored_nbytes
+from calculator.quantization.gguf import file_nbytes
+from calculator.spec import Deployment, GpuSpec, Workload
+from calculator.steps import Peak
+from calculator.units import parse_count, tokens
+
+DEFAULT_CONTEXT = 8192
+KV_DTYPES = ("f32", "f16", "bf16", "fp8", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl", "int8", "int4", "int2")
+_CHECKPOINT_TYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a deployment needs, line by line."""
+
+    model: Model
+    job: Job
+    engine: Engine
+    phase: str
+    ledger: Ledger
+    warnings: tuple[str, ...]
+
+    @property
+    def total_bytes(self) -> int:
+        """Memory of the process on all accelerators [bytes]."""
+        return self.ledger.total_bytes
+
+    @cached_property
+    def peak(self) -> Peak:
+        """Where the activations are largest."""
+        return self.engine.peak(self.job, self.phase)
+
+    @property
+    def tensor_bytes(self) -> int:
+        """All stored tensors, wherever they sit [bytes]."""
+        extra = [line.nbytes for line in self.ledger.lines if line.name == "rotary inverse frequencies"]
+        return stored_nbytes(self.job.stored) + sum(extra)
+
+    @property
+    def file_bytes(self) -> int | None:
+        """The predicted GGUF file [bytes]; None for other formats, or where the tokenizer's size is unknown."""
+        metadata = self.model.record.get("gguf_metadata_bytes")
+        if not self.job.scheme.recipe or metadata is None:
+            return None
+        return file_nbytes(self.job.stored, metadata_bytes=metadata["value"])
+
+    @property
+    def parameters(self) -> int:
+        """Parameters, tied ones once."""
+        return build_inventory(self.job.model).parameters
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """Growth of the cache for one more token of one sequence [bytes]."""
+        return self.engine.kv_bytes_per_token(self.job)
+
+
+def estimate(
+    model: str | Model,
+    *,
+    quant: str | None = None,
+    context: int | str | None = None,
+    sequences: int | str = 1,
+    kv_dtype: str | None = None,
+    engine: str | None = None,
+    engine_version: str | None = None,
+    gpu: str | GpuSpec | None = None,
+    gpus: int = 1,
+    settings: Mapping[str, Any] | None = None,
+) -> Estimate:
+    """Memory that `sequences` sequences of `context` tokens need, for this quantization, engine and GPU [bytes].
+
+    Raises CalculatorError: unknown names, values out of range, combinations that the engine refuses.
+    """
+    found = load_model(model) if isinstance(model, str) else model
+    job, runner, warnings = resolve(
+        found, quant=quant, context=context, sequences=sequences, kv_dtype=kv_dtype, engine=engine,
+        engine_version=engine_version, gpu=gpu, gpus=gpus, settings=settings or {},
+    )  # fmt: skip
+    phase = largest_phase(runner, job)
+    ledger = Ledger.of(
+        runner.weight_lines(job),
+        runner.cache_lines(job, phase),
+        runner.activation_lines(job, phase),
+        runner.overhead_lines(job, phase),
+    )
+    return Estimate(found, job, runner, phase, ledger, warnings)
+
+
+def largest_phase(engine: Engine, job: Job) -> str:
+    """The phase that needs most; what doesn't depend on it needn't be added."""
+    phases = engine.phases(job)
+    if len(phases) == 1:
+        return phases[0]
+    work = job.workload
+    return max(phases, key=lambda phase: engine.dynamic(job, phase)(work.context, work.sequences))
+
+
+def resolve(
+    model: Model,
+    *,
+    quant: str | None,
+    context: int | str | None,
+    sequences: int | str,
+    kv_dtype: str | None,
+    engine: str | None,
+    engine_version: str | None,
+    gpu: str | GpuSpec | None,
+    gpus: int,
+    settings: Mapping[str, Any],
+) -> tuple[Job, Engine, tuple[str, ...]]:
+    """Names and defaults settled, everything checked, before any number is made."""
+    spec = model.spec
+    wanted = engines.canonical(engine) if engine is not None else None
+    scheme = parse(quant if quant is not None else _CHECKPOINT_TYPES[spec.dtype], engine=wanted)
+    wanted = wanted or ("llama.cpp" if scheme.recipe else "transformers")
+    engines.check_runs(scheme, wanted)
+    runner, version = engines.load(wanted, engine_version)
+
+    limit = spec.max_position_embeddings
+    workload = Workload(
+        context=min(DEFAULT_CONTEXT, limit) if context is None else parse_count(context, name="context"),
+        sequences=parse_count(sequences, name="sequences", example="1"),
+    )
+    if kv_dtype is not None and (kv_dtype := kv_dtype.strip().lower()) not in KV_DTYPES:
+        raise BadValue(f"kv-dtype {kv_dtype[:30]!r} is not known", allowed=", ".join(KV_DTYPES))
+    chosen = parse_settings(runner.name, runner.settings, settings)
+    filled = {name: s.default for name, s in runner.settings.items() if s.default is not None} | chosen
+    kv_dtype = runner.resolve_kv_dtype(spec, scheme, kv_dtype, filled)
+    card = load_gpu(gpu) if isinstance(gpu, str) else gpu
+    deployment = Deployment(
+        quant=scheme.name, kv_dtype=kv_dtype, engine=runner.name, engine_version=version, gpu=card.name if card else None,
+        gpus=gpus, settings=filled,
+    )  # fmt: skip
+    stored = quantize(spec, scheme, imatrix=bool(filled.get("imatrix", False)))
+    job = Job(spec, scheme, stored, workload, deployment, card)
+    runner.check(job)
+    return job, runner, _warnings(model, job)
+
+
+def check_tensor_parallel(model: Model, tp: int) -> None:
+    """Refuse a tensor-parallel size: impossible ones with the possible ones named, the rest until modelled."""
+    heads = model.spec.num_key_value_heads
+    if tp == 1:
+        return
+    possible = [n for n in range(1, heads + 1) if heads % n == 0]
+    if tp > heads or heads % tp:
+        raise Unsupported(
+            f"tensor_parallel_size {tp} doesn't divide {heads} key/value heads",
+            hint=f"--tp {', '.join(map(str, possible[:-1]))} or {possible[-1]}" if len(possible) > 1 else "--tp 1",
+        )
+    raise NotModelled(f"tensor_parallel_size {tp} comes with the serving engines", hint="--gpus N splits by layers")
+
+
+def _warnings(model: Model, job: Job) -> tuple[str, ...]:
+    limit, context = job.model.max_position_embeddings, job.workload.context
+    found = []
+    if context > limit:
+        found.append(
+            f"context {tokens(context)} is beyond the {tokens(limit)} that {job.model.id} was trained for "
+            f"(max_position_embeddings); {job.deployment.engine} runs it all the same"
+        )
+    if job.scheme.family == "exl2":
+        found.append("ExLlamaV2 is not modelled: weights are those of the EXL2 format, cache and activations are "
+                     "those of transformers")  # fmt: skip
+    if job.scheme.recipe:
+        from calculator.quantization.gguf import NEEDS_IMATRIX
+
+        if job.scheme.recipe in NEEDS_IMATRIX and not job.deployment.settings.get("imatrix"):
+            found.append(f"{job.scheme.recipe} files are made with an importance matrix: --set imatrix=1 for their types")
+    for other in model.related:
+        found.append(f"see also {other['id']}: {other['why']}")
+    return tuple(found)
+
+
+def lines_of(estimated: Estimate, component: str) -> list[Line]:
+    """The lines of one component."""
+    return [line for line in estimated.ledger.lines if line.component == component]

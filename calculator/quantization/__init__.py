@@ -1,0 +1,173 @@
+"""Names of --quant -> Scheme: which engines run it and how it stores an inventory."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from functools import lru_cache
+from typing import NamedTuple
+
+from calculator.architectures import build_inventory
+from calculator.errors import UnknownName
+from calculator.names import nearest
+from calculator.quantization import exl2, gguf, hf
+from calculator.quantization.stored import Part, Stored, StoredGroup, stored_nbytes
+from calculator.spec import ModelSpec
+
+__all__ = ["CATALOG", "Part", "Scheme", "Stored", "StoredGroup", "compute_dtype", "parse", "quantize", "stored_nbytes"]
+
+SERVERS = ("transformers", "vllm", "sglang")
+LINEAR_RULE = "linear layers of the decoder quantized; embeddings, lm_head, norms and biases stay 16-bit"
+GGUF_RULE = (
+    "matrices by llama-quantize's rules for each tensor and layer; norms and biases F32; "
+    "output (or tied embedding) kept wider"
+)
+
+
+class Scheme(NamedTuple):
+    """One way to store a model. `storage` is None for GGUF recipes, EXL2 and plain types."""
+
+    name: str
+    family: str
+    engines: tuple[str, ...]
+    rule: str
+    source: str
+    storage: hf.Storage | None = None
+    dtype: str | None = None  # plain types: the type of everything; else None: the checkpoint's 16-bit type
+    recipe: str = ""  # GGUF recipe
+    bits: float = 0.0  # EXL2 bits a weight
+
+
+def _plain(name: str, dtype: str) -> Scheme:
+    return Scheme(name, "plain", SERVERS, "every tensor in this type", "safetensors dtypes", dtype=dtype)
+
+
+def _linear(name: str, storage: hf.Storage, engines: tuple[str, ...], source: str) -> Scheme:
+    return Scheme(name, "linear", engines, LINEAR_RULE, source, storage=storage)
+
+
+_BNB = "bitsandbytes 0.50.2"
+_FIXED: dict[str, Scheme] = {
+    s.name.lower(): s
+    for s in (
+        _plain("fp32", "float32"),
+        _plain("bf16", "bfloat16"),
+        _plain("fp16", "float16"),
+        _linear("fp8", hf.fp8_tensor, SERVERS, "compressed-tensors, FP8 per tensor"),
+        _linear("fp8-per-channel", hf.channel_8bit, SERVERS, "compressed-tensors, FP8 per channel"),
+        _linear("int8-w8a8", hf.channel_8bit, SERVERS, "compressed-tensors, INT8 W8A8"),
+        _linear("bnb-int8", hf.bnb_int8, SERVERS, _BNB),
+        _linear("bnb-nf4", hf.storage_of(hf.bnb_4bit, double_quant=False), SERVERS, _BNB),
+        _linear("bnb-nf4-dq", hf.storage_of(hf.bnb_4bit, double_quant=True), SERVERS, _BNB),
+        _linear("bnb-fp4", hf.storage_of(hf.bnb_4bit, double_quant=False), SERVERS, _BNB),
+        _linear("bnb-fp4-dq", hf.storage_of(hf.bnb_4bit, double_quant=True), SERVERS, _BNB),
+        _linear("torchao-int8wo", hf.torchao_int8, SERVERS, "torchao 0.18.0"),
+        _linear("torchao-fp8wo", hf.torchao_fp8, SERVERS, "torchao 0.18.0"),
+        _linear("quanto-int8", hf.quanto_8bit, ("transformers",), "optimum-quanto"),
+        _linear("quanto-int4", hf.quanto_4bit, ("transformers",), "optimum-quanto"),
+        _linear("quanto-fp8", hf.quanto_8bit, ("transformers",), "optimum-quanto"),
+        _linear("mxfp4", hf.mxfp4, SERVERS, "OCP Microscaling Formats v1.0"),
+        _linear("nvfp4", hf.nvfp4, SERVERS, "compressed-tensors nvfp4-pack-quantized"),
+    )
+}
+_RECIPES = {
+    name.lower(): Scheme(name, "gguf", ("llama.cpp",), GGUF_RULE, gguf.SOURCE, recipe=name) for name in gguf.RECIPES
+}
+# a plain type by its Hugging Face name, run by llama.cpp
+_GGUF_ALIASES = {"fp32": "f32", "fp16": "f16"}
+
+
+def _gptq(bits: int, group: int) -> Scheme:
+    storage = hf.storage_of(hf.gptq, bits=bits, group=group)
+    return _linear(f"gptq-int{bits}-g{group}", storage, SERVERS, "AutoGPTQ v1 layout")
+
+
+def _awq(bits: int, group: int) -> Scheme:
+    storage = hf.storage_of(hf.awq, bits=bits, group=group)
+    return _linear(f"awq-int{bits}-g{group}", storage, SERVERS, "AutoAWQ GEMM layout")
+
+
+def _hqq(bits: int, group: int) -> Scheme:
+    storage = hf.storage_of(hf.hqq, bits=bits, group=group)
+    return _linear(f"hqq-int{bits}-g{group}", storage, ("transformers", "vllm"), "hqq")
+
+
+def _torchao_int4(_: int, group: int) -> Scheme:
+    storage = hf.storage_of(hf.torchao_int4, group=group)
+    return _linear(f"torchao-int4wo-g{group}", storage, SERVERS, "torchao 0.18.0")
+
+
+_GROUPED: tuple[tuple[str, frozenset[int], frozenset[int], Callable[[int, int], Scheme]], ...] = (
+    (r"gptq-int(\d)-g(-?\d+)", frozenset({2, 3, 4, 8}), frozenset({-1, 16, 32, 64, 128, 256, 512, 1024}), _gptq),
+    (r"awq-int(\d)-g(-?\d+)", frozenset({4, 8}), frozenset({-1, 16, 32, 64, 128, 256}), _awq),
+    (r"hqq-int(\d)-g(\d+)", frozenset({1, 2, 3, 4, 8}), frozenset({8, 16, 32, 64, 128, 256}), _hqq),
+    (r"torchao-int(4)wo-g(\d+)", frozenset({4}), frozenset({32, 64, 128, 256}), _torchao_int4),
+)
+
+# one of each kind, in the order in which people look for them: what tables, sweeps and selectors offer
+CATALOG: tuple[str, ...] = (
+    "fp32", "bf16", "fp16", "fp8", "fp8-per-channel", "int8-w8a8", "bnb-int8", "torchao-int8wo", "torchao-fp8wo",
+    "quanto-int8", "quanto-fp8", "gptq-int8-g-1", "gptq-int4-g128", "awq-int4-g128", "bnb-nf4", "bnb-nf4-dq", "bnb-fp4",
+    "bnb-fp4-dq", "torchao-int4wo-g128", "hqq-int4-g64", "quanto-int4", "mxfp4", "nvfp4", "exl2-6.0", "exl2-4.0",
+    *(name for name in gguf.RECIPES if name != "BF16"),
+)  # fmt: skip
+
+
+def parse(name: str, *, engine: str | None = None) -> Scheme:
+    """The scheme of a --quant name; case doesn't matter. With llama.cpp, bf16, fp16 and fp32 mean its own types.
+
+    Raises UnknownName with the nearest names and, for grouped schemes, the allowed widths and groups.
+    """
+    wanted = name.strip().lower()
+    if engine == "llama.cpp":
+        wanted = _GGUF_ALIASES.get(wanted, wanted)
+        if wanted in _RECIPES:
+            return _RECIPES[wanted]
+    if (scheme := _FIXED.get(wanted) or _RECIPES.get(wanted)) is not None:
+        return scheme
+    return _parametrized(wanted)
+
+
+@lru_cache(maxsize=4096)
+def quantize(model: ModelSpec, scheme: Scheme, *, imatrix: bool = False) -> Stored:
+    """The model's tensors as this scheme stores them."""
+    inventory = build_inventory(model)
+    if scheme.recipe:
+        return gguf.quantize(model, inventory, scheme.recipe, imatrix=imatrix)
+    if scheme.bits:
+        return exl2.quantize(model, inventory, bits=scheme.bits)
+    return hf.quantize(
+        inventory, scheme.storage, dtype=compute_dtype(model, scheme), label=scheme.name.upper()
+    )
+
+
+def compute_dtype(model: ModelSpec, scheme: Scheme) -> str:
+    """The type of activations, and of all that isn't quantized. A float32 checkpoint is quantized from bfloat16."""
+    if scheme.dtype:
+        return scheme.dtype
+    return "bfloat16" if model.dtype == "float32" else model.dtype
+
+
+@lru_cache(maxsize=256)
+def _parametrized(wanted: str) -> Scheme:
+    for pattern, widths, groups, make in _GROUPED:
+        if match := re.fullmatch(pattern, wanted):
+            bits, group = int(match[1]), int(match[2])
+            if bits in widths and group in groups:
+                return make(bits, group)
+            raise UnknownName(
+                f"quantization {wanted[:40]!r} has a width or group that isn't made",
+                allowed=f"widths {_join(widths)}, groups {_join(groups)}",
+            )
+    if match := re.fullmatch(r"exl2-(\d(?:\.\d{1,3})?)", wanted):
+        budget = float(match[1])
+        if 2.0 <= budget <= 8.0:
+            return Scheme(f"exl2-{budget}", "exl2", ("transformers",), exl2.RULE, exl2.SOURCE, bits=budget)
+        raise UnknownName(f"quantization {wanted[:40]!r} is out of range", allowed="exl2-2.0 to exl2-8.0")
+    near = nearest(wanted, CATALOG)
+    hint = f"{', '.join(near)}, or vram quants" if near else "vram quants lists all"
+    raise UnknownName(f"quantization {wanted[:40]!r} is not known", hint=hint)
+
+
+def _join(values: frozenset[int]) -> str:
+    return ", ".join(map(str, sorted(values)))

@@ -1,0 +1,214 @@
+"""GGUF recipes: which tensor llama-quantize gives which type, predicted from the inventory alone.
+
+Source: llama.cpp src/llama-quant.cpp @0c1e57098: llama_ftype_get_default_type L881, llama_tensor_get_type_impl L446,
+tensor_type_fallback L390. Byte-exact on every measured file of that version.
+"""
+
+from __future__ import annotations
+
+from calculator.architectures import Inventory, TensorGroup
+from calculator.formats import FORMATS, Format
+from calculator.quantization.stored import Part, Stored, StoredGroup
+from calculator.spec import ModelSpec
+from calculator.units import align_up
+
+SOURCE = "llama.cpp src/llama-quant.cpp L446 llama_tensor_get_type_impl @0c1e57098"
+
+# recipe -> the type it starts from (llama_ftype_get_default_type)
+RECIPES: dict[str, str] = {
+    "F32": "F32", "F16": "F16", "BF16": "BF16",
+    "Q8_0": "Q8_0", "Q6_K": "Q6_K",
+    "Q5_K_M": "Q5_K", "Q5_K_S": "Q5_K", "Q5_1": "Q5_1", "Q5_0": "Q5_0",
+    "Q4_K_M": "Q4_K", "Q4_K_S": "Q4_K", "Q4_1": "Q4_1", "Q4_0": "Q4_0", "IQ4_NL": "IQ4_NL", "IQ4_XS": "IQ4_XS",
+    "Q3_K_L": "Q3_K", "Q3_K_M": "Q3_K", "Q3_K_S": "Q3_K",
+    "IQ3_M": "IQ3_S", "IQ3_S": "IQ3_S", "IQ3_XS": "IQ3_S", "IQ3_XXS": "IQ3_XXS",
+    "Q2_K": "Q2_K", "Q2_K_S": "Q2_K",
+    "IQ2_M": "IQ2_S", "IQ2_S": "IQ2_XS", "IQ2_XS": "IQ2_XS", "IQ2_XXS": "IQ2_XXS",
+    "IQ1_M": "IQ1_M", "IQ1_S": "IQ1_S",
+    "TQ2_0": "TQ2_0", "TQ1_0": "TQ1_0", "Q2_0": "Q2_0", "Q1_0": "Q1_0",
+    "MXFP4_MOE": "MXFP4",
+}  # fmt: skip
+
+NEEDS_IMATRIX = frozenset({"IQ3_XXS", "IQ3_XS", "Q2_K_S", "IQ2_M", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S"})
+_LOW_BIT = frozenset({"IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ2_M", "IQ1_S", "IQ1_M"})
+_NOT_QUANTIZED = frozenset({"F32", "F16", "BF16"})
+
+
+def quantize(model: ModelSpec, inventory: Inventory, recipe: str, *, imatrix: bool) -> Stored:
+    """The tensors of the GGUF file of this recipe, each with its type.
+
+    `imatrix`: an importance matrix was given; it changes the types of some recipes.
+    """
+    stored: list[StoredGroup] = []
+    for group in inventory.groups:
+        if group.role in ("norm", "bias"):
+            stored.append(_store(group, "F32", tuple(range(group.layers))))
+            continue
+        by_type: dict[str, list[int]] = {}
+        for layer in range(group.layers):
+            by_type.setdefault(_type(model, inventory, group, recipe, layer, imatrix), []).append(layer)
+        if not group.layers:
+            by_type[_type(model, inventory, group, recipe, 0, imatrix)] = []
+        stored += [_store(group, name, tuple(layers)) for name, layers in by_type.items()]
+    if model.rope_type == "llama3":  # convert_hf_to_gguf.py writes the scaled frequencies as a tensor
+        stored.append(_store(TensorGroup("rope_freqs.weight", (model.head_dim // 2,), "norm"), "F32", ()))
+    return tuple(stored)
+
+
+def file_nbytes(stored: Stored, *, metadata_bytes: int) -> int:
+    """Bytes of the GGUF file: header, then tensors padded to 32 bytes.
+
+    header = metadata + a record a tensor: name, dimensions, type, offset (8 + name + 4 + 8 dims + 4 + 8)
+
+    Source: ggml/src/gguf.cpp gguf_write_to_buf @0c1e57098; GGUF_DEFAULT_ALIGNMENT 32.
+    """
+    header = metadata_bytes
+    for group in stored:
+        record = 8 + len(_gguf_name(group.group)) + 4 + 8 * len(group.group.shape) + 4 + 8
+        header += group.count * record
+    body = sum(align_up(group.tensor_nbytes, 32) * group.count for group in stored)
+    return align_up(header, 32) + body
+
+
+def row_elements(group: StoredGroup) -> int:
+    """Elements of one row as ggml sees it (ne[0])."""
+    return group.group.row_length
+
+
+def _store(group: TensorGroup, type_name: str, layers: tuple[int, ...]) -> StoredGroup:
+    fmt = FORMATS[type_name]
+    nbytes = group.rows * fmt.nbytes(group.row_length)
+    return StoredGroup(group, type_name, (Part(type_name, nbytes, _expression(fmt)),), layers)
+
+
+def _expression(fmt: Format) -> str:
+    return f"{fmt.block_bytes} / {fmt.block_elements}" if fmt.block_elements > 1 else f"{fmt.block_bytes}"
+
+
+def _type(model: ModelSpec, inventory: Inventory, group: TensorGroup, recipe: str, layer: int, imatrix: bool) -> str:
+    start = RECIPES[recipe]
+    if start in _NOT_QUANTIZED:
+        return start
+    return _fallback(group, _wanted(model, inventory, group, recipe, layer, imatrix))
+
+
+def _fallback(group: TensorGroup, wanted: str) -> str:
+    """A type whose block doesn't divide the row is replaced (tensor_type_fallback)."""
+    if group.row_length % FORMATS[wanted].block_elements == 0:
+        return wanted
+    if wanted.startswith("IQ"):
+        other = "IQ4_NL"
+    else:
+        other = {"Q2_0": "Q4_0", "Q2_K": "Q4_0", "Q3_K": "Q4_0", "TQ1_0": "Q4_0", "TQ2_0": "Q4_0",
+                 "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}.get(wanted, wanted)  # fmt: skip
+    return other if group.row_length % FORMATS[other].block_elements == 0 else "F16"
+
+
+def _more_bits(layer: int, layers: int) -> bool:
+    return layer < layers // 8 or layer >= 7 * layers // 8 or (layer - layers // 8) % 3 == 2
+
+
+def _wanted(model: ModelSpec, inventory: Inventory, group: TensorGroup, recipe: str, layer: int, imatrix: bool) -> str:
+    start, role, layers = RECIPES[recipe], group.role, model.num_hidden_layers
+    gqa = model.num_attention_heads // model.num_key_value_heads
+    if role == "output" or (role == "embedding" and inventory.tied):
+        if recipe == "MXFP4_MOE" or group.row_length % FORMATS[start].block_elements:
+            return "Q8_0"
+        if recipe in _LOW_BIT or recipe == "IQ3_XXS":
+            return "Q5_K"
+        return start if start == "Q8_0" else "Q6_K"
+    if recipe == "MXFP4_MOE":
+        return "Q8_0"  # only experts become MXFP4
+    if role == "embedding":
+        return {"IQ2_XXS": "Q2_K", "IQ2_XS": "Q2_K", "IQ1_S": "Q2_K", "IQ1_M": "Q2_K", "IQ2_S": "IQ3_S",
+                "IQ2_M": "IQ3_S", "IQ3_XXS": "IQ3_S", "TQ1_0": "Q4_K", "TQ2_0": "Q4_K", "Q2_0": "Q4_K"}.get(recipe, start)  # fmt: skip
+    if recipe in _LOW_BIT:
+        return _low_bit(recipe, role, start, layer, layers, gqa)
+    if role == "attn_v":
+        wanted = _attn_v(recipe, start, layer, layers, gqa, imatrix)
+        # LLM_TYPE_70B: 80 layers with grouped-query attention (src/models/llama.cpp L28)
+        large = layers == 80 and (gqa > 1 or model.model_type == "qwen2")
+        return "Q5_K" if large and wanted in ("Q3_K", "Q4_K") else wanted
+    if role in ("attn_k", "attn_q"):
+        return {"IQ3_XS": "IQ3_XXS", "IQ3_XXS": "IQ2_S"}.get(recipe, start)
+    if role == "ffn_down":
+        return _ffn_down(recipe, start, layer, layers, imatrix)
+    if role == "attn_output":
+        return {"Q2_K": "Q3_K", "IQ3_XXS": "IQ3_S", "Q3_K_M": "Q4_K", "Q3_K_L": "Q5_K", "IQ3_M": "Q4_K"}.get(recipe, start)
+    if recipe == "IQ3_XS" and layers // 8 <= layer < 7 * layers // 8:  # ffn_gate, ffn_up
+        return "IQ3_XXS"
+    return start
+
+
+def _low_bit(recipe: str, role: str, start: str, layer: int, layers: int, gqa: int) -> str:
+    wider = "IQ3_S" if recipe in ("IQ2_S", "IQ2_M") else "Q2_K"
+    if role == "attn_v":
+        return "Q4_K" if gqa >= 4 else wider
+    if role == "ffn_down":
+        return wider if layer < layers // 8 else start
+    if role == "attn_output":
+        return {"IQ1_S": "IQ2_XXS", "IQ1_M": "IQ2_XXS", "IQ2_S": "IQ3_S", "IQ2_M": "IQ3_S"}.get(recipe, start)
+    return start
+
+
+def _attn_v(recipe: str, start: str, layer: int, layers: int, gqa: int, imatrix: bool) -> str:
+    grouped = gqa >= 4
+    match recipe:
+        case "Q2_K":
+            return "Q4_K" if grouped else "Q3_K"
+        case "Q2_K_S" | "IQ3_XS" | "IQ3_S" if grouped:
+            return "Q4_K"
+        case "IQ3_XXS":
+            return "Q4_K" if grouped else "IQ3_XXS" if imatrix else "IQ3_S"
+        case "IQ3_M":
+            return "Q4_K"
+        case "Q3_K_M":
+            return "Q5_K" if layer < 2 else "Q4_K"
+        case "Q3_K_L":
+            return "Q5_K"
+        case "IQ4_NL" | "IQ4_XS" if grouped:
+            return "Q5_K"
+        case "Q4_K_M" | "Q5_K_M" if _more_bits(layer, layers):
+            return "Q6_K"
+        case "Q4_K_S" if layer < 4:
+            return "Q5_K"
+    return start
+
+
+def _ffn_down(recipe: str, start: str, layer: int, layers: int, imatrix: bool) -> str:
+    early = layer < layers // 8
+    match recipe:
+        case "Q2_K":
+            return "Q3_K"
+        case "Q2_K_S" if early:
+            return "Q4_K"
+        case "IQ3_XXS" if not imatrix:
+            return "Q4_K" if early else "Q3_K"
+        case "Q3_K_M":
+            return "Q5_K" if layer < layers // 16 else "Q4_K"
+        case "IQ3_M" if early:
+            return "Q4_K"
+        case "Q3_K_L":
+            return "Q5_K"
+        case "Q4_K_M" | "Q5_K_M" if _more_bits(layer, layers):
+            return "Q6_K"
+        case "IQ4_NL" | "IQ4_XS" if early and not imatrix:
+            return "Q5_K"
+        case "Q4_K_S" if early:
+            return "Q5_K"
+        case "Q4_0" if early and imatrix:
+            return "Q4_1"
+        case "Q5_0" if early and imatrix:
+            return "Q5_1"
+    return start
+
+
+_GGUF_NAMES = {
+    "embedding": "token_embd.weight", "output": "output.weight", "attn_q": "blk.{}.attn_q.weight",
+    "attn_k": "blk.{}.attn_k.weight", "attn_v": "blk.{}.attn_v.weight", "attn_output": "blk.{}.attn_output.weight",
+    "ffn_gate": "blk.{}.ffn_gate.weight", "ffn_up": "blk.{}.ffn_up.weight", "ffn_down": "blk.{}.ffn_down.weight",
+}  # fmt: skip
+
+
+def _gguf_name(group: TensorGroup) -> str:
+    return _GGUF_NAMES.get(group.role, "blk.{}.attn_norm.weight")

@@ -1,0 +1,1 @@
+"""Other people's files -> ModelSpec, one file per file format."""

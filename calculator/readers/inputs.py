@@ -1,0 +1,104 @@
+"""What a stranger's file must hold, as pydantic models: strict types, bounds, no unknown fields.
+
+Imported only when such a file is read: see spec.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from calculator.errors import UnreadableFile
+from calculator.spec import AttentionBias, DType, Segment
+
+# larger than anything real; a hostile file can't make numbers that nobody can read
+Dimension = Annotated[int, Field(ge=1, le=2**31)]
+Count = Annotated[int, Field(ge=1, le=100_000)]
+Tokens = Annotated[int, Field(ge=1, le=2**40)]
+Positive = Annotated[int, Field(ge=1)]
+
+
+class _Input(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class ModelInput(_Input):
+    """ModelSpec, checked."""
+
+    id: str
+    model_type: str
+    hidden_size: Dimension
+    num_hidden_layers: Annotated[int, Field(ge=1, le=10_000)]
+    num_attention_heads: Count
+    num_key_value_heads: Count
+    head_dim: Annotated[int, Field(ge=1, le=1_000_000)]
+    intermediate_size: Dimension
+    vocab_size: Dimension
+    tie_word_embeddings: bool
+    max_position_embeddings: Tokens
+    dtype: DType
+    sliding_window: Tokens | None = None
+    attention_bias: AttentionBias = "none"
+    mlp_bias: bool = False
+    rope_type: str = "default"
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> ModelInput:
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ValueError(
+                f"num_key_value_heads {self.num_key_value_heads} doesn't divide "
+                f"num_attention_heads {self.num_attention_heads}"
+            )
+        return self
+
+
+class QuantityInput(_Input):
+    """Quantity, checked: the band holds the value."""
+
+    value: Positive
+    source: Annotated[str, Field(min_length=8)]
+    low: Positive | None = None
+    high: Positive | None = None
+    verified: bool = True
+
+    @model_validator(mode="after")
+    def _band_holds_the_value(self) -> QuantityInput:
+        if (self.low is not None and self.low > self.value) or (self.high is not None and self.high < self.value):
+            raise ValueError(f"band {self.low} to {self.high} doesn't hold {self.value}")
+        return self
+
+
+class GpuInput(_Input):
+    """GpuSpec, checked."""
+
+    name: str
+    vendor: str
+    segment: Segment
+    aliases: list[str]
+    compute_capability: str | None
+    launch_year: int | None
+    memory_sold_bytes: QuantityInput
+    nvml_total_bytes: QuantityInput | None
+    cuda_total_bytes: QuantityInput | None
+    bandwidth_bytes_per_s: QuantityInput
+    bf16_dense_flops: QuantityInput | None
+    fp8_dense_flops: QuantityInput | None
+    interconnect: str | None
+    tdp_w: int | None
+    notes: str
+
+
+def check_model(fields: Mapping[str, Any]) -> None:
+    """Raise UnreadableFile for the first field that can't be, in one line."""
+    try:
+        ModelInput(**fields)
+    except ValidationError as e:
+        first = e.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        message = first["msg"].removeprefix("Value error, ")
+        got = f" (got {str(first['input'])[:40]!r})" if where else ""
+        raise UnreadableFile(
+            f"{fields['id']}: {where + ': ' if where else ''}{message}{got}", hint="the model's own config.json, as published"
+        ) from None

@@ -1,0 +1,165 @@
+"""What a person reads on a terminal: verdict first, then the lines, then what would help."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from calculator.audit import Audit
+from calculator.estimate import Estimate
+from calculator.fit import fit
+from calculator.ledger import COMPONENTS, Line
+from calculator.recommend import Recommendation
+from calculator.solve import Solution
+from calculator.units import gib, tokens
+
+NAMES = {"weights": "weights", "kv_cache": "KV cache", "activations": "activations", "overhead": "overhead"}
+VERDICTS = {"fits": "fits", "tight": "tight", "does_not_fit": "does not fit"}
+
+
+def table(rows: Sequence[Sequence[str]], *, header: Sequence[str], right: frozenset[int] = frozenset()) -> str:
+    """Columns as wide as their content, the last one free."""
+    every = [header, *rows]
+    widths = [max(len(row[i]) for row in every) for i in range(len(header))]
+    lines = []
+    for row in every:
+        cells = [cell.rjust(w) if i in right else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def describe(estimated: Estimate) -> str:
+    """One line that says what was sized."""
+    job = estimated.job
+    d, work = job.deployment, job.workload
+    count = f"{d.gpus} x " if d.gpus > 1 else ""
+    where = f" on {count}{d.gpu}" if d.gpu else ""
+    many = f"{work.sequences:,} sequence{'s' if work.sequences > 1 else ''}"
+    return f"{estimated.model.record['name']}, {d.quant}, {tokens(work.context)} context, {many}, {d.engine}{where}"
+
+
+def estimate_text(estimated: Estimate, *, explain: bool) -> str:
+    """The estimate: components with their lines; with `explain`, each formula with its numbers and its source."""
+    ledger, gpu = estimated.ledger, estimated.job.gpu
+    held = fit(estimated, gpu) if gpu else None
+    verdict = f"{VERDICTS[held.verdict]:<14} " if held else ""
+    indent = " " * len(verdict)
+    needs = f"needs {gib(ledger.total_bytes)} ({gib(ledger.low_bytes)} - {gib(ledger.high_bytes)})"
+    usable = f", usable {gib(held.binding.usable_bytes)} a GPU" if held else ""
+    out = [f"{verdict}{describe(estimated)}", f"{indent}{needs}{usable}", ""]
+
+    rows = []
+    for component in COMPONENTS:
+        lines = [line for line in ledger.on_devices if line.component == component]
+        rows.append((NAMES[component], gib(ledger.component_bytes(component)), "", ""))
+        rows += [("  " + _name(line, len(ledger.devices)), gib(line.nbytes), line.basis, _band(line)) for line in lines]
+    rows += [
+        ("  " + line.name + " (host)", gib(line.nbytes), line.basis, "in host memory, not in the total")
+        for line in ledger.lines
+        if line.device == "host"
+    ]
+    out.append(table(rows, header=("", "memory", "basis", ""), right=frozenset({1})))
+    out += ["", f"peak at {estimated.peak.step.name}, {estimated.phase}; the cache grows by {estimated.kv_bytes_per_token:,} bytes a token of one sequence"]
+    if estimated.file_bytes is not None:
+        out.append(f"file {estimated.file_bytes / 1e9:.2f} GB ({estimated.file_bytes:,} bytes, predicted)")
+    if explain:
+        out += ["", *explanations(ledger.lines)]
+    out += [f"warning: {text}" for text in estimated.warnings]
+    return "\n".join(out)
+
+
+def explanations(lines: Sequence[Line]) -> list[str]:
+    """Every line's formula with the numbers substituted, its basis and its source."""
+    out = []
+    for line in lines:
+        where = "host" if line.device == "host" else f"device {line.device}"
+        out.append(f"{NAMES[line.component]}: {line.name} ({where})")
+        out.append(f"    = {line.formula}")
+        out.append(f"    = {line.nbytes:,} bytes, {line.basis}{_band_bytes(line)}")
+        out.append(f"    source: {line.source}")
+        if line.note:
+            out.append(f"    note: {line.note}")
+    return out
+
+
+def compare_text(estimates: Sequence[Estimate]) -> str:
+    """Estimates side by side."""
+    heads = [chr(ord("A") + i) if i < 26 else str(i) for i in range(len(estimates))]
+    out = [f"{head}  {describe(e)}" for head, e in zip(heads, estimates, strict=True)]
+    rows = [(NAMES[c], *(gib(e.ledger.component_bytes(c)) for e in estimates)) for c in COMPONENTS]
+    rows.append(("total", *(gib(e.total_bytes) for e in estimates)))
+    rows.append(("low - high", *(f"{gib(e.ledger.low_bytes)} - {gib(e.ledger.high_bytes)}" for e in estimates)))
+    rows.append(("cache a token", *(f"{e.kv_bytes_per_token:,} B" for e in estimates)))
+    rows.append(("host", *(gib(e.ledger.host_bytes) for e in estimates)))
+    if any(e.job.gpu for e in estimates):
+        rows.append(("verdict", *(VERDICTS[fit(e, e.job.gpu).verdict] if e.job.gpu else "-" for e in estimates)))
+    return "\n".join([*out, "", table(rows, header=("", *heads), right=frozenset(range(1, len(heads) + 1)))])
+
+
+def recommend_text(found: Recommendation, *, limit: int) -> str:
+    """Candidates best first, then why the others lost."""
+    rows = [
+        (VERDICTS[c.fit.verdict], f"{c.count} x {c.gpu.name}", c.estimate.job.model.id, c.estimate.job.deployment.quant,
+         gib(c.fit.binding.headroom_bytes), f"{c.max_context:,}" if c.max_context else "-",
+         f"{c.max_sequences:,}" if c.max_sequences else "-", f"{c.tokens_per_s:,.0f}", ", ".join(c.changes))
+        for c in found.candidates[:limit]
+    ]  # fmt: skip
+    header = ("verdict", "GPU", "model", "quant", "headroom", "max context", "max seqs", "tok/s bound", "after changing")
+    out = [table(rows, header=header, right=frozenset({4, 5, 6, 7}))] if rows else ["nothing fits"]
+    if len(found.candidates) > limit:
+        out.append(f"and {len(found.candidates) - limit} more; --limit shows them")
+    out.append("tok/s bound: memory bandwidth over the bytes of one step, an upper bound and not a prediction")
+    if found.rejected:
+        out += ["", f"rejected ({len(found.rejected)}):"]
+        out += [f"  {r.gpu}: {r.reason}" for r in found.rejected[:limit]]
+        if len(found.rejected) > limit:
+            out.append(f"  and {len(found.rejected) - limit} more")
+    return "\n".join(out)
+
+
+def solve_text(solved: Solution) -> str:
+    """The answer and what binds."""
+    if solved.value is None:
+        return f"nothing fits: {solved.binding}"
+    value = f"{solved.value:,}" if isinstance(solved.value, int) else solved.value
+    out = [f"largest {solved.wanted} that fits: {value}    bound by {solved.binding}"]
+    if solved.estimate:
+        out.append(f"{describe(solved.estimate)}: {gib(solved.estimate.total_bytes)}")
+    return "\n".join(out)
+
+
+def audit_text(model_id: str, found: Audit) -> str:
+    """Every claim with what it implies, then the ways to reconcile them."""
+    rows = [
+        (c.verdict, c.field, _number(c.claimed), _number(c.implied), _number(c.released), f"{c.ratio:.3f}" if c.ratio else "")
+        for c in found.claims
+    ]
+    header = ("verdict", "claim", "claimed", "dimensions imply", "released", "implied / claimed")
+    out = [f"audit of {model_id}", "", table(rows, header=header, right=frozenset({5}))]
+    if found.reconciling_sets:
+        out += ["", "minimal sets of changes that reconcile the claims:"]
+        for i, s in enumerate(found.reconciling_sets, 1):
+            changes = ", ".join(f"{k} = {v:,}" if isinstance(v, int) else f"{k}: {v}" for k, v in s.changes.items())
+            same = "   (what was released)" if s.agrees_with_released else ""
+            out.append(f"  {i}. {changes}: {s.parameters:,} parameters{same}")
+    out += [f"note: {note}" for note in found.notes]
+    return "\n".join(out)
+
+
+def _number(value: str | float | int | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _name(line: Line, devices: int) -> str:
+    return f"{line.name} [{line.device}]" if devices > 1 else line.name
+
+
+def _band(line: Line) -> str:
+    if line.low_bytes == line.high_bytes:
+        return line.note
+    return f"{gib(line.low_bytes)} - {gib(line.high_bytes)}" + (f"; {line.note}" if line.note else "")
+
+
+def _band_bytes(line: Line) -> str:
+    return "" if line.low_bytes == line.high_bytes else f", {line.low_bytes:,} to {line.high_bytes:,}"

@@ -1,0 +1,127 @@
+"""The largest context, concurrency, or best quantization that a GPU holds, by bisection over a monotone verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from calculator.catalog import Model
+from calculator.errors import BadValue, CalculatorError
+from calculator.estimate import Estimate, estimate
+from calculator.fit import ORDER, Verdict, fit
+from calculator.quantization import CATALOG, parse, quantize, stored_nbytes
+from calculator.spec import GpuSpec
+from calculator.units import MAX_COUNT
+
+LLAMA_CPP_MAX_SEQUENCES = 256  # LLAMA_MAX_SEQ, llama.cpp src/llama-cparams.h @0c1e57098
+
+# recipes and schemes that people choose between; each list is one engine's ladder, sorted by size when solved
+LADDERS: dict[str, tuple[str, ...]] = {
+    "llama.cpp": ("BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "IQ4_XS", "Q3_K_M", "Q2_K"),
+    "transformers": ("bf16", "bnb-int8", "gptq-int4-g128", "bnb-nf4-dq"),
+}
+
+
+class Solution(NamedTuple):
+    """The answer: the largest value with the verdict asked for, and what stops the next one."""
+
+    wanted: str
+    value: int | str | None
+    binding: str
+    next_value_fits: bool
+    estimate: Estimate | None
+
+
+def largest(accept: Callable[[int], bool], low: int, high: int) -> int | None:
+    """The largest n in [low, high] with accept(n), for a predicate that turns false once. None if accept(low) fails."""
+    if not accept(low):
+        return None
+    reach = low
+    while reach < high and accept(min(2 * reach, high)):
+        reach = min(2 * reach, high)
+    low, bad = reach, min(2 * reach, high + 1)
+    while bad - low > 1:
+        middle = (low + bad) // 2
+        if accept(middle):
+            low = middle
+        else:
+            bad = middle
+    return low
+
+
+def largest_context(model: Model, gpu: GpuSpec, options: dict[str, Any], *, verdict: Verdict = "fits") -> Solution:
+    """Largest context per sequence, up to what the model was trained for."""
+    limit = model.spec.max_position_embeddings
+
+    def run(context: int) -> Estimate:
+        return estimate(model, **{**options, "context": context}, gpu=gpu)
+
+    value = largest(lambda n: holds(run(n), gpu, verdict), 1, limit)
+    if value is None:
+        return Solution("context", None, _why(run(1), gpu), False, None)
+    if value == limit:
+        return Solution("context", value, f"max_position_embeddings ({limit:,})", _holds_next(run, limit + 1, gpu, verdict), run(value))
+    return Solution("context", value, "memory", False, run(value))
+
+
+def largest_sequences(model: Model, gpu: GpuSpec, options: dict[str, Any], *, verdict: Verdict = "fits") -> Solution:
+    """Largest number of concurrent sequences of the given context."""
+
+    def run(sequences: int) -> Estimate:
+        return estimate(model, **{**options, "sequences": sequences}, gpu=gpu)
+
+    first = run(1)
+    limit = LLAMA_CPP_MAX_SEQUENCES if first.engine.name == "llama.cpp" else MAX_COUNT
+    value = largest(lambda n: holds(run(n), gpu, verdict), 1, limit)
+    if value is None:
+        return Solution("sequences", None, _why(first, gpu), False, None)
+    if value == limit:
+        return Solution("sequences", value, f"{first.engine.name} allows {limit:,} sequences", False, run(value))
+    return Solution("sequences", value, "memory", False, run(value))
+
+
+def best_quant(model: Model, gpu: GpuSpec, options: dict[str, Any], *, verdict: Verdict = "fits") -> Solution:
+    """The quantization with the most bytes that still fits: totals grow with tensor bytes, so bisect the sorted list."""
+    engine = options.get("engine")
+    ladder = LADDERS.get(engine or "", LADDERS["llama.cpp"])
+    sized = sorted({stored_nbytes(quantize(model.spec, parse(q, engine=engine))): q for q in ladder}.items())
+    names = [name for _, name in sized]
+
+    def run(index: int) -> Estimate:
+        return estimate(model, **{**options, "quant": names[index - 1]}, gpu=gpu)
+
+    value = largest(lambda n: holds(run(n), gpu, verdict), 1, len(names))
+    if value is None:
+        return Solution("quant", None, _why(run(1), gpu), False, None)
+    binding = "memory" if value < len(names) else "the widest of the list"
+    return Solution("quant", names[value - 1], binding, False, run(value))
+
+
+SOLVERS = {"context": largest_context, "sequences": largest_sequences, "quant": best_quant}
+
+
+def solve(model: Model, gpu: GpuSpec, wanted: str, options: dict[str, Any]) -> Solution:
+    """Solve for context, sequences or quant. Raises BadValue for another unknown."""
+    if wanted not in SOLVERS:
+        raise BadValue(f"can't solve for {wanted[:30]!r}", allowed=", ".join(SOLVERS))
+    return SOLVERS[wanted](model, gpu, {k: v for k, v in options.items() if k != wanted})
+
+
+def holds(estimated: Estimate, gpu: GpuSpec, verdict: Verdict = "fits") -> bool:
+    """Whether the verdict is at least as good as asked."""
+    return ORDER.index(fit(estimated, gpu).verdict) <= ORDER.index(verdict)
+
+
+def _holds_next(run: Callable[[int], Estimate], n: int, gpu: GpuSpec, verdict: Verdict) -> bool:
+    try:
+        return holds(run(n), gpu, verdict)
+    except CalculatorError:
+        return False
+
+
+def _why(smallest: Estimate, gpu: GpuSpec) -> str:
+    device = fit(smallest, gpu).binding
+    return f"even the smallest needs {device.high_bytes} of {device.usable_bytes} bytes"
+
+
+__all__ = ["CATALOG", "LADDERS", "Solution", "best_quant", "holds", "largest", "largest_context", "largest_sequences", "solve"]

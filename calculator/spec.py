@@ -1,0 +1,107 @@
+"""The inputs as types: ModelSpec, GpuSpec, Workload, Deployment. Frozen; what comes from outside is validated before.
+
+Plain dataclasses, because importing pydantic costs a third of a start-up: `readers/inputs.py` validates a stranger's
+file with pydantic, and the tests hold all shipped data to the same rules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Literal
+
+DType = Literal["float32", "bfloat16", "float16"]
+AttentionBias = Literal["none", "qkv", "qkvo"]
+Segment = Literal["datacenter", "workstation", "consumer", "unified"]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """Dimensions of a decoder-only transformer, in Hugging Face config names [elements, counts]."""
+
+    id: str
+    model_type: str
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    intermediate_size: int
+    vocab_size: int
+    tie_word_embeddings: bool
+    max_position_embeddings: int
+    dtype: DType
+    sliding_window: int | None = None
+    attention_bias: AttentionBias = "none"
+    mlp_bias: bool = False
+    rope_type: str = "default"
+
+
+@dataclass(frozen=True, slots=True)
+class Quantity:
+    """A number with its source; low and high where it is known within a band."""
+
+    value: int
+    source: str
+    low: int | None = None
+    high: int | None = None
+    verified: bool = True
+
+    @property
+    def low_value(self) -> int:
+        """Low end of the band."""
+        return self.value if self.low is None else self.low
+
+
+@dataclass(frozen=True, slots=True)
+class GpuSpec:
+    """One accelerator. Memory is several numbers: as sold, as nvidia-smi prints it, as a program sees it [bytes]."""
+
+    name: str
+    vendor: str
+    segment: Segment
+    memory_sold_bytes: Quantity
+    bandwidth_bytes_per_s: Quantity
+    aliases: tuple[str, ...] = ()
+    compute_capability: str | None = None
+    launch_year: int | None = None
+    nvml_total_bytes: Quantity | None = None
+    cuda_total_bytes: Quantity | None = None
+    bf16_dense_flops: Quantity | None = None
+    fp8_dense_flops: Quantity | None = None
+    interconnect: str | None = None
+    tdp_w: int | None = None
+    notes: str = ""
+
+    @property
+    def quantities(self) -> dict[str, Quantity]:
+        """The fields that carry a source, by name."""
+        found = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {name: value for name, value in found.items() if isinstance(value, Quantity)}
+
+    @property
+    def unverified(self) -> list[str]:
+        """Names of the fields whose source was not confirmed, or that nobody published."""
+        found = [name for name, quantity in self.quantities.items() if not quantity.verified]
+        return found if self.cuda_total_bytes else [*found, "cuda_total_bytes"]
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """What the model is asked to hold: `sequences` concurrent sequences of `context` tokens each."""
+
+    context: int
+    sequences: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """How the model is run. `settings` are the engine's own, in the engine's own names."""
+
+    quant: str
+    kv_dtype: str
+    engine: str
+    engine_version: str
+    gpu: str | None = None
+    gpus: int = 1
+    settings: Mapping[str, str | int | bool] = field(default_factory=dict)

@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import pytest
+from golden_data import architecture, rows
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import models
+
+from calculator.architectures import build_inventory
+from calculator.catalog import load_model
+from calculator.quantization import gguf, parse, quantize, stored_nbytes
+
+# exact sizes of published files, each quoted in public repositories with its sha256
+PUBLISHED_FILES = {
+    "llama-3.2-1b": 807_694_464,  # bartowski Llama-3.2-1B-Instruct-Q4_K_M
+    "llama-3.2-3b": 2_019_377_696,
+    "llama-3.1-8b": 4_920_739_232,
+    "tinyllama-1.1b": 668_788_096,  # TheBloke
+    "qwen2.5-7b": 4_683_074_240,
+    "qwen2.5-0.5b": 397_808_192,  # rows of 896: Q4_K falls back to Q5_0, Q6_K to Q8_0
+}
+
+
+@pytest.mark.parametrize("row", rows("gguf_weights.csv"), ids=lambda r: "-".join(list(r.values())[:3]))
+def test_tensor_bytes_equal_llama_quantize(row):
+    model = architecture(row["arch"])
+    stored = gguf.quantize(model, build_inventory(model), row["ftype"], imatrix=row["imatrix"] == "1")
+    assert stored_nbytes(stored) == int(row["tensor_bytes"])
+
+
+def test_every_measured_recipe_is_known():
+    assert {row["ftype"] for row in rows("gguf_weights.csv")} == set(gguf.RECIPES)
+
+
+@pytest.mark.parametrize(("id", "size"), PUBLISHED_FILES.items())
+def test_file_bytes_equal_the_published_q4_k_m(id, size):
+    """The tokenizer's size comes from the same file; what is tested is that it is plausible and used."""
+    model = load_model(id)
+    metadata = model.record["gguf_metadata_bytes"]["value"]
+    assert 20 < metadata / model.spec.vocab_size < 70
+    assert gguf.file_nbytes(quantize(model.spec, parse("Q4_K_M")), metadata_bytes=metadata) == size
+
+
+@pytest.mark.parametrize(
+    ("recipe", "gigabytes"),
+    [("F16", "2.48"), ("Q8_0", "1.32"), ("Q6_K", "1.02"), ("Q5_K_M", "0.91"), ("Q5_K_S", "0.89"), ("Q4_K_M", "0.81"), ("Q4_K_S", "0.78")],
+)
+def test_other_files_of_the_1b_to_the_printed_digit(recipe, gigabytes):
+    """bartowski/Llama-3.2-1B-Instruct-GGUF card, llama.cpp b3821, decimal GB; metadata from the Q4_K_M file alone."""
+    model = load_model("llama-3.2-1b")
+    size = gguf.file_nbytes(
+        quantize(model.spec, parse(recipe), imatrix=True), metadata_bytes=model.record["gguf_metadata_bytes"]["value"]
+    )
+    assert f"{size / 1e9:.2f}" == gigabytes
+
+
+def test_model_sizes_printed_by_llama_cpp_for_the_8b():
+    """'model size = 4.58 GiB (4.89 BPW)', 'CUDA0 model buffer size = 4403.49 MiB', 'CPU ... 281.81 MiB'; Q4_K_M."""
+    stored = quantize(load_model("llama-3.1-8b").spec, parse("Q4_K_M"))
+    total = stored_nbytes(stored)
+    host = sum(g.nbytes for g in stored if g.group.role == "embedding")
+    assert f"{total / 2**30:.2f}" == "4.58"
+    assert f"{(total - host) / 2**20:.2f}" == "4403.49"
+    assert f"{host / 2**20:.2f}" == "281.81"
+
+
+@given(models(), st.sampled_from(sorted(gguf.RECIPES)), st.booleans())
+def test_every_element_is_stored_once(model, recipe, imatrix):
+    inventory = build_inventory(model.spec)
+    stored = gguf.quantize(model.spec, inventory, recipe, imatrix=imatrix)
+    extra = model.spec.head_dim // 2 if model.spec.rope_type == "llama3" else 0
+    assert sum(g.group.elements * g.count for g in stored) == inventory.parameters + extra

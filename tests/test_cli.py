@@ -1,0 +1,167 @@
+from __future__ import annotations
+
+import json
+
+import jsonschema
+import pytest
+
+from calculator.cli import LATER, main, vram
+from calculator.report.schemas import DOCUMENTS, schema_of
+
+
+@pytest.fixture
+def run(capsys):
+    """Run a command line: exit status, stdout, stderr."""
+
+    def go(*arguments: str):
+        status = 0
+        try:
+            main(list(arguments))
+        except SystemExit as e:
+            status = int(e.code or 0)
+        out, err = capsys.readouterr()
+        return status, out, err
+
+    return go
+
+
+CALLS = {
+    "estimate": ["estimate", "llama-3.2-1b", "--gpu", "h100", "--quant", "Q4_K_M"],
+    "compare": ["compare", "llama-3.2-1b", "llama-3.2-1b-card --quant bnb-nf4", "--json"],
+    "sweep": ["sweep", "llama-3.2-1b", "--quants", "bf16,Q8_0", "--contexts", "1k:4k", "--sequences", "1,2", "--all-gpus"],
+    "recommend": ["recommend", "llama-3.2-1b", "--context", "128k"],
+    "solve": ["solve", "llama-3.1-8b", "--gpu", "rtx 4090", "--for", "context"],
+    "audit": ["audit", "llama-3.2-1b-card"],
+    "models": ["models"],
+    "gpus": ["gpus"],
+    "quants": ["quants"],
+    "engines": ["engines"],
+}
+
+
+@pytest.mark.parametrize(("command", "call"), CALLS.items())
+def test_json_is_one_object_that_keeps_its_schema(run, command, call):
+    status, out, err = run(*call, *([] if "--json" in call else ["--json"]))
+    assert (status, err) == (0, "")
+    document = json.loads(out)
+    assert document["schema_version"] == 1
+    assert document["calculator_version"]
+    assert document["data_version"]
+    jsonschema.validate(document, schema_of(command))
+    DOCUMENTS[command].model_validate_json(out)
+
+
+@pytest.mark.parametrize(("command", "call"), CALLS.items())
+def test_text_is_for_people(run, command, call):
+    status, out, err = run(*[word for word in call if word != "--json"])
+    assert (status, err) == (0, "")
+    assert len(out.splitlines()) > 1
+    assert "{" not in out.splitlines()[0]
+
+
+def test_estimate_json_has_the_contracts_fields(run):
+    document = json.loads(run(*CALLS["estimate"], "--json")[1])
+    assert list(document) >= ["schema_version"]
+    assert set(document) >= {
+        "model", "deployment", "components", "total_bytes", "total_low_bytes", "total_high_bytes", "memory", "host_bytes",
+        "tensor_bytes", "file_bytes", "kv_bytes_per_token", "peak", "kv_pool", "reserved_bytes", "lines", "devices",
+        "speed", "start_command", "related", "verdict", "warnings",
+    }  # fmt: skip
+    assert sum(document["components"].values()) == document["total_bytes"] == document["memory"]["process_bytes"]
+    assert document["memory"]["allocated_bytes"] <= document["memory"]["reserved_bytes"] <= document["total_bytes"]
+    assert document["tensor_bytes"] == 799_862_912
+    assert document["file_bytes"] == 807_694_464
+    assert document["related"][0]["id"] == "llama-3.2-1b-card"
+    assert document["related"][0]["kv_bytes_per_token"] == 16_384
+    assert document["deployment"]["settings"]["n_ctx"] == 8192
+    host = sum(line["bytes"] for line in document["lines"] if line["device"] == "host")
+    assert host == document["host_bytes"] > 0
+    assert any("H100 PCIe" in w for w in document["warnings"])  # h100 is ambiguous, and says what it took
+
+
+BAD = [
+    ["estimate", "llama-3.2-1b", "--context", "0"],
+    ["estimate", "llama-3.2-1b", "--context", "-1"],
+    ["estimate", "llama-3.2-1b", "--context", str(10**30)],
+    ["estimate", "llama-3.2-1b", "--context", "12q"],
+    ["estimate", "llama-3.2-1b", "--context", "NaN"],
+    ["estimate", "llama-3.2-2b"],
+    ["estimate", "llama-3.2-1b", "--quant", "exl2-4.0", "--engine", "vllm"],
+    ["estimate", "llama-3.2-1b", "--quant", "Q8_0", "--set", "flash_attn=0", "--set", "type_v=q8_0"],
+    ["estimate", "llama-3.2-1b", "--set", "nonsense=1"],
+    ["estimate", "llama-3.2-1b", "--set", "nonsense"],
+    ["estimate", "llama-3.2-1b", "--set", "phase=decode", "--set", "phase=prefill"],
+    ["estimate", "llama-3.2-1b", "--tp", "3"],
+    ["estimate", "llama-3.2-1b", "--tp", "2"],
+    ["estimate", "llama-3.2-1b", "--gpus", "17"],
+    ["estimate", "llama-3.2-1b", "--gpus", "2", "--pp", "3"],
+    ["estimate", "llama-3.2-1b", "--check"],
+    ["estimate", "llama-3.2-1b", "--no-such-option"],
+    ["estimate"],
+    ["nonsense"],
+    ["compare", "llama-3.2-1b"],
+    ["compare", "llama-3.2-1b", "llama-3.2-1b 'unclosed"],
+    ["compare", "llama-3.2-1b", "llama-3.2-1b --bad"],
+    ["sweep", "llama-3.2-1b", "--contexts", "8k:1k"],
+    ["sweep", "llama-3.2-1b", "--contexts", "1:1m:1"],
+    ["sweep", "llama-3.2-1b", "--quants", "nope"],
+    ["sweep", "llama-3.2-1b", "-o", "x.xlsx"],
+    ["recommend"],
+    ["recommend", "llama-3.2-1b", "--objective", "price"],
+    ["recommend", "--here"],
+    ["solve", "llama-3.2-1b", "--gpu", "t4", "--for", "n_gpu_layers"],
+    ["solve", "llama-3.2-1b", "--gpu", "t4", "--for", "love"],
+    ["solve", "llama-3.2-1b", "--for", "context"],
+    ["report", "llama-3.2-1b", "-o", "x.pdf"],
+    ["schema", "nope"],
+    *([name] for name in LATER),
+    *([name, "anything", "--at", "all"] for name in LATER),
+]
+
+
+@pytest.mark.parametrize("call", BAD, ids=" ".join)
+@pytest.mark.parametrize("as_json", [False, True])
+def test_bad_input_is_one_line_and_exit_2(run, call, as_json):
+    takes_json = as_json and call[0] not in ("report", "schema", "nonsense")
+    status, out, err = run(*call, *(["--json"] if takes_json else []))
+    assert status == 2
+    assert out == ""
+    assert len(err.splitlines()) == 1, err
+    assert err.startswith("error: ")
+    assert len(err) < 700
+
+
+def test_check_exits_1_when_it_does_not_fit(run):
+    assert run("estimate", "llama-3.3-70b", "--gpu", "rtx 4090", "--check")[0] == 1
+    assert run("estimate", "llama-3.2-1b", "--gpu", "rtx 4090", "--check")[0] == 0
+
+
+def test_explain_prints_formula_and_source_of_every_line(run):
+    document = json.loads(run(*CALLS["estimate"], "--json")[1])
+    out = run(*CALLS["estimate"], "--explain")[1]
+    for line in document["lines"]:
+        assert line["formula"] in out
+        assert line["source"] in out
+
+
+def test_every_command_of_the_contract_exists():
+    wanted = {
+        "estimate", "compare", "sweep", "recommend", "solve", "plan", "train", "audit", "inspect", "report", "validate",
+        "measure", "verify", "trace", "models", "gpus", "quants", "engines", "detect", "app", "schema",
+    }  # fmt: skip
+    assert set(vram.commands) >= wanted
+
+
+def test_help_is_not_an_error(run):
+    status, out, _ = run("estimate", "--help")
+    assert status == 0
+    assert "--kv-dtype" in out
+
+
+def test_sweep_writes_files(run, tmp_path):
+    file = tmp_path / "new" / "grid.csv"
+    status, out, _ = run("sweep", "tinyllama-1.1b", "--quants", "bf16", "--contexts", "1k,2k", "-o", str(file))
+    assert status == 0
+    assert "2 rows" in out
+    assert len(file.read_text().splitlines()) == 3
+    assert run("sweep", "tinyllama-1.1b", "-o", str(tmp_path / "grid.parquet"))[0] == 0

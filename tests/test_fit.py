@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+import pytest
+
+from calculator.catalog import load_gpu, load_gpus
+from calculator.estimate import estimate
+from calculator.fit import fit, judge, usable_memory
+from calculator.spec import Quantity
+from calculator.units import GIB
+
+
+def quantity(value, low=None):
+    return Quantity(value=value, low=low, source="test")
+
+
+def test_verdicts_follow_the_band():
+    assert judge(10, 12, quantity(12)) == "fits"
+    assert judge(10, 13, quantity(12)) == "tight"
+    assert judge(13, 14, quantity(12)) == "does_not_fit"
+    assert judge(10, 12, quantity(12, low=11)) == "tight"  # usable memory is a band too
+
+
+def test_three_memory_numbers_of_an_h100():
+    """nvidia-smi 81,559 MiB; a program sees 79.1 to 79.3 GiB; sold as 80 GB."""
+    gpu = load_gpu("H100 SXM5 80GB")
+    assert gpu.nvml_total_bytes.value == 81_559 * 2**20
+    assert 79.0 * GIB < gpu.cuda_total_bytes.value < 79.4 * GIB
+    assert gpu.memory_sold_bytes.value == 80 * GIB
+
+
+@pytest.mark.parametrize("gpu", load_gpus(), ids=lambda g: g.name)
+def test_usable_memory_is_below_what_is_sold(gpu):
+    usable = usable_memory(gpu)
+    assert usable.low_value <= usable.value <= gpu.memory_sold_bytes.value
+    assert usable.source
+    if gpu.cuda_total_bytes is None:
+        assert usable.low_value < usable.value or gpu.vendor == "Apple"  # derived: a band
+
+
+def test_a_fit_is_per_device():
+    found = estimate("llama-3.1-8b", gpu="rtx 3060 12gb", gpus=2, context=1024)
+    held = fit(found, load_gpu("rtx 3060 12gb"))
+    assert [d.index for d in held.devices] == [0, 1]
+    assert sum(d.required_bytes for d in held.devices) == found.total_bytes
+    assert held.binding.headroom_bytes == min(d.headroom_bytes for d in held.devices)

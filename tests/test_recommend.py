@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import pytest
+
+from calculator.catalog import load_gpu, load_gpus, load_model
+from calculator.errors import BadValue
+from calculator.estimate import estimate
+from calculator.fit import fit
+from calculator.recommend import recommend, runs_on
+from calculator.speed import decode_tokens_per_s_bound
+
+LLAMA_8B = load_model("llama-3.1-8b")
+
+
+@pytest.fixture(scope="module")
+def found():
+    return recommend(LLAMA_8B, {"context": "128k"})
+
+
+def test_every_gpu_is_either_a_candidate_or_rejected_with_a_reason(found):
+    names = [c.gpu.name for c in found.candidates] + [r.gpu for r in found.rejected]
+    assert sorted(names) == sorted(g.name for g in load_gpus())
+    assert all("short" in r.reason for r in found.rejected)
+
+
+def test_candidates_hold_what_they_promise(found):
+    for c in found.candidates[::7]:
+        held = fit(c.estimate, c.gpu)
+        assert held.verdict == c.fit.verdict != "does_not_fit"
+        assert c.max_context >= c.estimate.job.workload.context or c.max_context == 131_072
+        assert c.max_sequences >= c.estimate.job.workload.sequences
+
+
+def test_those_that_fit_unchanged_come_first_and_the_smallest_leads(found):
+    changes = [len(c.changes) for c in found.candidates]
+    assert changes == sorted(changes)
+    unchanged = [c.gpu.memory_sold_bytes.value for c in found.candidates if not c.changes and c.fit.verdict == "fits"]
+    assert unchanged == sorted(unchanged)
+
+
+def test_a_near_miss_is_rescued_by_one_named_change(found):
+    rtx = next(c for c in found.candidates if c.gpu.name == "RTX 4090")
+    assert len(rtx.changes) == 1
+    assert rtx.fit.verdict == "fits"
+    assert fit(estimate(LLAMA_8B, context="128k"), load_gpu("rtx 4090")).verdict == "does_not_fit"
+
+
+def test_the_bound_is_bandwidth_over_bytes_read():
+    gpu = load_gpu("rtx 4090")
+    e = estimate("llama-3.2-1b", quant="Q8_0", context=1024, gpu=gpu)
+    read = e.ledger.component_bytes("weights") + e.ledger.component_bytes("kv_cache")
+    assert decode_tokens_per_s_bound(e, gpu) == pytest.approx(1008e9 / read, rel=0.01)
+
+
+def test_objectives_order_the_list():
+    gpus = [load_gpu(n) for n in ("rtx 4090", "h100", "l4")]
+    fast = recommend(LLAMA_8B, {"quant": "Q4_K_M"}, objective="speed", gpus=gpus).candidates
+    assert fast[0].gpu.name == "H100 SXM5 80GB"
+    small = recommend(LLAMA_8B, {"quant": "Q4_K_M"}, gpus=gpus).candidates
+    assert small[0].gpu.name == "RTX 4090"  # as large as an L4, and faster
+
+
+def test_what_a_small_card_can_run():
+    found = runs_on(load_gpu("rtx 4060"), {})
+    by_model = {c.estimate.job.model.id: c for c in found.candidates}
+    assert by_model["llama-3.2-1b"].estimate.job.deployment.quant == "BF16"
+    assert all(c.fit.verdict == "fits" for c in found.candidates)
+    assert any("llama-3.3-70b" in r.reason for r in found.rejected)
+
+
+@pytest.mark.parametrize("objective", ["price", "beauty"])
+def test_an_objective_without_data_is_refused(objective):
+    with pytest.raises(BadValue):
+        recommend(LLAMA_8B, {}, objective=objective)

@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from calculator.catalog import load_gpu, load_model, model_ids
+from calculator.errors import CalculatorError
+from calculator.estimate import estimate
+from calculator.fit import fit
+from calculator.quantization import CATALOG
+from calculator.sweep import sweep
+
+CONTEXTS, SEQUENCES = [1024 * 2**i for i in range(8)], [1, 3, 16]
+
+
+@pytest.fixture(scope="module")
+def grid():
+    return sweep([load_model(m) for m in model_ids()], CATALOG, CONTEXTS, SEQUENCES)
+
+
+def test_every_cell_equals_the_estimate(grid):
+    rng, high = random.Random(7), grid.high_bytes()
+    for _ in range(400):
+        m, q, c, s = (rng.randrange(n) for n in grid.total_bytes.shape)
+        one = estimate(grid.models[m], quant=grid.quants[q], context=CONTEXTS[c], sequences=SEQUENCES[s])
+        assert one.total_bytes == grid.total_bytes[m, q, c, s]
+        assert one.ledger.high_bytes == high[m, q, c, s]
+        assert one.job.deployment.engine == grid.engines[q]
+
+
+def test_rows_name_the_gpus_that_hold_them(grid):
+    frame = grid.frame(all_gpus=True)
+    assert len(frame) == grid.cells
+    gpu = load_gpu("rtx 4090")
+    for row in frame.sample(40, random_state=1).to_dict("records"):
+        one = estimate(row["model"], quant=row["quant"], context=row["context"], sequences=row["sequences"])
+        assert (gpu.name in row["gpus"].split("; ")) == (fit(one, gpu).verdict == "fits")
+
+
+def test_settings_reach_every_cell():
+    model = load_model("llama-3.2-1b")
+    grid = sweep([model], ["Q8_0"], [8192], [2], {"kv_dtype": "q4_0", "settings": {"n_ubatch": "128"}})
+    one = estimate(model, quant="Q8_0", context=8192, sequences=2, kv_dtype="q4_0", settings={"n_ubatch": "128"})
+    assert grid.total_bytes.item() == one.total_bytes
+
+
+@pytest.mark.parametrize(
+    ("contexts", "sequences", "words"),
+    [([], [1], "empty"), ([2**40], [2**40], "64 bits"), (list(range(1, 100_001)), list(range(1, 1001)), "too large")],
+)
+def test_grids_that_cannot_be_are_refused(contexts, sequences, words):
+    with pytest.raises(CalculatorError, match=words):
+        sweep([load_model("llama-3.2-1b")], ["bf16"], contexts, sequences)

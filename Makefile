@@ -7,18 +7,21 @@ UV := $(shell command -v uv 2>/dev/null)
 .PHONY: app test lint report bench browser wheel clean
 .DEFAULT_GOAL := test
 
-$(VENV)/.ready: pyproject.toml constraints.txt
 ifdef UV
-	$(UV) venv --allow-existing --python $(PYTHON) $(VENV)
-	$(UV) pip install --python $(BIN)/python -q -c constraints.txt -e '.[dev]'
+MAKE_VENV = $(UV) venv -q --allow-existing --python $(PYTHON) $(VENV)
+INSTALL = $(UV) pip install -q --python $(BIN)/python -c constraints.txt
 else
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
+MAKE_VENV = $(PYTHON) -m venv $(VENV)
+INSTALL = $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 endif
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	$(MAKE_VENV)
+	$(INSTALL) -e '.[dev]'
 	touch $@
 
 app: $(VENV)/.ready  ## open the dashboard
-	$(BIN)/streamlit run app.py
+	$(BIN)/vram app
 
 test: $(VENV)/.ready lint  ## everything that is fast and needs no network
 	$(BIN)/pytest -n 2
@@ -36,11 +39,11 @@ bench: $(VENV)/.ready  ## start-up, warm estimate, sweep
 	$(BIN)/python tests/bench.py
 
 browser: $(VENV)/.ready  ## the dashboard in Debian's chromium
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt 'playwright'
+	$(INSTALL) -e '.[browser]'
 	$(BIN)/pytest -m browser tests/browser
 
 wheel: $(VENV)/.ready  ## dist/*.whl
-	$(BIN)/python -m pip wheel -q --no-deps -w dist .
+	$(BIN)/python -m hatchling build -t wheel
 
 clean:
 	rm -rf $(VENV) dist report .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -113,16 +113,20 @@ def run_estimate(model: str, gpu: str | None, kw: dict[str, Any]) -> Any:
     """Estimate from command-line options; a short GPU name that could mean several says which it took."""
     from calculator.catalog import load_gpu, load_model, siblings
     from calculator.estimate import estimate
+    from calculator.fit import usable_memory
 
     found = load_model(model)
     estimated = estimate(found, **options_of(found, kw), gpu=gpu)
-    if gpu is not None and (others := siblings(load_gpu(gpu), gpu)):
-        from dataclasses import replace
+    if gpu is None:
+        return estimated
+    from dataclasses import replace
 
-        assert estimated.job.gpu is not None
-        took = f"{gpu} is taken for {estimated.job.gpu.name}; others: {', '.join(others)}"
-        estimated = replace(estimated, warnings=(*estimated.warnings, took))
-    return estimated
+    card, notes = load_gpu(gpu), []
+    if others := siblings(card, gpu):
+        notes.append(f"{gpu} is taken for {card.name}; others: {', '.join(others)}")
+    if card.cuda_total_bytes is None:
+        notes.append(f"no public figure for the memory that a program sees on {card.name}; {usable_memory(card).source}")
+    return replace(estimated, warnings=(*estimated.warnings, *notes))
 
 
 @vram.command()
@@ -236,12 +240,15 @@ def audit(model: str, as_json: bool) -> None:
 
 @vram.command()
 @click.argument("models", nargs=-1, required=True, metavar="MODEL ...")
-@click.option("-o", "--output", required=True, metavar="FILE.html|.md|.json|.csv")
-def report(models: tuple[str, ...], output: str) -> None:
+@click.option("-o", "--output", metavar="FILE.html|.md|.json|.csv")
+@json_option
+def report(models: tuple[str, ...], output: str | None, as_json: bool) -> None:
     """Write the sizing report: spec, all quantizations by eight contexts, every component, GPUs."""
     from calculator.commands import run_report
 
-    run_report(models, output)
+    if output is None and not as_json:
+        raise BadValue("no file to write the report to", hint="-o report.html, .md, .json or .csv")
+    run_report(models, output, as_json)
 
 
 @vram.command()
@@ -289,7 +296,8 @@ def engines(as_json: bool) -> None:
 
 @vram.command()
 @click.argument("command")
-def schema(command: str) -> None:
+@json_option
+def schema(command: str, as_json: bool) -> None:  # noqa: ARG001  # it is JSON either way
     """The JSON Schema of COMMAND's --json."""
     import json
 

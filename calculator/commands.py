@@ -87,8 +87,8 @@ def quants_that_run(engine: str | None) -> list[str]:
     return [q for q in CATALOG if name in parse(q).engines]
 
 
-def run_report(models: tuple[str, ...], output: str) -> None:
-    """Write the sizing report in the format that the file's name asks for."""
+def run_report(models: tuple[str, ...], output: str | None, as_json: bool) -> None:
+    """Write the sizing report in the format that the file's name asks for, or print it as JSON."""
     import json
 
     from calculator.report import sizing
@@ -97,12 +97,13 @@ def run_report(models: tuple[str, ...], output: str) -> None:
         ".html": sizing.as_html, ".md": sizing.as_markdown, ".csv": sizing.as_csv,
         ".json": lambda s: json.dumps(sizing.as_document(s), indent=1),
     }  # fmt: skip
-    suffix = Path(output).suffix
+    suffix = Path(output).suffix if output else ".json"
     if suffix not in writers:
-        raise BadValue(f"-o {output[-60:]}", allowed=", ".join(writers))
+        raise BadValue(f"-o {(output or '')[-60:]}", allowed=", ".join(writers))
     sized = [sizing.size(load_model(name)) for name in models]
-    _write(output, lambda path: path.write_text(writers[suffix](sized), encoding="utf-8"))
-    click.echo(f"wrote {output}")
+    if output:
+        _write(output, lambda path: path.write_text(writers[suffix](sized), encoding="utf-8"))
+    click.echo(json.dumps(sizing.as_document(sized)) if as_json else f"wrote {output}")
 
 
 def models_text() -> str:
@@ -168,9 +169,38 @@ def run_app(arguments: tuple[str, ...]) -> None:
     _need("streamlit", "plotly", extra="app")
     from streamlit.web import cli as streamlit
 
-    page = Path(__file__).parent / "ui" / "page.py"
-    sys.argv = ["streamlit", "run", str(page), "--browser.gatherUsageStats=false", *arguments]
+    if not any(a.startswith("--server.port") for a in arguments):
+        port = _free_port(8501)
+        arguments = (f"--server.port={port}", *arguments)
+        _open_browser(f"http://localhost:{port}")
+    if not any(a.startswith("--server.address") for a in arguments):
+        arguments = ("--server.address=localhost", *arguments)  # not for the whole network unless asked
+    # headless: streamlit neither asks for an e-mail address nor opens a browser itself
+    page = Path(__file__).parent / "ui" / "main.py"
+    sys.argv = ["streamlit", "run", str(page), "--server.headless=true", "--browser.gatherUsageStats=false", *arguments]
     sys.exit(streamlit.main())
+
+
+def _free_port(first: int) -> int:
+    import socket
+
+    for port in range(first, first + 50):
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)):
+                return port
+    return first
+
+
+def _open_browser(url: str) -> None:
+    """Open the page once the server is likely up, where there is a screen to open it on."""
+    import os
+    import threading
+    import webbrowser
+
+    if os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY") or sys.platform in ("darwin", "win32"):
+        timer = threading.Timer(3, webbrowser.open, [url])
+        timer.daemon = True
+        timer.start()
 
 
 def _need(*modules: str, extra: str) -> None:

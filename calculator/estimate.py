@@ -15,7 +15,7 @@ from calculator.engines.base import parse_settings
 from calculator.errors import BadValue, NotModelled, Unsupported
 from calculator.ledger import Ledger, Line
 from calculator.quantization import parse, quantize, stored_nbytes
-from calculator.quantization.gguf import file_nbytes
+from calculator.quantization.gguf import NEEDS_IMATRIX, file_nbytes
 from calculator.spec import Deployment, GpuSpec, Workload
 from calculator.steps import Peak
 from calculator.units import parse_count, tokens
@@ -89,7 +89,7 @@ def estimate(
     Raises CalculatorError: unknown names, values out of range, combinations that the engine refuses.
     """
     found = load_model(model) if isinstance(model, str) else model
-    job, runner, warnings = resolve(
+    job, runner = resolve(
         found, quant=quant, context=context, sequences=sequences, kv_dtype=kv_dtype, engine=engine,
         engine_version=engine_version, gpu=gpu, gpus=gpus, settings=settings or {},
     )  # fmt: skip
@@ -100,7 +100,7 @@ def estimate(
         runner.activation_lines(job, phase),
         runner.overhead_lines(job, phase),
     )
-    return Estimate(found, job, runner, phase, ledger, warnings)
+    return Estimate(found, job, runner, phase, ledger, _warnings(found, job, runner.peak(job, phase), ledger))
 
 
 def largest_phase(engine: Engine, job: Job) -> str:
@@ -124,7 +124,7 @@ def resolve(
     gpu: str | GpuSpec | None,
     gpus: int,
     settings: Mapping[str, Any],
-) -> tuple[Job, Engine, tuple[str, ...]]:
+) -> tuple[Job, Engine]:
     """Names and defaults settled, everything checked, before any number is made."""
     spec = model.spec
     wanted = engines.canonical(engine) if engine is not None else None
@@ -151,7 +151,7 @@ def resolve(
     stored = quantize(spec, scheme, imatrix=bool(filled.get("imatrix", False)))
     job = Job(spec, scheme, stored, workload, deployment, card)
     runner.check(job)
-    return job, runner, _warnings(model, job)
+    return job, runner
 
 
 def check_tensor_parallel(model: Model, tp: int) -> None:
@@ -168,7 +168,7 @@ def check_tensor_parallel(model: Model, tp: int) -> None:
     raise NotModelled(f"tensor_parallel_size {tp} comes with the serving engines", hint="--gpus N splits by layers")
 
 
-def _warnings(model: Model, job: Job) -> tuple[str, ...]:
+def _warnings(model: Model, job: Job, peak: Peak, ledger: Ledger) -> tuple[str, ...]:
     limit, context = job.model.max_position_embeddings, job.workload.context
     found = []
     if context > limit:
@@ -176,14 +176,16 @@ def _warnings(model: Model, job: Job) -> tuple[str, ...]:
             f"context {tokens(context)} is beyond the {tokens(limit)} that {job.model.id} was trained for "
             f"(max_position_embeddings); {job.deployment.engine} runs it all the same"
         )
+    if "math kernel" in peak.step.name:
+        found.append("float32 with grouped heads leaves sdpa the math kernel, which holds S x S scores; "
+                     "--quant bf16 avoids it")  # fmt: skip
+    if any(line.name == "model buffer, no CUDA kernel" for line in ledger.lines):
+        found.append(f"CUDA can't multiply {job.scheme.name}: its layers stay in host memory and run on the CPU")
     if job.scheme.family == "exl2":
         found.append("ExLlamaV2 is not modelled: weights are those of the EXL2 format, cache and activations are "
                      "those of transformers")  # fmt: skip
-    if job.scheme.recipe:
-        from calculator.quantization.gguf import NEEDS_IMATRIX
-
-        if job.scheme.recipe in NEEDS_IMATRIX and not job.deployment.settings.get("imatrix"):
-            found.append(f"{job.scheme.recipe} files are made with an importance matrix: --set imatrix=1 for their types")
+    if job.scheme.recipe in NEEDS_IMATRIX and not job.deployment.settings.get("imatrix"):
+        found.append(f"{job.scheme.recipe} files are made with an importance matrix: --set imatrix=1 for their types")
     for other in model.related:
         found.append(f"see also {other['id']}: {other['why']}")
     return tuple(found)

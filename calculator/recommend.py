@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from calculator.catalog import Model, load_gpus, load_model, model_ids
 from calculator.errors import BadValue, CalculatorError
 from calculator.estimate import Estimate, estimate
-from calculator.fit import Fit, Verdict, fit, usable_memory
+from calculator.fit import Fit, Verdict, fit
 from calculator.solve import LADDERS, best_quant, largest_context, largest_sequences
 from calculator.spec import GpuSpec
 from calculator.speed import decode_tokens_per_s_bound
@@ -133,13 +133,18 @@ def _candidate(model: Model, gpu: GpuSpec, estimated: Estimate, options: dict[st
 def _rescue(model: Model, gpu: GpuSpec, options: dict[str, Any]) -> Candidate | None:
     """The first change that makes it fit, cheapest first: cache type, quantization, context, one more GPU."""
     for change, changed in _changes(model, gpu, options):
-        try:
-            estimated = estimate(model, **changed, gpu=gpu)
-        except CalculatorError:
-            continue
-        if fit(estimated, gpu).verdict == "fits":
+        estimated = _try(model, gpu, changed)
+        if estimated is not None and fit(estimated, gpu).verdict == "fits":
             return _candidate(model, gpu, estimated, changed, (change,))
     return None
+
+
+def _try(model: Model, gpu: GpuSpec, options: dict[str, Any]) -> Estimate | None:
+    """The estimate, or None where the engine refuses the changed options."""
+    try:
+        return estimate(model, **options, gpu=gpu)
+    except CalculatorError:
+        return None
 
 
 def _changes(model: Model, gpu: GpuSpec, options: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -150,8 +155,8 @@ def _changes(model: Model, gpu: GpuSpec, options: dict[str, Any]) -> Iterator[tu
         if asked.job.deployment.kv_dtype not in quantized:
             yield f"kv-dtype {kind}", {**options, "kv_dtype": kind}
     for name in LADDERS[engine]:
-        smaller = estimate(model, **{**options, "quant": name}, gpu=gpu)
-        if smaller.tensor_bytes < asked.tensor_bytes:
+        smaller = _try(model, gpu, {**options, "quant": name})
+        if smaller is not None and smaller.tensor_bytes < asked.tensor_bytes:
             yield f"quant {name}", {**options, "quant": name}
     shorter = largest_context(model, gpu, {k: v for k, v in options.items() if k != "context"})
     if isinstance(shorter.value, int) and MIN_CONTEXT <= shorter.value < asked.job.workload.context:
@@ -165,6 +170,3 @@ def _changes(model: Model, gpu: GpuSpec, options: dict[str, Any]) -> Iterator[tu
 def _shortfall(held: Fit) -> str:
     device = held.binding
     return f"needs {gib(device.required_bytes)}, usable {gib(device.usable_bytes)}: {gib(-device.headroom_bytes)} short"
-
-
-__all__ = ["OBJECTIVES", "Candidate", "Recommendation", "Rejected", "check_objective", "recommend", "runs_on", "usable_memory"]

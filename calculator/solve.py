@@ -9,9 +9,9 @@ from calculator.catalog import Model
 from calculator.errors import BadValue, CalculatorError
 from calculator.estimate import Estimate, estimate
 from calculator.fit import ORDER, Verdict, fit
-from calculator.quantization import CATALOG, parse, quantize, stored_nbytes
+from calculator.quantization import parse, quantize, stored_nbytes
 from calculator.spec import GpuSpec
-from calculator.units import MAX_COUNT
+from calculator.units import MAX_COUNT, gib
 
 LLAMA_CPP_MAX_SEQUENCES = 256  # LLAMA_MAX_SEQ, llama.cpp src/llama-cparams.h @0c1e57098
 
@@ -56,12 +56,13 @@ def largest_context(model: Model, gpu: GpuSpec, options: dict[str, Any], *, verd
     def run(context: int) -> Estimate:
         return estimate(model, **{**options, "context": context}, gpu=gpu)
 
-    value = largest(lambda n: holds(run(n), gpu, verdict), 1, limit)
+    first = run(1)
+    value = largest(lambda n: _holds_next(run, n, gpu, verdict), 1, limit)
     if value is None:
-        return Solution("context", None, _why(run(1), gpu), False, None)
+        return Solution("context", None, _why(first, gpu), False, None)
     if value == limit:
         return Solution("context", value, f"max_position_embeddings ({limit:,})", _holds_next(run, limit + 1, gpu, verdict), run(value))
-    return Solution("context", value, "memory", False, run(value))
+    return Solution("context", value, _binding(run, value + 1), False, run(value))
 
 
 def largest_sequences(model: Model, gpu: GpuSpec, options: dict[str, Any], *, verdict: Verdict = "fits") -> Solution:
@@ -72,12 +73,12 @@ def largest_sequences(model: Model, gpu: GpuSpec, options: dict[str, Any], *, ve
 
     first = run(1)
     limit = LLAMA_CPP_MAX_SEQUENCES if first.engine.name == "llama.cpp" else MAX_COUNT
-    value = largest(lambda n: holds(run(n), gpu, verdict), 1, limit)
+    value = largest(lambda n: _holds_next(run, n, gpu, verdict), 1, limit)
     if value is None:
         return Solution("sequences", None, _why(first, gpu), False, None)
     if value == limit:
         return Solution("sequences", value, f"{first.engine.name} allows {limit:,} sequences", False, run(value))
-    return Solution("sequences", value, "memory", False, run(value))
+    return Solution("sequences", value, _binding(run, value + 1), False, run(value))
 
 
 def best_quant(model: Model, gpu: GpuSpec, options: dict[str, Any], *, verdict: Verdict = "fits") -> Solution:
@@ -119,9 +120,15 @@ def _holds_next(run: Callable[[int], Estimate], n: int, gpu: GpuSpec, verdict: V
         return False
 
 
+def _binding(run: Callable[[int], Estimate], n: int) -> str:
+    """What stops n: memory, or a refusal in the engine's words."""
+    try:
+        run(n)
+    except CalculatorError as e:
+        return str(e)
+    return "memory"
+
+
 def _why(smallest: Estimate, gpu: GpuSpec) -> str:
     device = fit(smallest, gpu).binding
-    return f"even the smallest needs {device.high_bytes} of {device.usable_bytes} bytes"
-
-
-__all__ = ["CATALOG", "LADDERS", "Solution", "best_quant", "holds", "largest", "largest_context", "largest_sequences", "solve"]
+    return f"even the smallest needs up to {gib(device.high_bytes)}, usable {gib(device.usable_bytes)}"

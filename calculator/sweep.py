@@ -92,7 +92,7 @@ def sweep(models: Sequence[Model], quants: Sequence[str], contexts: Sequence[int
         raise BadValue(f"a grid of {cells:,} cells is too large", allowed=f"{MAX_CELLS:,}", hint="fewer steps")
     corner = {"context": max(contexts), "sequences": max(sequences)}
     defaults: dict[str, Any] = {"kv_dtype": None, "engine": None, "engine_version": None, "gpu": None, "gpus": 1, "settings": {}}
-    jobs = [[resolve(m, **{**defaults, **(options or {}), **corner, "quant": q})[:2] for q in quants] for m in models]
+    jobs = [[resolve(m, **{**defaults, **(options or {}), **corner, "quant": q}) for q in quants] for m in models]
     parts = _parts(jobs, contexts, sequences)
     engines = tuple(engine.name for _, engine in jobs[0])
     ids = tuple(m.spec.id for m in models)

@@ -72,3 +72,9 @@ def test_what_a_small_card_can_run():
 def test_an_objective_without_data_is_refused(objective):
     with pytest.raises(BadValue):
         recommend(LLAMA_8B, {}, objective=objective)
+
+
+def test_a_change_that_the_engine_refuses_is_passed_over():
+    """A float32 cache goes with float32 weights only, so every smaller quantization is refused with it."""
+    found = recommend(load_model("llama-3.3-70b"), {"quant": "fp32", "kv_dtype": "f32"}, gpus=[load_gpu("rtx 4090")])
+    assert [r.gpu for r in found.rejected] == ["RTX 4090"]

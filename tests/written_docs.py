@@ -48,7 +48,7 @@ def cli_page() -> str:
     """docs/cli.md: every command's help."""
     out = [
         "# Command line\n\nWritten by `python tests/written_docs.py --write`; a test holds it to the program. "
-        "Every command but `report`, `schema` and `app` takes `--json`; `vram schema COMMAND` prints its JSON Schema. "
+        "`--json` prints one object and nothing else; `vram schema COMMAND` prints its JSON Schema. "
         "Bad input is one line on stderr and exit 2.\n"
     ]
     parent = click.Context(vram, info_name="vram", help_option_names=["-h", "--help"])

@@ -243,6 +243,22 @@ class Audit(_Envelope):
     notes: list[str]
 
 
+class SizedModel(_Document):
+    """One model of a sizing report."""
+
+    model: str
+    spec: list[dict[str, str]]
+    rows: list[dict[str, int | str]]
+    refused: list[dict[str, str]]
+    recommendations: list[dict[str, str | list[dict[str, str]]]]
+
+
+class Report(_Envelope):
+    """vram report --json."""
+
+    reports: list[SizedModel]
+
+
 class ModelRow(_Document):
     """One catalog model."""
 
@@ -326,7 +342,7 @@ class Engines(_Envelope):
 
 
 DOCUMENTS: dict[str, type[_Envelope]] = {
-    "estimate": Estimate, "compare": Compare, "sweep": Sweep, "recommend": Recommend, "solve": Solve, "audit": Audit,
+    "estimate": Estimate, "compare": Compare, "sweep": Sweep, "recommend": Recommend, "solve": Solve, "audit": Audit, "report": Report,
     "models": Models, "gpus": Gpus, "quants": Quants, "engines": Engines,
 }  # fmt: skip
 

@@ -52,11 +52,9 @@ def estimate_text(estimated: Estimate, *, explain: bool) -> str:
         lines = [line for line in ledger.on_devices if line.component == component]
         rows.append((NAMES[component], gib(ledger.component_bytes(component)), "", ""))
         rows += [("  " + _name(line, len(ledger.devices)), gib(line.nbytes), line.basis, _band(line)) for line in lines]
-    rows += [
-        ("  " + line.name + " (host)", gib(line.nbytes), line.basis, "in host memory, not in the total")
-        for line in ledger.lines
-        if line.device == "host"
-    ]
+    if host := [line for line in ledger.lines if line.device == "host"]:
+        rows.append(("beside the GPU", gib(ledger.host_bytes), "", "host memory, not in the total"))
+        rows += [("  " + line.name, gib(line.nbytes), line.basis, _band(line)) for line in host]
     out.append(table(rows, header=("", "memory", "basis", ""), right=frozenset({1})))
     out += ["", f"peak at {estimated.peak.step.name}, {estimated.phase}; the cache grows by {estimated.kv_bytes_per_token:,} bytes a token of one sequence"]
     if estimated.file_bytes is not None:
@@ -156,9 +154,10 @@ def _name(line: Line, devices: int) -> str:
 
 
 def _band(line: Line) -> str:
-    if line.low_bytes == line.high_bytes:
-        return line.note
-    return f"{gib(line.low_bytes)} - {gib(line.high_bytes)}" + (f"; {line.note}" if line.note else "")
+    """The band, or a note short enough for a table; --explain prints all of both."""
+    if line.low_bytes != line.high_bytes:
+        return f"{gib(line.low_bytes)} - {gib(line.high_bytes)}"
+    return line.note if len(line.note) < 60 else ""
 
 
 def _band_bytes(line: Line) -> str:

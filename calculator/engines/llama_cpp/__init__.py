@@ -81,9 +81,15 @@ class LlamaCpp:
             )
         if job.workload.sequences > 256:
             raise BadValue(f"sequences {job.workload.sequences} is out of range for llama.cpp", allowed="1 to 256")
-        context = self._context(job)
-        if context.n_ctx < context.n_seq_max:
-            raise BadValue(f"n_ctx {context.n_ctx} is smaller than n_seq_max {context.n_seq_max}", hint="a larger n_ctx")
+        context, work = self._context(job), job.workload
+        if context.n_seq_max < work.sequences:
+            raise BadValue(f"n_seq_max {context.n_seq_max} has no slots for {work.sequences} sequences",
+                           hint=f"--set n_seq_max={work.sequences}")  # fmt: skip
+        if context.n_ctx < work.context * work.sequences:
+            raise BadValue(
+                f"n_ctx {context.n_ctx:,} doesn't hold {work.sequences:,} x {work.context:,} tokens",
+                hint="leaving n_ctx out, or a smaller --context",
+            )
         if settings["backend"] == "cpu" and job.deployment.gpus > 1:
             raise BadValue("backend=cpu runs on one device", hint="leaving --gpus out")
         if settings["backend"] == "cpu" and job.gpu:
@@ -106,10 +112,10 @@ class LlamaCpp:
                               note=f"{job.scheme.name}: {job.scheme.rule}"))  # fmt: skip
         host = [g for g in job.stored if g.group.role == "embedding"]
         tied = "held twice: tied to the output, which is on the GPU" if job.model.tie_word_embeddings else "always on the host"
-        lines.append(Line("weights", "model buffer (token_embd)", sum(g.nbytes for g in host), stored_formula(host),
+        lines.append(Line("weights", "model buffer, token_embd", sum(g.nbytes for g in host), stored_formula(host),
                           PLACEMENT, device="host", note=tied))  # fmt: skip
         if left := [g for g in job.stored if g.format in NO_CUDA_KERNEL]:
-            lines.append(Line("weights", "model buffer (no CUDA kernel)", sum(g.nbytes for g in left), stored_formula(left),
+            lines.append(Line("weights", "model buffer, no CUDA kernel", sum(g.nbytes for g in left), stored_formula(left),
                               PLACEMENT, device="host", note="CUDA doesn't multiply this type: it stays on the CPU"))  # fmt: skip
         return lines
 
@@ -147,7 +153,7 @@ class LlamaCpp:
         ]  # fmt: skip
         beside: int | Literal["host"] = "host" if self._cuda(job) else 0
         if self._cuda(job):
-            lines.append(Line("activations", "compute buffer (host)", host,
+            lines.append(Line("activations", "compute buffer, host", host,
                               Formula("{n} (inputs and input embeddings)", {"n": host}), source, basis="modelled",
                               low=host * 99 // 100, high=host * 101 // 100, device="host"))  # fmt: skip
         lines.append(Line("activations", "output buffer", 4 * job.model.vocab_size * context.n_seq_max,

@@ -18,25 +18,13 @@ from calculator.ledger import COMPONENTS
 from calculator.quantization import CATALOG
 from calculator.recommend import Recommendation, recommend
 from calculator.report.documents import envelope
+from calculator.report.spec_table import SpecRow, spec_rows
 from calculator.report.text import NAMES, VERDICTS, audit_text, explanations
 from calculator.units import GIB, gib, tokens
 
 CONTEXTS = tuple(1024 * 2**i for i in range(8))  # 1K to 128K
 RECOMMENDED = ("bf16", "Q4_K_M")
 RECOMMENDED_CONTEXTS = (8192, 131072)
-SPEC_FIELDS = (
-    "model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
-    "intermediate_size", "vocab_size", "tie_word_embeddings", "max_position_embeddings", "torch_dtype", "rope_scaling",
-)  # fmt: skip
-
-
-class SpecRow(NamedTuple):
-    """One field of the spec table; `flag` says what contradicts it."""
-
-    field: str
-    value: str
-    source: str
-    flag: str
 
 
 class Sizing(NamedTuple):
@@ -47,19 +35,6 @@ class Sizing(NamedTuple):
     estimates: tuple[Estimate, ...]
     refused: tuple[tuple[str, str], ...]  # quantization and why
     recommendations: tuple[tuple[str, Recommendation], ...]
-
-
-def spec_rows(model: Model) -> tuple[SpecRow, ...]:
-    """The spec table: each field with its value, source and what contradicts it."""
-    config, contradicted = model.record.get("config", {}), model.record.get("contradicted", {})
-    rows = []
-    for field in SPEC_FIELDS:
-        value = config.get(field, getattr(model.spec, "dtype" if field == "torch_dtype" else field, None))
-        if isinstance(value, dict):
-            value = ", ".join(f"{k} {v}" for k, v in value.items())
-        if value is not None:
-            rows.append(SpecRow(field, str(value), model.source(field), contradicted.get(field, "")))
-    return tuple(rows)
 
 
 def size(model: Model, *, contexts: Sequence[int] = CONTEXTS, quants: Sequence[str] = CATALOG) -> Sizing:

@@ -196,7 +196,7 @@ def specification(estimated: Estimate) -> None:
     """What the model is and who says so; for a card also its text, claim by claim."""
     st.subheader("Specification", anchor=False)
     model = estimated.model
-    rows = pd.DataFrame(tables.spec_rows(model, estimated.parameters))
+    rows = pd.DataFrame(tables.spec_table(model))
     flagged = rows["contradicted by"] != ""
     if not flagged.any():
         rows = rows.drop(columns="contradicted by")

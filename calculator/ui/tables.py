@@ -16,6 +16,7 @@ from calculator.estimate import KV_DTYPES, Estimate, estimate
 from calculator.fit import usable_memory
 from calculator.quantization import CATALOG, parse, quantize, stored_nbytes
 from calculator.recommend import Candidate, recommend
+from calculator.report.spec_table import readable, spec_rows
 from calculator.spec import GpuSpec
 from calculator.units import GIB, gib, tokens
 
@@ -90,17 +91,11 @@ def estimate_json(estimated: Estimate) -> str:
     return json.dumps(estimate_document(estimated), indent=2, ensure_ascii=False)
 
 
-def spec_rows(model: Model, parameters: int) -> list[dict[str, str]]:
-    """What the model is: field, value, source, and what contradicts it."""
-    record = model.record
-    contradicted = record.get("contradicted", {})
-    rows = [("name", record["name"], "catalog"), ("parameters", f"{parameters:,}", "computed from the dimensions")]
-    if published := record.get("published_parameters"):
-        rows.append(("published parameters", f"{published['value']:,}", published["source"]))
-    about = [name for name in ("hf_id", "family", "licence", "release") if record.get(name)]
-    rows += [(name, str(record[name]), model.source(name)) for name in about]
-    rows += [(name, _text(value), model.source(name)) for name, value in record["config"].items()]
-    return [{"field": f, "value": v, "contradicted by": contradicted.get(f, ""), "source": s} for f, v, s in rows]
+def spec_table(model: Model) -> list[dict[str, str]]:
+    """The spec table's rows for a data frame."""
+    return [
+        {"field": r.field, "value": r.value, "contradicted by": r.contradicted_by, "source": r.source} for r in spec_rows(model)
+    ]
 
 
 def claim_rows(model: Model) -> list[dict[str, str]]:
@@ -108,8 +103,8 @@ def claim_rows(model: Model) -> list[dict[str, str]]:
     records = model.record.get("claims", [])
     claims = audit(model).claims if records else ()
     return [
-        {"field": r["field"], "the card says": r["text"], "its dimensions imply": _text(c.implied),
-         "released checkpoint": _text(c.released), "verdict": c.verdict, "source": r["source"]}
+        {"field": r["field"], "the card says": r["text"], "its dimensions imply": readable(c.implied),
+         "released checkpoint": readable(c.released), "verdict": c.verdict, "source": r["source"]}
         for r, c in zip(records, claims, strict=True)
     ]  # fmt: skip
 
@@ -192,17 +187,3 @@ def _band(line: Any) -> bool:
 
 def _place(device: int | str) -> str:
     return device if isinstance(device, str) else f"GPU {device}"
-
-
-def _text(value: Any) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        return f"{value:g}"
-    if isinstance(value, int):
-        return f"{value:,}"
-    if isinstance(value, dict):
-        return ", ".join(f"{k} {_text(v)}" for k, v in value.items())
-    return str(value)

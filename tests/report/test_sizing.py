@@ -46,8 +46,8 @@ def test_markdown_and_json(both):
 
 def test_spec_table_gives_sources_and_flags(both):
     card = {row.field: row for row in both[1].spec}
-    assert "2048" in card["hidden_size"].flag
-    assert "8" in card["num_key_value_heads"].flag
+    assert "2048" in card["hidden_size"].contradicted_by
+    assert "8" in card["num_key_value_heads"].contradicted_by
     assert all(row.source for row in card.values())
 
 

@@ -19,7 +19,6 @@ LATER = {
     "plan": "replicas and cost for traffic come with capacity planning",
     "train": "training memory comes in a later version",
     "inspect": "headers of GGUF and safetensors files come with the readers",
-    "validate": "the error table comes with the recorded runs",
     "measure": "real runs come with the validation suites",
     "verify": "checking on your own GPU comes with the validation suites",
     "trace": "tracing a model without formulas comes with the validation suites",
@@ -292,6 +291,16 @@ def engines(as_json: bool) -> None:
     from calculator.report.documents import engines_document
 
     show(engines_document, engines_text, as_json)
+
+
+@vram.command()
+@click.option("--write", is_flag=True, help="In a checkout: renew report.md, the README's table and data/residuals.json.")
+@json_option
+def validate(write: bool, as_json: bool) -> None:
+    """Predictions against the recorded runs: the error table."""
+    from calculator.commands import run_validate
+
+    run_validate(write, as_json)
 
 
 @vram.command()

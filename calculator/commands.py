@@ -217,3 +217,24 @@ def _write(output: str, write: Any) -> None:
         write(path)
     except OSError as e:
         raise UnreadableFile(f"can't write {output[-80:]} ({e.strerror})", hint="another folder") from None
+
+
+def run_validate(write: bool, as_json: bool) -> None:
+    """Print the error table and the coverage matrix, after renewing what is generated from them if asked."""
+    import json
+
+    from calculator.checks.validate import ENTRIES, HEADER, MATRIX_HEADER, document, matrix_rows, table_rows, validate
+
+    if write:
+        from calculator.checks.write import write_all
+
+        for path in write_all():
+            click.echo(f"wrote {path}", err=True)
+    found = validate()
+    if as_json:
+        click.echo(json.dumps(envelope(**document(found))))
+        return
+    click.echo(table(table_rows(found), header=HEADER, right=frozenset(range(3, len(HEADER)))))
+    for model in ENTRIES:
+        click.echo(f"\n{model}: worst error by quantization and context\n")
+        click.echo(table(matrix_rows(found, model), header=MATRIX_HEADER))

@@ -33,6 +33,7 @@ CALLS = {
     "solve": ["solve", "llama-3.1-8b", "--gpu", "rtx 4090", "--for", "context"],
     "audit": ["audit", "llama-3.2-1b-card"],
     "report": ["report", "llama-3.2-1b", "--json"],
+    "validate": ["validate"],
     "models": ["models"],
     "gpus": ["gpus"],
     "quants": ["quants"],

@@ -15,15 +15,15 @@ import click
 sys.path.insert(0, str(Path(__file__).parent))
 
 from click.testing import CliRunner
-from error_table import table
 
+from calculator.checks.validate import validate
+from calculator.checks.write import TABLE, error_table
 from calculator.cli import vram
 
 ROOT = Path(__file__).parent.parent
 README, CLI = ROOT / "README.md", ROOT / "docs" / "cli.md"
 COMMAND = re.compile(r"^\$ (vram .*)$", re.MULTILINE)
 OUTPUT = re.compile(r"(<!-- output of: (vram [^\n]*) -->\n)(.*?)(<!-- end of output -->)", re.DOTALL)
-TABLE = re.compile(r"(<!-- error table -->\n)(.*?)(<!-- end of error table -->)", re.DOTALL)
 
 
 def commands(text: str) -> list[str]:
@@ -41,7 +41,7 @@ def run(command: str) -> str:
 def readme() -> str:
     """The README with its quotations made new."""
     text = OUTPUT.sub(lambda m: f"{m[1]}```text\n{run(m[2])}```\n{m[4]}", README.read_text())
-    return TABLE.sub(lambda m: f"{m[1]}{table()}\n{m[3]}", text)
+    return TABLE.sub(lambda m: f"{m[1]}{error_table(validate())}\n{m[3]}", text)
 
 
 def cli_page() -> str:

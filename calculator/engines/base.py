@@ -172,3 +172,24 @@ def record(file: str, id: str) -> Record:
         if entry["id"] == id:
             return Record(**{name: entry[name] for name in Record._fields})
     raise KeyError(id)
+
+
+class ResidualBand(NamedTuple):
+    """What a modelled line's predictions were multiplied by to reach the records [ten-thousandths]."""
+
+    low: int
+    high: int
+    source: str
+
+    def around(self, nbytes: int) -> tuple[int, int]:
+        """Low and high of a prediction [bytes]."""
+        return nbytes * self.low // 10_000, -(-nbytes * self.high // 10_000)
+
+
+@lru_cache(maxsize=64)
+def residual_band(key: str) -> ResidualBand:
+    """The band that the records have earned for a line, from data/residuals.json (`vram validate --write`)."""
+    data = read_json("residuals.json")
+    band = data["bands"][key]
+    source = f"{data['method']}: {band['n']:,} records, {band['left_out_coverage_percent']} % of left-out ones covered"
+    return ResidualBand(band["low"], band["high"], source)

@@ -259,6 +259,40 @@ class Report(_Envelope):
     reports: list[SizedModel]
 
 
+class GroupRow(_Document):
+    """Statistics of one engine, component and kind of evidence [percent]."""
+
+    engine: str
+    component: str
+    evidence: str
+    n: int
+    exact_percent: float
+    median_percent: float
+    p95_percent: float
+    worst_percent: float
+    coverage_percent: float
+    band_width_percent: float
+
+
+class CellRow(_Document):
+    """One quantization and context of an entry."""
+
+    model: str
+    quant: str
+    context: int
+    worst_percent: dict[str, float]
+    components: dict[str, list[str]]
+    reason: str
+
+
+class Validate(_Envelope):
+    """vram validate --json."""
+
+    groups: list[GroupRow]
+    coverage: list[CellRow]
+    refused: list[dict[str, str | None]]
+
+
 class ModelRow(_Document):
     """One catalog model."""
 
@@ -342,7 +376,7 @@ class Engines(_Envelope):
 
 
 DOCUMENTS: dict[str, type[_Envelope]] = {
-    "estimate": Estimate, "compare": Compare, "sweep": Sweep, "recommend": Recommend, "solve": Solve, "audit": Audit, "report": Report,
+    "estimate": Estimate, "compare": Compare, "sweep": Sweep, "recommend": Recommend, "solve": Solve, "audit": Audit, "report": Report, "validate": Validate,
     "models": Models, "gpus": Gpus, "quants": Quants, "engines": Engines,
 }  # fmt: skip
 

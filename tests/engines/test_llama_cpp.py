@@ -1,82 +1,9 @@
 from __future__ import annotations
 
 import pytest
-from golden_data import architecture, rows
 
-from calculator.catalog import Model
-from calculator.engines.llama_cpp import buffers
 from calculator.errors import CalculatorError
 from calculator.estimate import estimate
-from calculator.formats import FORMATS
-
-
-def golden_model(name):
-    return Model(architecture(name), {"name": name, "family": "golden", "sources": {"config": "golden"}})
-
-
-def context_of(row):
-    n_ubatch = int(row["n_ubatch"])
-    return buffers.Context(
-        n_ctx=int(row["n_ctx"]), n_batch=int(row["n_batch"]), n_ubatch=n_ubatch, n_seq_max=int(row["n_seq"]),
-        n_outputs=int(row["n_outputs_max"]) or n_ubatch, kv_unified=row["kv_unified"] == "1", flash_attn=row["flash"] == "1",
-        type_k=row["kv_k"].upper(), type_v=row["kv_v"].upper(), cuda=row["backend"] == "mockCUDA",
-    )  # fmt: skip
-
-
-CONTEXTS = rows("llama_cpp_context.csv.gz")
-
-
-def test_kv_buffers_are_exact_in_every_context():
-    wrong = []
-    for row in CONTEXTS:
-        model, context = architecture(row["arch"]), context_of(row)
-        where = buffers.layout(context)
-        sizes = (buffers.kv_tensor_bytes(model, FORMATS[t], where, cuda=context.cuda) for t in (context.type_k, context.type_v))
-        if model.num_hidden_layers * sum(sizes) != int(row["kv_bytes"]):
-            wrong.append(row)
-    assert not wrong
-    assert len(CONTEXTS) > 3_900
-
-
-def test_compute_buffers_are_within_their_known_error():
-    """The closed form: every context within 10 %, most exact; with flash attention and f16 on CUDA all exact."""
-    errors = {"exact": 0, "all": 0}
-    for row in CONTEXTS:
-        truth = int(row["compute_bytes"])
-        peak, _ = buffers.compute(architecture(row["arch"]), context_of(row))
-        error = abs(peak.nbytes / truth - 1)
-        assert error < 0.10, row
-        if row["backend"] == "mockCUDA" and row["flash"] == "1" and row["kv_k"] == row["kv_v"] == "f16":
-            assert error < 1e-6, row
-        errors["all"] += 1
-        errors["exact"] += error < 1e-4
-    assert errors["exact"] > 0.6 * errors["all"]
-
-
-def test_host_buffers():
-    for row in CONTEXTS:
-        if row["backend"] == "mockCUDA":
-            _, host = buffers.compute(architecture(row["arch"]), context_of(row))
-            assert abs(host / int(row["compute_host_bytes"]) - 1) < 0.01, row
-
-
-@pytest.mark.parametrize("row", rows("gguf_model_buffers.csv"), ids=lambda r: "-".join(list(r.values())[:3]))
-def test_model_buffers_equal_the_loader(row):
-    backend = "cpu" if row["backend"] == "CPU" else "cuda"
-    found = estimate(golden_model(row["arch"]), quant=row["ftype"], engine="llama.cpp", context=1024, settings={"backend": backend})
-    weights = [line for line in found.ledger.lines if line.component == "weights"]
-    assert sum(line.nbytes for line in weights if line.device == 0) == int(row["device_bytes"])
-    assert sum(line.nbytes for line in weights if line.device == "host") == int(row["host_bytes"])
-
-
-def test_output_buffer_is_on_the_host():
-    for row in CONTEXTS[::97]:
-        found = estimate(
-            golden_model(row["arch"]), quant="F16", context=max(1, int(row["n_ctx"]) // int(row["n_seq"])), sequences=int(row["n_seq"])
-        )
-        (line,) = (line for line in found.ledger.lines if line.name == "output buffer")
-        assert line.device == "host"
-        assert line.nbytes == int(row["output_bytes"])
 
 
 def test_cache_a_token_of_the_1b():

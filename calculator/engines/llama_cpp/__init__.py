@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any, ClassVar, Literal
 
-from calculator.engines.base import COUNT, Dynamic, Job, Record, Setting, record
+from calculator.engines.base import COUNT, Dynamic, Job, Record, Setting, record, residual_band
 from calculator.engines.llama_cpp import buffers
 from calculator.engines.weights import stored_formula
 from calculator.errors import BadValue, NotModelled, Unsupported
@@ -143,9 +143,9 @@ class LlamaCpp:
         """Compute buffers of the devices and the host, and the output buffer."""
         context = self._context(job)
         peak, host = _compute(job.model, context)
-        band = _band()
-        low, high = peak.nbytes * (100 + band.low) // 100, peak.nbytes * (100 + band.high) // 100
-        source = f"{COMPUTE_SOURCE}; {band.source}"
+        band = residual_band(f"llama.cpp/compute buffer/{job.deployment.settings['backend']}")
+        low, high = band.around(peak.nbytes)
+        source = f"{COMPUTE_SOURCE}; band: {band.source}"
         lines = [
             Line("activations", "compute buffer", peak.nbytes, peak.formula, source, basis="modelled", low=low, high=high,
                  device=i, note=f"largest step: {peak.step.name}, micro-batch of {peak.symbols['n']:,} tokens")
@@ -189,7 +189,8 @@ class LlamaCpp:
 
     def dynamic(self, job: Job, phase: str) -> Dynamic:  # noqa: ARG002
         """KV and compute buffers."""
-        model, gpus, high_percent = job.model, job.deployment.gpus, 100 + _band().high
+        model, gpus = job.model, job.deployment.gpus
+        band = residual_band(f"llama.cpp/compute buffer/{job.deployment.settings['backend']}")
 
         def size(context: int, sequences: int) -> tuple[int, int]:
             where = self._context(job, context, sequences)
@@ -197,7 +198,7 @@ class LlamaCpp:
             if not where.cuda:
                 fixed += 4 * model.vocab_size * where.n_seq_max
             compute = _compute(model, where)[0].nbytes
-            return fixed + compute * gpus, fixed + compute * high_percent // 100 * gpus
+            return fixed + compute * gpus, fixed + band.around(compute)[1] * gpus
 
         return size
 
@@ -228,11 +229,6 @@ class LlamaCpp:
             n_seq_max=n_seq_max, n_outputs=n_outputs, kv_unified=bool(s["kv_unified"]), flash_attn=bool(s["flash_attn"]),
             type_k=str(s["type_k"]).upper(), type_v=str(s["type_v"]).upper(), cuda=s["backend"] == "cuda",
         )  # fmt: skip
-
-
-@lru_cache(maxsize=1)
-def _band() -> Record:
-    return record("llama_cpp", "compute_buffer_band")
 
 
 @lru_cache(maxsize=4096)

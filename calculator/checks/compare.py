@@ -1,0 +1,136 @@
+"""Each recorded figure beside what `estimate` says today for the same run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import lru_cache
+from typing import NamedTuple
+
+from calculator.catalog import Model
+from calculator.checks.records import Record
+from calculator.errors import CalculatorError
+from calculator.estimate import Estimate, estimate
+from calculator.ledger import Line
+from calculator.readers.hf_config import model_from_config
+
+
+class Figure(NamedTuple):
+    """Prediction and band [bytes]."""
+
+    point: int
+    low: int
+    high: int
+
+
+class Comparison(NamedTuple):
+    """One figure of one record, and its prediction."""
+
+    record: Record
+    component: str
+    predicted: Figure
+    recorded: int
+
+    @property
+    def error(self) -> float:
+        """Relative error of the point, against the record."""
+        return self.predicted.point / self.recorded - 1 if self.recorded else float(self.predicted.point != 0)
+
+    @property
+    def covered(self) -> bool:
+        """Whether the band holds the record."""
+        return self.predicted.low <= self.recorded <= self.predicted.high
+
+    @property
+    def width(self) -> float:
+        """Width of the band, as a share of the record."""
+        return (self.predicted.high - self.predicted.low) / max(self.recorded, 1)
+
+
+class Refusal(NamedTuple):
+    """A record of a run that the calculator refuses to size."""
+
+    record: Record
+    reason: str
+
+
+def compare(records: Iterable[Record]) -> tuple[list[Comparison], list[Refusal]]:
+    """Predict every recorded figure; runs without formulas are told apart, not dropped."""
+    comparisons: list[Comparison] = []
+    refusals: list[Refusal] = []
+    for record in records:
+        try:
+            estimated = _estimate(record)
+        except CalculatorError as e:
+            refusals.append(Refusal(record, str(e)))
+            continue
+        for name, recorded in record.measured.items():
+            if name in FIGURES:
+                component, pick = FIGURES[name]
+                comparisons.append(Comparison(record, component, pick(estimated), recorded))
+    return comparisons, refusals
+
+
+def _lines(*, component: str = "", name: str = "", host: bool = False) -> Callable[[Estimate], Figure]:
+    def pick(estimated: Estimate) -> Figure:
+        def wanted(line: Line) -> bool:
+            place = (line.device == "host") == host
+            return place and component in ("", line.component) and name in ("", line.name)
+
+        return _sum(line for line in estimated.ledger.lines if wanted(line))
+
+    return pick
+
+
+def _levels(*levels: str) -> Callable[[Estimate], Figure]:
+    return lambda e: _sum(line for line in e.ledger.on_devices if line.level in levels)
+
+
+def _sum(lines: Iterable[Line]) -> Figure:
+    found = list(lines)
+    return Figure(sum(n.nbytes for n in found), sum(n.low_bytes for n in found), sum(n.high_bytes for n in found))
+
+
+def _tensors(estimated: Estimate) -> Figure:
+    return Figure(*(estimated.tensor_bytes,) * 3)
+
+
+# a record's figure -> the component it is one of, and where an estimate has it
+FIGURES: dict[str, tuple[str, Callable[[Estimate], Figure]]] = {
+    "weights_bytes": ("weights", _lines(component="weights")),
+    "kv_bytes": ("kv_cache", _lines(component="kv_cache")),
+    "act_bytes": ("activations", _lines(component="activations")),
+    "tensor_bytes": ("weights", _tensors),
+    "model_buffer_bytes": ("model buffer", _lines(component="weights")),
+    "host_model_buffer_bytes": ("model buffer, host", _lines(component="weights", host=True)),
+    "compute_bytes": ("compute buffer", _lines(name="compute buffer")),
+    "host_compute_bytes": ("compute buffer, host", _lines(name="compute buffer, host", host=True)),
+    "output_bytes": ("output buffer", lambda e: _sum(line for line in e.ledger.lines if line.name == "output buffer")),
+    "allocated_bytes": ("allocated", _levels("allocated")),
+    "reserved_bytes": ("reserved", _levels("allocated", "reserved")),
+    "process_bytes": ("process", _levels("allocated", "reserved", "process")),
+}
+
+
+def _estimate(record: Record) -> Estimate:
+    run = dict(record.run)
+    settings = dict(run.get("settings", {}))
+    if "n_ctx" in settings:  # a context of llama.cpp: its cells are what was asked for
+        slots = int(settings.get("n_seq_max", 1))
+        run |= {"context": max(1, int(settings["n_ctx"]) // slots), "sequences": slots}
+    if "phase" in run:
+        settings["phase"] = run["phase"]
+    return estimate(
+        _model(tuple(sorted((k, _freeze(v)) for k, v in record.model.items()))), quant=run.get("quant"), context=run.get("context", 1024),
+        sequences=run.get("sequences", 1), kv_dtype=run.get("kv_dtype"), engine=record.engine, settings=settings,
+    )  # fmt: skip
+
+
+@lru_cache(maxsize=512)
+def _model(items: tuple[tuple[str, object], ...]) -> Model:
+    config = {k: dict(v) if isinstance(v, tuple) else v for k, v in items}
+    spec = model_from_config(config, id=str(config.get("id", "recorded")))
+    return Model(spec, {"name": spec.id, "family": spec.model_type, "sources": {"config": "record"}})
+
+
+def _freeze(value: object) -> object:
+    return tuple(sorted(value.items())) if isinstance(value, dict) else value

@@ -1,0 +1,105 @@
+"""Every record against today's formulas. A prediction that was exact must stay so."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+
+import pytest
+
+from calculator.checks import write
+from calculator.checks.compare import compare
+from calculator.checks.records import RECORDS, read_records
+from calculator.checks.validate import CONTEXTS, ENTRIES, coverage, groups
+from calculator.datafiles import DATA
+from calculator.errors import UnreadableFile
+from calculator.quantization import CATALOG, gguf
+
+
+@cache
+def compared():
+    return compare(read_records())
+
+
+EXACT = [
+    ("transformers", "weights"),
+    ("transformers", "kv_cache"),
+    ("transformers", "activations"),
+    ("llama.cpp", "weights"),
+    ("llama.cpp", "kv_cache"),
+    ("llama.cpp", "model buffer"),
+    ("llama.cpp", "model buffer, host"),
+    ("llama.cpp", "output buffer"),
+]
+
+
+@pytest.mark.parametrize(("engine", "component"), EXACT, ids=str)
+def test_exact_components_are_exact_on_every_record(engine, component):
+    cases = [c for c in compared()[0] if (c.record.engine, c.component) == (engine, component)]
+    wrong = [(c.record.model["id"], c.record.run, c.predicted.point, c.recorded) for c in cases if c.predicted.point != c.recorded]
+    assert cases
+    assert not wrong, wrong[:3]
+
+
+def test_compute_buffers_are_within_their_known_error():
+    """The closed form: every context within 10 %; exact on CUDA with flash attention and an f16 cache."""
+    cases = [c for c in compared()[0] if c.component == "compute buffer"]
+    assert len(cases) > 3_900
+    assert max(abs(c.error) for c in cases) < 0.10
+    for c in cases:
+        s = c.record.run["settings"]
+        if s["backend"] == "cuda" and s["flash_attn"] and s["type_k"] == s["type_v"] == "f16":
+            assert abs(c.error) < 1e-6, c.record.run
+    host = [c for c in compared()[0] if c.component == "compute buffer, host"]
+    assert max(abs(c.error) for c in host) < 0.01
+
+
+def test_bands_cover_the_records_and_are_narrow():
+    cases = [c for c in compared()[0] if c.component == "compute buffer"]
+    assert sum(c.covered for c in cases) > 0.98 * len(cases)
+    assert sorted(c.width for c in cases)[len(cases) // 2] < 0.105
+
+
+def test_no_record_is_refused_or_lost():
+    comparisons, refusals = compared()
+    assert not refusals
+    assert {id(c.record) for c in comparisons} == {id(r) for r in read_records()} or len(comparisons) >= len(read_records())
+
+
+def test_every_recipe_of_llama_quantize_is_on_record():
+    recipes = {r.run["quant"] for r in read_records() if r.suite == "llama-cpp-recipes"}
+    assert recipes == set(gguf.RECIPES)
+
+
+def test_kinds_of_evidence_are_never_pooled():
+    for group in groups(compared()[0]):
+        cases = [c for c in compared()[0] if (c.record.engine, c.component, c.record.evidence) == group[:3]]
+        assert group.n == len(cases)
+
+
+def test_the_matrix_has_a_cell_for_every_quantization_and_context_of_both_entries():
+    cells = coverage(compared()[0])
+    assert len(cells) == len(ENTRIES) * len(CATALOG) * len(CONTEXTS)
+    assert all(cell.worst_percent or cell.reason.startswith("not checked") for cell in cells)
+    checked = {(c.model, c.quant, c.context) for c in cells if c.worst_percent and not c.reason}
+    assert {("llama-3.2-1b", "bf16", context) for context in CONTEXTS} <= checked
+
+
+def test_what_is_committed_is_what_the_records_say():
+    """`vram validate --write` was run after the last change of formula or record."""
+    assert (DATA / "residuals.json").read_text() == write.residuals_text()
+    found = write.validate()
+    assert (RECORDS.parent / "report.md").read_text() == write.report(found)
+
+
+@pytest.mark.parametrize("line", ["", "{", "[]", '{"suite": 1}', json.dumps(dict.fromkeys(
+    ("suite", "evidence", "engine", "engine_version", "model", "run", "measured", "environment"), "x"))])  # fmt: skip
+def test_a_broken_record_is_named_by_file_and_line(tmp_path, line):
+    (tmp_path / "bad.jsonl").write_text(line + "\n")
+    with pytest.raises(UnreadableFile, match=r"bad\.jsonl line 1"):
+        read_records(tmp_path)
+
+
+def test_a_wheel_without_records_says_where_they_are(tmp_path):
+    with pytest.raises(UnreadableFile, match="checkout"):
+        read_records(tmp_path / "none")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from calculator.datafiles import DATA, read_json
-from calculator.errors import UnreadableFile
+from calculator.errors import UnknownName, UnreadableFile
 from calculator.names import key, lookup
 from calculator.readers.hf_config import model_from_config, read_config
 from calculator.spec import GpuSpec, ModelSpec, Quantity
@@ -50,7 +51,9 @@ def load_model(name: str) -> Model:
 
     Raises UnknownName with the nearest names, UnreadableFile, UnknownArchitecture.
     """
-    if (DATA / "models" / f"{name}.json").is_file() and "/" not in name and "\\" not in name:
+    if not name.strip() or len(name) > 1024:
+        raise UnknownName(f"model {name[:40]!r} is not a name", hint="vram models lists all")
+    if name in model_ids():
         return _catalog_model(name)
     if _looks_like_a_path(name):
         return _model_of_file(Path(name).expanduser())
@@ -82,7 +85,7 @@ def siblings(gpu: GpuSpec, name: str) -> list[str]:
     """Other cards that a short name could have meant: it is an alias, and begins their names too."""
     if key(name) == key(gpu.name):
         return []
-    return [r["name"] for r in _gpu_records() if r["name"] != gpu.name and key(r["name"]).startswith(key(name))]
+    return [r["name"] for r in _gpu_records() if r["name"] != gpu.name and key(name) in key(r["name"])]
 
 
 def _catalog_model(id: str) -> Model:
@@ -91,7 +94,7 @@ def _catalog_model(id: str) -> Model:
 
 
 def _looks_like_a_path(name: str) -> bool:
-    return name.endswith((".json", ".gguf", ".safetensors")) or name.startswith((".", "/", "~")) or Path(name).is_dir()
+    return name.endswith((".json", ".gguf", ".safetensors")) or name.startswith((".", "/", "~")) or (key(name) not in _model_index() and os.path.isdir(name))
 
 
 def _model_of_file(path: Path) -> Model:

@@ -59,9 +59,10 @@ def options_of(model: Any, kw: dict[str, Any]) -> dict[str, Any]:
         name, sign, value = item.partition("=")
         if not sign or not name:
             raise BadValue(f"--set {item[:40]!r} is not KEY=VALUE", hint="--set flash_attn=0")
+        name = name.strip()
         if name in settings:
             raise BadValue(f"--set {name[:40]} is given twice", hint="one of them")
-        settings[name.strip()] = value
+        settings[name] = value
     names = ("quant", "context", "sequences", "kv_dtype", "engine", "engine_version")
     return {**{n: kw[n] for n in names}, "gpus": max(gpus, stages), "settings": settings}
 

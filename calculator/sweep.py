@@ -139,15 +139,21 @@ def _static(job: Job, engine: Engine) -> tuple[int, int]:
     high = sum(line.high_bytes for line in lines if line.device != "host")
     if high > INT64_SAFE:
         raise BadValue("the largest cell of the grid is beyond 64 bits", hint="smaller contexts or fewer sequences")
-    dynamic, dynamic_high = engine.dynamic(job, phase)(job.workload.context, job.workload.sequences)
+    work = job.workload
+    dynamic, dynamic_high = _larger([engine.dynamic(job, p)(work.context, work.sequences) for p in engine.phases(job)])
     return point - dynamic, high - dynamic_high
 
 
 def _dynamic(job: Job, engine: Engine, contexts: Sequence[int], sequences: Sequence[int]) -> Table:
     """Point and high: 2 x context x sequences."""
     phases = [engine.dynamic(job, phase) for phase in engine.phases(job)]
-    cells = [max(size(context, count) for size in phases) for context in contexts for count in sequences]
+    cells = [_larger([size(context, count) for size in phases]) for context in contexts for count in sequences]
     return np.array(cells, dtype=np.int64).T.reshape(2, len(contexts), len(sequences))
+
+
+def _larger(phases: list[tuple[int, int]]) -> tuple[int, int]:
+    """Point and high that hold for every phase."""
+    return max(point for point, _ in phases), max(high for _, high in phases)
 
 
 def _gpus_that_hold(high: Table) -> Any:

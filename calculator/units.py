@@ -13,7 +13,7 @@ GB = 10**9
 
 MAX_COUNT = 2**40  # far beyond any context or batch; keeps every product printable and every bisection short
 
-_COUNT = re.compile(r"(\d+)\s*([km]?)", re.IGNORECASE)
+_COUNT = re.compile(r"([0-9]+)\s*([km]?)", re.IGNORECASE)
 _FACTOR = {"": 1, "k": 1024, "m": 1024**2}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -126,7 +127,7 @@ class Setting(NamedTuple):
                 return False
             raise BadValue(f"{name}={text[:30]!r}", allowed="true or false")
         if isinstance(self.allowed, range):
-            if not text.lstrip("-").isdigit() or len(text) > 40 or int(text) not in self.allowed:
+            if not re.fullmatch(r"-?[0-9]{1,40}", text) or int(text) not in self.allowed:
                 shown = f"{self.allowed.start:,} to {self.allowed.stop - 1:,}"
                 raise BadValue(f"{name}={text[:30]!r}", allowed=f"a whole number, {shown}")
             return int(text)

@@ -90,6 +90,9 @@ class LlamaCpp:
                 f"n_ctx {context.n_ctx:,} doesn't hold {work.sequences:,} x {work.context:,} tokens",
                 hint="leaving n_ctx out, or a smaller --context",
             )
+        if (where := buffers.layout(context)).streams > 1 and where.cells < work.context:
+            raise BadValue(f"n_seq_max {context.n_seq_max} leaves {where.cells:,} cells a sequence for {work.context:,} tokens",
+                           hint=f"--set n_ctx={work.context * context.n_seq_max}")  # fmt: skip
         if settings["backend"] == "cpu" and job.deployment.gpus > 1:
             raise BadValue("backend=cpu runs on one device", hint="leaving --gpus out")
         if settings["backend"] == "cpu" and job.gpu:

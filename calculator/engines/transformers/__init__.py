@@ -18,6 +18,8 @@ from calculator.spec import ModelSpec
 from calculator.steps import Peak
 
 SOURCE = "transformers v5.23.0 models/llama/modeling_llama.py; FakeTensor runs, torch 2.13.0"
+MATH_SOURCE = ("pytorch aten/src/ATen/native/transformers/cuda/sdp_utils.cpp: flash needs compute capability 8.0, the "
+               "memory-efficient kernel has no grouped heads; math attention computes in float32")  # fmt: skip
 CACHE_SOURCE = "transformers v5.23.0 cache_utils.py"
 _SHORT = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
 
@@ -112,7 +114,10 @@ class Transformers:
         if how.copies != "never":
             low = self._peak(job, phase, how._replace(copies="never")).nbytes
             basis, source = "modelled", f"{SOURCE}; {_copies(job.scheme)[2]}"
-        if job.scheme.family == "exl2" or job.deployment.kv_dtype in cache.QUANTIZED or job.deployment.gpus > 1:
+        if peak.step.name == "attention (math kernel)" and how.element_bytes < 4:
+            basis, source = "modelled", f"{SOURCE}; {MATH_SOURCE}"
+            low = min(low, self._peak(job, phase, how._replace(math_bytes=how.element_bytes)).nbytes)
+        if job.vendor != "NVIDIA" or job.scheme.family == "exl2" or job.deployment.kv_dtype in cache.QUANTIZED or job.deployment.gpus > 1:
             basis = "modelled"
         return [
             Line("activations", "activations", peak.nbytes, peak.formula, source, basis=basis, low=low, device=i, note=note)  # type: ignore[arg-type]
@@ -137,7 +142,7 @@ class Transformers:
             lines.append(Line("overhead", "allocator slack", moving * slack.value // 100,
                               Formula("{m} (KV cache and activations) × {p} / 100", {"m": moving, "p": slack.value}),
                               slack.source, basis=slack.basis, low=moving * slack.low // 100,
-                              high=moving * slack.high // 100, device=share.device, level="reserved", note=slack.note))  # fmt: skip
+                              high=moving * slack.high // 100 + (self._other_high(job, phase) if share.first else 0), device=share.device, level="reserved", note=slack.note))  # fmt: skip
             lines.append(_record_line(context, "CUDA context" if job.vendor == "NVIDIA" else "driver context",
                                       share.device, "process"))  # fmt: skip
         return lines
@@ -189,12 +194,18 @@ class Transformers:
             str(settings["attn_implementation"]), DTYPE_BYTES[dtype],
             steps.softmax_bytes(dtype) if settings["attn_implementation"] == "eager" else 0,
             int(settings["logits_to_keep"]), settings["cache_implementation"] == "static", size, copies,
-            job.deployment.kv_dtype in cache.QUANTIZED,
+            job.deployment.kv_dtype in cache.QUANTIZED, 4 if _math_kernel(dtype, job) else 0,
         )  # fmt: skip
 
     def _peak(self, job: Job, phase: str, how: steps.Pass) -> Peak:
         run = steps.prefill if phase == "prefill" else steps.decode
         return run(job.model, how, tokens=job.workload.context, sequences=job.workload.sequences)
+
+    def _other_high(self, job: Job, phase: str) -> int:
+        """What the other phase's high end has above this one's: a total must hold for both [bytes]."""
+        work = job.workload
+        highs = {p: self.dynamic(job, p)(work.context, work.sequences)[1] for p in self.phases(job)}
+        return max(highs.values()) - highs[phase]
 
     def _ids(self, job: Job, phase: str) -> int:
         return 8 * job.workload.sequences * (job.workload.context if phase == "prefill" else 1)
@@ -235,6 +246,11 @@ def _records(vendor: str, capability: str | None) -> tuple[Record, Record, Recor
 def _record_line(r: Record, name: str, device: int, level: str) -> Line:
     return Line("overhead", name, r.value, Formula("{v}", {"v": r.value}), r.source, basis=r.basis, low=r.low,
                 high=r.high, device=device, level=level, note=r.note)  # type: ignore[arg-type]  # fmt: skip
+
+
+def _math_kernel(dtype: str, job: Job) -> bool:
+    capability = job.gpu.compute_capability if job.gpu and job.vendor == "NVIDIA" else None
+    return dtype == "float32" or (capability is not None and int(capability.split(".")[0]) < 8)
 
 
 def _copies(scheme: Scheme) -> tuple[str, int, str]:

@@ -30,6 +30,7 @@ class Pass(NamedTuple):
     copy_bytes: int = 0  # transient bytes a weight that the linear layers are dequantized to
     copies: str = "never"  # never, prefill, always
     quantized_cache: bool = False
+    math_bytes: int = 0  # bytes a score where sdpa is left the math kernel for grouped heads; 0: a fused kernel runs
 
 
 def softmax_bytes(dtype: str) -> int:
@@ -73,11 +74,12 @@ def prefill(model: ModelSpec, how: Pass, *, tokens: int, sequences: int) -> Peak
             repeated = repeated._replace(nbytes=0)
         scores = Buffer("scores and softmax", how.softmax_bytes * heads * n * s, "{s} × {H} × {n} × {S}")
         steps.append(Step("attention", (scores, query, repeated, residual, *common)))
-    elif e == 4 and grouped:
-        # flash refuses float32 and the memory-efficient kernel has no grouped heads: the math kernel remains
-        scores = Buffer("scores before and after the mask", 2 * heads * n * s * e, "2 × {H} × {n} × {S} × {e}")
-        scaled = Buffer("scaled q, repeated k, scaled k, v", 4 * heads * d * n * e, "4 × {H} × {d} × {n} × {e}")
-        causal = Buffer("causal mask of the math kernel", s * s * e, "{S} × {S} × {e}")
+    elif how.math_bytes and grouped:
+        # flash refuses float32 and cards before Ampere, the memory-efficient kernel grouped heads: math remains
+        m = how.math_bytes
+        scores = Buffer("scores before and after the mask", 2 * heads * n * s * m, "2 × {H} × {n} × {S} × {m}")
+        scaled = Buffer("scaled q, repeated k, scaled k, v", 4 * heads * d * n * m, "4 × {H} × {d} × {n} × {m}")
+        causal = Buffer("causal mask of the math kernel", s * s * m, "{S} × {S} × {m}")
         steps.append(Step("attention (math kernel)", (scores, scaled, causal, residual, *common)))
     if how.copies != "never":
         copy = Buffer("dequantized weight", how.copy_bytes * f * h, "{c} × {f} × {h}")
@@ -86,7 +88,7 @@ def prefill(model: ModelSpec, how: Pass, *, tokens: int, sequences: int) -> Peak
 
     step, nbytes = largest(steps)
     symbols = {"S": s, "B": b, "n": n, "h": h, "f": f, "V": v, "H": heads, "d": d, "e": e, "r": r, "k": min(k, s),
-               "s": how.softmax_bytes, "c": how.copy_bytes}  # fmt: skip
+               "s": how.softmax_bytes, "c": how.copy_bytes, "m": how.math_bytes}  # fmt: skip
     return Peak("prefill", step, nbytes, symbols)
 
 

@@ -196,6 +196,8 @@ def recommend(model: str | None, gpu: str | None, here: bool, objective: str, li
         found_model = load_model(model)
         found = recommend(found_model, options_of(found_model, kw), objective=objective, gpus=[card] if card else None)
     elif card is not None:
+        if parse_count(kw["tp"], name="--tp") > 1:
+            raise NotModelled("tensor parallelism comes with the serving engines", hint="--gpus N splits by layers")
         found = runs_on(card, options_of(None, kw), objective=objective)
     else:
         raise BadValue("neither a model nor a GPU is given", hint="vram recommend MODEL, or vram recommend --gpu NAME")

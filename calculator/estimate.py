@@ -177,8 +177,9 @@ def _warnings(model: Model, job: Job, peak: Peak, ledger: Ledger) -> tuple[str, 
             f"(max_position_embeddings); {job.deployment.engine} runs it all the same"
         )
     if "math kernel" in peak.step.name:
-        found.append("float32 with grouped heads leaves sdpa the math kernel, which holds S x S scores; "
-                     "--quant bf16 avoids it")  # fmt: skip
+        found.append("grouped heads in float32, or on a card before Ampere, leave sdpa the math kernel, which holds S x S "
+                     "scores; 16 bits on a newer card, or --engine llama.cpp, avoids it")  # fmt: skip
+    found += _card_warnings(job)
     if any(line.name == "model buffer, no CUDA kernel" for line in ledger.lines):
         found.append(f"CUDA can't multiply {job.scheme.name}: its layers stay in host memory and run on the CPU")
     if job.scheme.family == "exl2":
@@ -189,6 +190,23 @@ def _warnings(model: Model, job: Job, peak: Peak, ledger: Ledger) -> tuple[str, 
     for other in model.related:
         found.append(f"see also {other['id']}: {other['why']}")
     return tuple(found)
+
+
+def _card_warnings(job: Job) -> list[str]:
+    """What the card may not run, and whose kernels the formulas describe."""
+    if job.gpu is None or job.deployment.engine != "transformers":
+        return []
+    if job.gpu.vendor != "NVIDIA":
+        return [f"the activations are those of CUDA kernels; {job.gpu.vendor}'s may hold more, and some formats don't run there"]
+    if job.gpu.compute_capability is None:
+        return []
+    major, _, minor = job.gpu.compute_capability.partition(".")
+    capability, quant = (int(major), int(minor or 0)), job.scheme.name
+    needed = {"fp8": (8, 9), "fp8-per-channel": (8, 9), "mxfp4": (7, 5), "bf16": (8, 0)}.get(quant)
+    if needed and capability < needed:
+        what = "emulates" if quant == "bf16" else "has no kernel for"
+        return [f"{job.gpu.name} (compute capability {major}.{minor or 0}) {what} {quant}; it needs {needed[0]}.{needed[1]}"]
+    return []
 
 
 def lines_of(estimated: Estimate, component: str) -> list[Line]:

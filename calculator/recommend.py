@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from calculator.catalog import Model, load_gpus, load_model, model_ids
+from calculator.engines import ENGINES, canonical, load
+from calculator.engines.base import parse_settings
 from calculator.errors import BadValue, CalculatorError
 from calculator.estimate import Estimate, estimate
 from calculator.fit import Fit, Verdict, fit
@@ -68,14 +70,18 @@ def recommend(model: Model, options: dict[str, Any], *, objective: str = "smalle
         elif (rescued := _rescue(model, gpu, options)) is not None:
             candidates.append(rescued)
         else:
-            rejected.append(Rejected(gpu.name, _shortfall(held)))
+            tried = "no other cache type, quantization, engine, context or second card alone is enough"
+            rejected.append(Rejected(gpu.name, f"{_shortfall(held)}; {tried}"))
     return Recommendation(tuple(sorted(candidates, key=_ranking(objective))), tuple(rejected))
 
 
 def runs_on(gpu: GpuSpec, options: dict[str, Any], *, objective: str = "smallest") -> Recommendation:
     """What this GPU can run: for each catalog model the best quantization that fits, with what remains."""
     check_objective(objective)
-    engine = options.get("engine") or "llama.cpp"
+    engine = load(canonical(options.get("engine") or "llama.cpp"))[0].name
+    parse_settings(engine, ENGINES[engine].settings, options.get("settings") or {})
+    if options.get("quant") is not None:
+        raise BadValue("--quant without a model: the best quantization is what is looked for", hint="naming a MODEL")
     candidates: list[Candidate] = []
     rejected: list[Rejected] = []
     for id in model_ids():
@@ -154,6 +160,10 @@ def _changes(model: Model, gpu: GpuSpec, options: dict[str, Any]) -> Iterator[tu
     for kind in quantized:
         if asked.job.deployment.kv_dtype not in quantized:
             yield f"kv-dtype {kind}", {**options, "kv_dtype": kind}
+    if engine == "transformers" and options.get("engine") is None and asked.job.scheme.family == "plain":
+        bare = {k: v for k, v in options.items() if k not in ("settings", "kv_dtype")}
+        for name in LADDERS["llama.cpp"]:  # the wider formats first: the same weights with another engine come before fewer bits
+            yield f"llama.cpp, {name}", {**bare, "engine": "llama.cpp", "quant": name}
     for name in LADDERS[engine]:
         smaller = _try(model, gpu, {**options, "quant": name})
         if smaller is not None and smaller.tensor_bytes < asked.tensor_bytes:

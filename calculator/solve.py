@@ -105,6 +105,9 @@ def solve(model: Model, gpu: GpuSpec, wanted: str, options: dict[str, Any]) -> S
     """Solve for context, sequences or quant. Raises BadValue for another unknown."""
     if wanted not in SOLVERS:
         raise BadValue(f"can't solve for {wanted[:30]!r}", allowed=", ".join(SOLVERS))
+    given = options.get(wanted)
+    if given is not None and not (wanted == "sequences" and str(given) == "1"):
+        raise BadValue(f"{wanted} is both given and looked for", hint=f"leaving --{wanted} out")
     return SOLVERS[wanted](model, gpu, {k: v for k, v in options.items() if k != wanted})
 
 

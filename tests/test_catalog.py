@@ -105,6 +105,11 @@ def test_a_config_file_and_its_folder_work_as_a_model(tmp_path):
         ({"torch_dtype": "int3"}, "torch_dtype"),
         ({"quantization_config": {"bits": 4}}, "already quantized"),
         ({"vocab_size": [1]}, "vocab_size"),
+        ({"num_key_value_heads": 0}, "num_key_value_heads"),
+        ({"head_dim": 0}, "head_dim"),
+        ({"attention_bias": "no"}, "attention_bias"),
+        ({"mlp_bias": "false"}, "mlp_bias"),
+        ({"num_local_experts": 8}, "experts"),
     ],
 )
 def test_a_config_that_is_wrong_says_what_is_wrong(tmp_path, config, words):

@@ -43,3 +43,19 @@ def test_a_fit_is_per_device():
     assert [d.index for d in held.devices] == [0, 1]
     assert sum(d.required_bytes for d in held.devices) == found.total_bytes
     assert held.binding.headroom_bytes == min(d.headroom_bytes for d in held.devices)
+
+
+def test_before_ampere_grouped_heads_hold_square_scores():
+    """sdp_utils.cpp: flash needs compute capability 8.0; the scores alone of the 1B at 8k are 2 x 32 x 8192^2 x 4 bytes."""
+    turing, ada = (estimate("llama-3.2-1b", quant="fp16", gpu=g) for g in ("rtx 2060", "rtx 4060"))
+    assert turing.peak.step.name == "attention (math kernel)"
+    assert turing.ledger.component_bytes("activations") > 2 * 32 * 8192**2 * 4
+    assert fit(turing, load_gpu("rtx 2060")).verdict == "does_not_fit"
+    assert ada.peak.step.name == "mlp"
+    assert any("math kernel" in w for w in turing.warnings)
+
+
+def test_a_card_that_lacks_the_format_is_warned_about():
+    assert any("8.9" in w for w in estimate("llama-3.2-1b", quant="fp8", gpu="t4").warnings)
+    assert any("emulates" in w for w in estimate("llama-3.2-1b", gpu="t4").warnings)
+    assert any("CUDA kernels" in w for w in estimate("llama-3.2-1b", gpu="mi300x").warnings)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from calculator.catalog import load_gpu, load_gpus, load_model
-from calculator.errors import BadValue
+from calculator.errors import BadValue, CalculatorError
 from calculator.estimate import estimate
 from calculator.fit import fit
 from calculator.recommend import recommend, runs_on
@@ -78,3 +78,18 @@ def test_a_change_that_the_engine_refuses_is_passed_over():
     """A float32 cache goes with float32 weights only, so every smaller quantization is refused with it."""
     found = recommend(load_model("llama-3.3-70b"), {"quant": "fp32", "kv_dtype": "f32"}, gpus=[load_gpu("rtx 4090")])
     assert [r.gpu for r in found.rejected] == ["RTX 4090"]
+
+
+def test_another_engine_comes_before_a_shorter_context():
+    """128K of the 1B in transformers needs 15 GiB; llama.cpp holds the same weights and cache in 8 GB."""
+    (c,) = recommend(load_model("llama-3.2-1b"), {"context": "128k"}, gpus=[load_gpu("rtx 4060")]).candidates
+    assert c.changes == ("llama.cpp, BF16",)
+    assert c.estimate.job.workload.context == 131_072
+    (kept,) = recommend(load_model("llama-3.2-1b"), {"context": "128k", "engine": "transformers"}, gpus=[load_gpu("rtx 4060")]).candidates
+    assert kept.estimate.engine.name == "transformers"
+
+
+@pytest.mark.parametrize("options", [{"engine": "foo"}, {"engine": "vllm"}, {"quant": "Q8_0"}, {"settings": {"foo": "1"}}])
+def test_what_a_gpu_can_run_doesnt_swallow_bad_options(options):
+    with pytest.raises(CalculatorError):
+        runs_on(load_gpu("rtx 4060"), options)

@@ -68,3 +68,8 @@ def test_nothing_fits_is_an_answer():
 def test_an_unknown_unknown_is_refused():
     with pytest.raises(BadValue, match="context, sequences, quant"):
         solve(load_model("llama-3.2-1b"), load_gpu("t4"), "price", {})
+
+
+def test_what_is_looked_for_is_not_given():
+    with pytest.raises(BadValue, match="both given and looked for"):
+        solve(load_model("llama-3.2-1b"), load_gpu("t4"), "context", {"context": "8k"})

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from calculator.architectures import architecture
-from calculator.errors import NotModelled, UnreadableFile
+from calculator.architectures import ARCHITECTURES, architecture
+from calculator.errors import NotModelled, UnknownArchitecture, UnreadableFile
 from calculator.spec import ModelSpec
 
 MAX_BYTES = 4 * 2**20  # a config.json is a few KiB
@@ -21,15 +21,15 @@ _REQUIRED = (
 
 def read_config(path: Path) -> dict[str, Any]:
     """The object in a config.json, or in a folder that holds one. Raises UnreadableFile."""
-    file = path / "config.json" if path.is_dir() else path
     try:
+        file = path / "config.json" if path.is_dir() else path
         if not file.is_file():
             raise UnreadableFile(f"{file} is not a file", hint="a config.json or a folder that holds one")
         if file.stat().st_size > MAX_BYTES:
             raise UnreadableFile(f"{file} is larger than 4 MiB", hint="the model's config.json")
         config = json.loads(file.read_bytes(), parse_constant=lambda c: _refuse(file, f"holds {c}"))
     except (OSError, ValueError, RecursionError) as e:
-        raise UnreadableFile(f"{file} is not readable JSON ({e})", hint="the model's config.json") from None
+        raise UnreadableFile(f"{str(path)[-80:]} is not readable JSON ({str(e)[:80]})", hint="the model's config.json") from None
     if not isinstance(config, dict):
         raise UnreadableFile(f"{file} doesn't hold a JSON object", hint="the model's config.json")
     return config
@@ -44,11 +44,14 @@ def model_from_config(config: Mapping[str, Any], *, id: str, trusted: bool = Fal
     if not isinstance(model_type, str):
         raise UnreadableFile(f"{id}: config has no model_type", hint="the model's own config.json, as published")
     row = architecture(model_type)
-    if "quantization_config" in config:
+    if config.get("quantization_config") is not None:
         raise NotModelled(
             f"{id}: config of an already quantized checkpoint",
             hint="the config.json of the unquantized model, with --quant naming the format",
         )
+    if any(config.get(name) for name in ("num_local_experts", "num_experts", "n_routed_experts")):
+        raise UnknownArchitecture(f"{id}: a {model_type} with experts has no formulas here and is not guessed",
+                                  allowed=", ".join(ARCHITECTURES))  # fmt: skip
     if missing := [name for name in _REQUIRED if config.get(name) is None]:
         raise UnreadableFile(f"{id}: config lacks {', '.join(missing)}", hint="the model's own config.json, as published")
     heads = config["num_attention_heads"]
@@ -58,14 +61,14 @@ def model_from_config(config: Mapping[str, Any], *, id: str, trusted: bool = Fal
         "id": id,
         "model_type": model_type,
         # absent means multi-head attention, and hidden_size / heads: configuration_llama.py __post_init__
-        "num_key_value_heads": config.get("num_key_value_heads") or heads,
-        "head_dim": config.get("head_dim") or _head_dim(config, id),
+        "num_key_value_heads": heads if config.get("num_key_value_heads") is None else config["num_key_value_heads"],
+        "head_dim": _head_dim(config, id) if config.get("head_dim") is None else config["head_dim"],
         # transformers' base class ties unless told otherwise; llama, mistral and qwen2 configs override it to false
         "tie_word_embeddings": False if tied is None else tied,
         "dtype": _dtype(config, id),
         "sliding_window": _window(config),
-        "attention_bias": "qkvo" if config.get("attention_bias") else row.attention_bias,
-        "mlp_bias": bool(config.get("mlp_bias", False)),
+        "attention_bias": _attention_bias(config, row.attention_bias, id),
+        "mlp_bias": config.get("mlp_bias") or False,
         "rope_type": _rope_type(config),
     }
     if not trusted:
@@ -90,6 +93,14 @@ def _head_dim(config: Mapping[str, Any], id: str) -> int:
     return hidden // heads
 
 
+def _attention_bias(config: Mapping[str, Any], usual: str, id: str) -> str:
+    """A setting of llama alone: mistral and qwen2 ignore it."""
+    bias = config.get("attention_bias", False)
+    if not isinstance(bias, bool):
+        raise UnreadableFile(f"{id}: attention_bias {str(bias)[:30]!r} is not true or false", hint="the config as published")
+    return "qkvo" if bias and config["model_type"] == "llama" else usual
+
+
 def _dtype(config: Mapping[str, Any], id: str) -> str:
     dtype = config.get("dtype") or config.get("torch_dtype")
     if dtype not in ("float32", "bfloat16", "float16"):
@@ -100,6 +111,8 @@ def _dtype(config: Mapping[str, Any], id: str) -> str:
 
 
 def _window(config: Mapping[str, Any]) -> int | None:
+    if config["model_type"] == "llama":  # has no windows, whatever its config says
+        return None
     # qwen2 configs carry a window that is off unless use_sliding_window says so
     if config.get("use_sliding_window", config["model_type"] != "qwen2") is False:
         return None

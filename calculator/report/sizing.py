@@ -44,16 +44,21 @@ def size(model: Model, *, contexts: Sequence[int] = CONTEXTS, quants: Sequence[s
     estimates: list[Estimate] = []
     refused: list[tuple[str, str]] = []
     for quant in quants:
-        try:
-            estimates += [estimate(model, quant=quant, context=context) for context in within]
-        except CalculatorError as e:
-            refused.append((quant, str(e)))
-    recommendations = tuple(
-        (f"{quant}, {tokens(min(context, limit))} context", recommend(model, {"quant": quant, "context": min(context, limit)}))
-        for quant in RECOMMENDED
-        for context in RECOMMENDED_CONTEXTS
-    )
-    return Sizing(model, spec_rows(model), tuple(estimates), tuple(refused), recommendations)
+        for context in within:
+            try:
+                estimates.append(estimate(model, quant=quant, context=context))
+            except CalculatorError as e:
+                refused.append((f"{quant}, {tokens(context)}", str(e)))
+    recommendations = []
+    for quant in RECOMMENDED:
+        for context in dict.fromkeys(min(c, limit) for c in RECOMMENDED_CONTEXTS):
+            try:
+                found = recommend(model, {"quant": quant, "context": context})
+            except CalculatorError as e:
+                refused.append((f"GPUs for {quant}, {tokens(context)}", str(e)))
+                continue
+            recommendations.append((f"{quant}, {tokens(context)} context", found))
+    return Sizing(model, spec_rows(model), tuple(estimates), tuple(refused), tuple(recommendations))
 
 
 def rows_of(sizing: Sizing) -> list[dict[str, Any]]:
@@ -106,7 +111,7 @@ def as_markdown(sizings: Sequence[Sizing]) -> str:
         contexts, grid = _grid(s)
         out.append(_md(("quantization", "engine", *(tokens(c) for c in contexts)),
                        [(q, e, *(f"{x.total_bytes / GIB:.2f}" for x in row)) for q, e, row in grid]))  # fmt: skip
-        out.append(f"\n### Components at {tokens(contexts[-1])}\n")
+        out.append(f"\n### Components at {tokens(contexts[-1])}, or the largest context that runs\n")
         out.append(_md(("quantization", *NAMES.values(), "total", "low - high", "peak"), [_parts(q, row[-1]) for q, _, row in grid]))
         for name, found in s.recommendations:
             out.append(f"\n### Recommended GPUs: {name}\n")
@@ -126,7 +131,7 @@ def as_html(sizings: Sequence[Sizing]) -> str:
         contexts, grid = _grid(s)
         body.append("<h3>Memory by quantization and context [GiB]</h3>" + _heat(contexts, grid))
         for i, context in enumerate(contexts):
-            rows = [_parts(q, row[i]) for q, _, row in grid]
+            rows = [_parts(q, row[i]) for q, _, row in grid if i < len(row)]
             body.append(f"<details><summary>Every component at {tokens(context)}</summary>"
                         + _html(("quantization", *NAMES.values(), "total", "low - high", "peak"), rows) + "</details>")  # fmt: skip
         body.append("<h3>Recommended GPUs</h3>")

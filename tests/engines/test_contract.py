@@ -102,3 +102,11 @@ def test_huge_values_neither_hang_nor_wrap(engine, context):
     quant = "Q8_0" if engine.name == "llama.cpp" else "bf16"
     found = estimate("llama-3.3-70b", quant=quant, context=context, sequences=256)
     assert found.ledger.component_bytes("kv_cache") >= 256 * context * found.kv_bytes_per_token
+
+
+@given(models(), st.sampled_from(["int8", "int4", "int2", "fp8"]), st.integers(1, 3000), st.integers(1, 3000))
+def test_the_high_end_of_a_quantized_cache_grows_too(model, kind, one, other):
+    """Which phase is larger may change with the context; the band must hold for both."""
+    small, large = (estimate(model, quant="bnb-nf4", kv_dtype=kind, context=n).ledger for n in sorted((one, other)))
+    assert small.high_bytes <= large.high_bytes
+    assert small.total_bytes <= large.total_bytes

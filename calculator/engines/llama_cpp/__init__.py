@@ -154,6 +154,14 @@ class LlamaCpp:
                  device=i, note=f"largest step: {peak.step.name}, micro-batch of {peak.symbols['n']:,} tokens")
             for i in range(job.deployment.gpus)
         ]  # fmt: skip
+        if job.deployment.gpus > 1:
+            copies = buffers.pipeline_inputs(context)
+            lines += [
+                Line("activations", "pipeline copies", copies, Formula("{n} (3 more copies of the mask)", {"n": copies}),
+                     "llama.cpp ggml/src/ggml-backend.cpp GGML_SCHED_MAX_COPIES @0c1e57098", basis="modelled", low=0,
+                     high=2 * copies, device=i, note="several devices run micro-batches at once; no record has two devices")
+                for i in range(job.deployment.gpus)
+            ]  # fmt: skip
         beside: int | Literal["host"] = "host" if self._cuda(job) else 0
         if self._cuda(job):
             lines.append(Line("activations", "compute buffer, host", host,
@@ -201,7 +209,8 @@ class LlamaCpp:
             if not where.cuda:
                 fixed += 4 * model.vocab_size * where.n_seq_max
             compute = _compute(model, where)[0].nbytes
-            return fixed + compute * gpus, fixed + band.around(compute)[1] * gpus
+            copies = buffers.pipeline_inputs(where) if gpus > 1 else 0
+            return fixed + (compute + copies) * gpus, fixed + (band.around(compute)[1] + 2 * copies) * gpus
 
         return size
 

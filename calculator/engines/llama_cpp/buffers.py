@@ -84,6 +84,19 @@ def cuda_tensor_bytes(nbytes: int, row_elements: int, fmt: Format) -> int:
     return align_up(nbytes, CUDA_ALIGNMENT)
 
 
+PIPELINE_COPIES = 4  # GGML_SCHED_MAX_COPIES, ggml/src/ggml-backend.cpp @0c1e57098
+
+
+def pipeline_inputs(context: Context) -> int:
+    """Bytes that pipeline parallelism adds to the compute buffer of each of several devices: further copies of the inputs.
+
+    3 (copies) x n c m (mask), the inputs that grow with the context. Modelled: no record has two devices.
+    """
+    where = layout(context)
+    n = min(where.cells * where.streams, context.n_ubatch, context.n_batch)
+    return (PIPELINE_COPIES - 1) * n * where.cells * (2 if context.flash_attn else 4)
+
+
 def compute(model: ModelSpec, context: Context) -> tuple[Peak, int]:
     """Peak of the accelerator's compute buffer, and bytes of the host's.
 

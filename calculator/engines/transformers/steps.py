@@ -4,11 +4,11 @@ Activations are what is alive beside weights and the final KV cache. Residual te
 embeddings alive for the whole pass, beside a layer's input and its normalized copy; so the peak is in the last layer
 and doesn't depend on the number of layers (above one).
 
-Symbols: S tokens of the pass or in the cache, B sequences, n = B S, h hidden, f feed-forward, V vocabulary, H and K
+Symbols: q new tokens of a sequence, T tokens in the cache at the end, B sequences, n = B q, h hidden, f feed-forward, V vocabulary, H and K
 query and KV heads, d head_dim, e bytes an element, r residual tensors, k positions with logits.
 
 Source: transformers v5.23.0 models/llama/modeling_llama.py LlamaModel.forward, LlamaDecoderLayer.forward, LlamaMLP;
-modeling of every buffer checked against FakeTensor runs of that code, torch 2.13.0.
+modeling of every buffer checked against FakeTensor runs of that code, torch 2.13.0, also of random shapes.
 """
 
 from __future__ import annotations
@@ -45,51 +45,7 @@ def softmax_bytes(dtype: str) -> int:
 
 def prefill(model: ModelSpec, how: Pass, *, tokens: int, sequences: int) -> Peak:
     """Peak of one pass over `tokens` tokens of each of `sequences` sequences, without padding."""
-    s, b = tokens, sequences
-    h, f, v, e = model.hidden_size, model.intermediate_size, model.vocab_size, how.element_bytes
-    heads, kv_heads, d = model.num_attention_heads, model.num_key_value_heads, model.head_dim
-    n, r = b * s, 3 if model.num_hidden_layers > 1 else 2
-    k = how.logits_to_keep or s
-    grouped = heads > kv_heads
-
-    rotary = Buffer("cos and sin", 2 * s * d * e, "2 × {S} × {d} × {e}")
-    positions = Buffer("position ids", 8 * s, "8 × {S}")
-    residual = Buffer("residual stream", r * h * n * e, "{r} × {h} × {n} × {e}")
-    hidden = Buffer("residual stream and normed input", (r + 1) * h * n * e, "({r} + 1) × {h} × {n} × {e}")
-    eager = how.attention == "eager"
-    mask = Buffer("causal mask", b * s * s * e if eager else 0, "{B} × {S} × {S} × {e}")
-    common = (rotary, positions, mask)
-
-    steps = [
-        Step("mlp", (Buffer("act(gate), up and their product", 3 * f * n * e, "3 × {f} × {n} × {e}"), hidden, *common)),
-        Step("rope", (Buffer("q, k and rotated halves", 4 * heads * d * n * e, "4 × {H} × {d} × {n} × {e}"),
-                      residual, *common)),
-        Step("lm_head", (Buffer("logits", b * min(k, s) * v * e, "{B} × {k} × {V} × {e}"),
-                         Buffer("last hidden state", h * n * e, "{h} × {n} × {e}"))),
-    ]  # fmt: skip
-    repeated = Buffer("repeated k and v", 2 * heads * d * n * e if grouped else 0, "2 × {H} × {d} × {n} × {e}")
-    query = Buffer("query", heads * d * n * e, "{H} × {d} × {n} × {e}")
-    if eager:
-        if kv_heads == 1:  # one KV head is expanded as a view, not copied
-            repeated = repeated._replace(nbytes=0)
-        scores = Buffer("scores and softmax", how.softmax_bytes * heads * n * s, "{s} × {H} × {n} × {S}")
-        steps.append(Step("attention", (scores, query, repeated, residual, *common)))
-    elif how.math_bytes and grouped:
-        # flash refuses float32 and cards before Ampere, the memory-efficient kernel grouped heads: math remains
-        m = how.math_bytes
-        scores = Buffer("scores before and after the mask", 2 * heads * n * s * m, "2 × {H} × {n} × {S} × {m}")
-        scaled = Buffer("scaled q, repeated k, scaled k, v", 4 * heads * d * n * m, "4 × {H} × {d} × {n} × {m}")
-        causal = Buffer("causal mask of the math kernel", s * s * m, "{S} × {S} × {m}")
-        steps.append(Step("attention (math kernel)", (scores, scaled, causal, residual, *common)))
-    if how.copies != "never":
-        copy = Buffer("dequantized weight", how.copy_bytes * f * h, "{c} × {f} × {h}")
-        gate_up = Buffer("act(gate) and up", 2 * f * n * e, "2 × {f} × {n} × {e}")
-        steps.append(Step("up_proj, dequantized", (copy, gate_up, hidden, *common)))
-
-    step, nbytes = largest(steps)
-    symbols = {"S": s, "B": b, "n": n, "h": h, "f": f, "V": v, "H": heads, "d": d, "e": e, "r": r, "k": min(k, s),
-               "s": how.softmax_bytes, "c": how.copy_bytes, "m": how.math_bytes}  # fmt: skip
-    return Peak("prefill", step, nbytes, symbols)
+    return _peak(model, how, "prefill", new=tokens, seen=tokens, sequences=sequences)
 
 
 def decode(model: ModelSpec, how: Pass, *, tokens: int, sequences: int) -> Peak:
@@ -97,42 +53,101 @@ def decode(model: ModelSpec, how: Pass, *, tokens: int, sequences: int) -> Peak:
 
     A dynamic cache grows by torch.cat: while the last layer's values are copied, the old and the new tensor both live.
     """
-    s, b = tokens, sequences
+    return _peak(model, how, "decode", new=1, seen=tokens + 1, sequences=sequences)
+
+
+def _peak(model: ModelSpec, how: Pass, phase: str, *, new: int, seen: int, sequences: int) -> Peak:
+    b, q, t, decoding = sequences, new, seen, phase == "decode"
     h, f, v, e = model.hidden_size, model.intermediate_size, model.vocab_size, how.element_bytes
     heads, kv_heads, d = model.num_attention_heads, model.num_key_value_heads, model.head_dim
-    r = 3 if model.num_hidden_layers > 1 else 2
-    grouped, eager = heads > kv_heads > 1, how.attention == "eager"
-    seen = s + 1
+    n, r, k = b * q, 3 if model.num_hidden_layers > 1 else 2, min(how.logits_to_keep or q, q)
+    eager = how.attention == "eager"
+    growing = 2 * kv_heads * d * n * e if decoding and how.static_cache else 0
 
-    small = Buffer("residual stream", r * b * h * e, "{r} × {B} × {h} × {e}")
-    query = Buffer("query", b * heads * d * e, "{B} × {H} × {d} × {e}")
-    new_kv = Buffer("new key and value", 2 * b * kv_heads * d * e, "2 × {B} × {K} × {d} × {e}")
-    rotary = Buffer("cos, sin and position", 2 * d * e + 8, "2 × {d} × {e} + 8")
-    mask = Buffer("mask", b * seen * e if eager else 0, "{B} × ({S} + 1) × {e}")
-
+    rotary = Buffer("cos, sin and positions", 2 * q * d * e + 8 * q, "2 × {q} × {d} × {e} + 8 × {q}")
+    mask = Buffer("mask", b * q * t * e if eager else 0, "{B} × {q} × {T} × {e}")
+    residual = Buffer("residual stream", r * h * n * e, "{r} × {h} × {n} × {e}")
+    hidden = Buffer("residual stream and normed input", (r + 1) * h * n * e, "({r} + 1) × {h} × {n} × {e}")
+    query = Buffer("query", heads * d * n * e, "{H} × {d} × {n} × {e}")
+    scores = Buffer("attention weights", heads * n * t * e if eager else 0, "{H} × {n} × {T} × {e}")
+    rows = Buffer("new keys and values", growing, "2 × {K} × {d} × {n} × {e}")
+    last = b * k * h * e if b > 1 and 1 < k < q else 0  # positions picked from several sequences are copied
+    z = 8 if e < 4 else 4
+    common = (scores, rotary, mask) if eager else (rotary,)
     steps = [
-        Step("lm_head", (Buffer("logits", b * v * e, "{B} × {V} × {e}"), Buffer("last hidden state", b * h * e, "{B} × {h} × {e}"))),
-        Step("mlp", (Buffer("act(gate), up and their product", 3 * b * f * e, "3 × {B} × {f} × {e}"),
-                     Buffer("residual stream and normed input", (r + 1) * b * h * e, "({r} + 1) × {B} × {h} × {e}"), rotary, mask)),
+        Step("mlp", (Buffer("act(gate), up and their product", 3 * f * n * e, "3 × {f} × {n} × {e}"), hidden, *common)),
+        Step("rope", (Buffer("q, k and rotated halves", 4 * heads * d * n * e, "4 × {H} × {d} × {n} × {e}"), rows, residual, rotary, mask)),
+        Step("lm_head", (Buffer("logits", b * k * v * e, "{B} × {k} × {V} × {e}"),
+                         Buffer("last hidden state", h * n * e, "{h} × {n} × {e}"),
+                         Buffer("picked positions", last, "{B} × {k} × {h} × {e}"))),
     ]  # fmt: skip
-    if how.quantized_cache:
-        whole = Buffer("one layer's cache dequantized, and joined with recent tokens", 4 * b * kv_heads * seen * d * e,
-                       "4 × {B} × {K} × ({S} + 1) × {d} × {e}")  # fmt: skip
-        steps.append(Step("cache dequantized", (whole, small, query, new_kv, rotary, mask)))
-    elif not how.static_cache:
-        old = Buffer("old values during concatenation", b * kv_heads * s * d * e, "{B} × {K} × {S} × {d} × {e}")
-        steps.append(Step("cache concatenation", (old, small, query, new_kv, rotary, mask)))
+    # steps that one of the above outweighs for usual shapes are left out where it does
+    if h > 2 * f:
+        product = Buffer("product and output", (f + h) * n * e, "({f} + {h}) × {n} × {e}")
+        steps.append(Step("down_proj", (product, hidden, *common)))
+    if 2 * heads * d > 3 * f:
+        output = Buffer("query, attention and output", 2 * heads * d * n * e, "2 × {H} × {d} × {n} × {e}")
+        steps.append(Step("o_proj", (output, hidden, rotary, mask)))
+    if 3 * kv_heads > 2 * heads:
+        halves = Buffer("q, k and rotated halves", (2 * heads + 3 * kv_heads) * d * n * e, "(2 × {H} + 3 × {K}) × {d} × {n} × {e}")
+        steps.append(Step("rope of keys", (halves, rows, residual, rotary, mask)))
+    if 8 * h + z > (3 * f + h) * e:
+        norm = Buffer("float32 copies of the norm", (8 * h + z) * n, "(8 × {h} + {z}) × {n}")
+        steps.append(Step("post_attention_layernorm", (norm, residual, rotary, mask)))
+    steps += _cache_steps(model, how, decoding, b, t, (query, residual, rotary, mask))
     if eager:
-        repeated = Buffer("repeated k and v", 2 * b * heads * seen * d * e if grouped else 0,
-                          "2 × {B} × {H} × ({S} + 1) × {d} × {e}")  # fmt: skip
-        scores = Buffer("scores and softmax", how.softmax_bytes * b * heads * seen, "{s} × {B} × {H} × ({S} + 1)")
-        steps.append(Step("attention", (repeated, scores, small, query, rotary, mask)))
-    if how.copies == "always" or (how.copies == "prefill" and b > 4):
+        steps += _eager_steps(model, how, b, q, t, (query, residual, rotary, mask), scores)
+    elif how.math_bytes and heads > kv_heads and not decoding:
+        # flash refuses float32 and cards before Ampere, the memory-efficient kernel grouped heads: math remains
+        m = how.math_bytes
+        one = Buffer("scores", heads * n * t * m, "{H} × {n} × {T} × {m}")
+        causal = Buffer("causal mask of the math kernel", q * t * m, "{q} × {T} × {m}")
+        scaled = Buffer("scaled q, repeated k, scaled k, v", 4 * heads * d * n * m, "4 × {H} × {d} × {n} × {m}")
+        more = Buffer("copies of q", (1 + (b > 1 and q > 1)) * heads * d * n * m, "{y} × {H} × {d} × {n} × {m}")
+        steps.append(Step("attention (math kernel)", (one, one._replace(name="masked scores"), scaled, causal, residual, rotary)))
+        steps.append(Step("attention (math kernel)", (one, scaled, more, causal, residual, rotary)))
+    if how.copies == "always" or (how.copies == "prefill" and (not decoding or b > 4)):
         copy = Buffer("dequantized weight", how.copy_bytes * f * h, "{c} × {f} × {h}")
-        gate_up = Buffer("act(gate) and up", 2 * b * f * e, "2 × {B} × {f} × {e}")
-        steps.append(Step("up_proj, dequantized", (copy, gate_up, small, rotary, mask)))
+        gate_up = Buffer("act(gate) and up", 2 * f * n * e, "2 × {f} × {n} × {e}")
+        steps.append(Step("up_proj, dequantized", (copy, gate_up, hidden, rotary, mask)))
 
     step, nbytes = largest(steps)
-    symbols = {"S": s, "B": b, "h": h, "f": f, "V": v, "H": heads, "K": kv_heads, "d": d, "e": e, "r": r,
-               "s": how.softmax_bytes, "c": how.copy_bytes}  # fmt: skip
-    return Peak("decode", step, nbytes, symbols)
+    symbols = {"q": q, "T": t, "B": b, "n": n, "h": h, "f": f, "V": v, "H": heads, "K": kv_heads, "d": d, "e": e, "r": r,
+               "k": k, "s": how.softmax_bytes, "c": how.copy_bytes, "m": how.math_bytes, "z": z,
+               "y": 1 + (b > 1 and q > 1), "w": 2 if q > 1 and heads > 1 else 1}  # fmt: skip
+    return Peak(phase, step, nbytes, symbols)
+
+
+def _cache_steps(model: ModelSpec, how: Pass, decoding: bool, b: int, t: int, alive: tuple[Buffer, ...]) -> list[Step]:
+    """What updating the last layer's cache holds beside the final cache."""
+    if not decoding:
+        return []
+    kv_heads, d, e = model.num_key_value_heads, model.head_dim, how.element_bytes
+    new_kv = Buffer("new key and value", 2 * b * kv_heads * d * e, "2 × {B} × {K} × {d} × {e}")
+    if how.quantized_cache:
+        whole = Buffer("one layer's cache dequantized, and joined with recent tokens", 4 * b * kv_heads * t * d * e,
+                       "4 × {B} × {K} × {T} × {d} × {e}")  # fmt: skip
+        return [Step("cache dequantized", (whole, new_kv, *alive))]
+    if how.static_cache:
+        return [Step("cache update", (new_kv, *alive))]
+    old = Buffer("old values during concatenation", b * kv_heads * (t - 1) * d * e, "{B} × {K} × ({T} - 1) × {d} × {e}")
+    return [Step("cache concatenation", (old, new_kv, *alive))]
+
+
+def _eager_steps(model: ModelSpec, how: Pass, b: int, q: int, t: int, alive: tuple[Buffer, ...], scores: Buffer) -> list[Step]:
+    """Eager attention: scores, softmax in float32, values. One KV head is expanded as a view, not copied."""
+    heads, kv_heads, d, e = model.num_attention_heads, model.num_key_value_heads, model.head_dim, how.element_bytes
+    n = b * q
+    grouped, shared = heads > kv_heads > 1, heads > kv_heads == 1 and b > 1
+    repeated = Buffer("repeated k and v", 2 * b * heads * t * d * e if grouped else 0, "2 × {B} × {H} × {T} × {d} × {e}")
+    contiguous = Buffer("expanded k or v", b * heads * t * d * e if shared else 0, "{B} × {H} × {T} × {d} × {e}")
+    copied = Buffer("contiguous query", heads * d * n * e if b > 1 and q > 1 else 0, "{H} × {d} × {n} × {e}")
+    output = Buffer("output", heads * d * n * e, "{H} × {d} × {n} × {e}")
+    turned = Buffer("output and its transpose", (2 if q > 1 and heads > 1 else 1) * heads * d * n * e, "{w} × {H} × {d} × {n} × {e}")
+    softmax = Buffer("scores and softmax", how.softmax_bytes * heads * n * t, "{s} × {H} × {n} × {T}")
+    return [
+        Step("attention", (softmax, repeated, *alive)),
+        Step("attention scores", (copied, contiguous, scores, repeated, *alive)),
+        Step("attention values", (contiguous, output, scores, repeated, *alive)),
+        Step("attention output", (turned, scores, repeated, *alive)),
+    ]

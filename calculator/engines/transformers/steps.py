@@ -73,13 +73,14 @@ def _peak(model: ModelSpec, how: Pass, phase: str, *, new: int, seen: int, seque
     rows = Buffer("new keys and values", growing, "2 × {K} × {d} × {n} × {e}")
     last = b * k * h * e if b > 1 and 1 < k < q else 0  # positions picked from several sequences are copied
     z = 8 if e < 4 else 4
-    common = (scores, rotary, mask) if eager else (rotary,)
+    quiet = (rotary, mask) if eager else (rotary,)
+    common = (scores, *quiet) if eager else quiet
+    roped = (rows, residual, *quiet) if growing else (residual, *quiet)
     steps = [
         Step("mlp", (Buffer("act(gate), up and their product", 3 * f * n * e, "3 × {f} × {n} × {e}"), hidden, *common)),
-        Step("rope", (Buffer("q, k and rotated halves", 4 * heads * d * n * e, "4 × {H} × {d} × {n} × {e}"), rows, residual, rotary, mask)),
+        Step("rope", (Buffer("q, k and rotated halves", 4 * heads * d * n * e, "4 × {H} × {d} × {n} × {e}"), *roped)),
         Step("lm_head", (Buffer("logits", b * k * v * e, "{B} × {k} × {V} × {e}"),
-                         Buffer("last hidden state", h * n * e, "{h} × {n} × {e}"),
-                         Buffer("picked positions", last, "{B} × {k} × {h} × {e}"))),
+                         Buffer("last hidden state, picked positions", h * n * e + last, "{h} × {n} × {e} + {last}"))),
     ]  # fmt: skip
     # steps that one of the above outweighs for usual shapes are left out where it does
     if h > 2 * f:
@@ -90,11 +91,11 @@ def _peak(model: ModelSpec, how: Pass, phase: str, *, new: int, seen: int, seque
         steps.append(Step("o_proj", (output, hidden, rotary, mask)))
     if 3 * kv_heads > 2 * heads:
         halves = Buffer("q, k and rotated halves", (2 * heads + 3 * kv_heads) * d * n * e, "(2 × {H} + 3 × {K}) × {d} × {n} × {e}")
-        steps.append(Step("rope of keys", (halves, rows, residual, rotary, mask)))
+        steps.append(Step("rope of keys", (halves, *roped)))
     if 8 * h + z > (3 * f + h) * e:
         norm = Buffer("float32 copies of the norm", (8 * h + z) * n, "(8 × {h} + {z}) × {n}")
         steps.append(Step("post_attention_layernorm", (norm, residual, rotary, mask)))
-    steps += _cache_steps(model, how, decoding, b, t, (query, residual, rotary, mask))
+    steps += _cache_steps(model, how, decoding, b, t, (query, residual, *quiet))
     if eager:
         steps += _eager_steps(model, how, b, q, t, (query, residual, rotary, mask), scores)
     elif how.math_bytes and heads > kv_heads and not decoding:
@@ -113,7 +114,7 @@ def _peak(model: ModelSpec, how: Pass, phase: str, *, new: int, seen: int, seque
 
     step, nbytes = largest(steps)
     symbols = {"q": q, "T": t, "B": b, "n": n, "h": h, "f": f, "V": v, "H": heads, "K": kv_heads, "d": d, "e": e, "r": r,
-               "k": k, "s": how.softmax_bytes, "c": how.copy_bytes, "m": how.math_bytes, "z": z,
+               "k": k, "s": how.softmax_bytes, "c": how.copy_bytes, "m": how.math_bytes, "z": z, "last": last,
                "y": 1 + (b > 1 and q > 1), "w": 2 if q > 1 and heads > 1 else 1}  # fmt: skip
     return Peak(phase, step, nbytes, symbols)
 

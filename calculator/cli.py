@@ -147,8 +147,9 @@ def compare(estimates: tuple[str, ...], as_json: bool) -> None:
             words = shlex.split(quoted)
         except ValueError as e:
             raise BadValue(f"{quoted[:60]!r} is not a command line ({e})", hint="closing the quote") from None
+        words = words[1:] if words[:1] == ["vram"] else words
         words = words[1:] if words[:1] == ["estimate"] else words
-        with estimate.make_context("estimate", words) as context:
+        with estimate.make_context("estimate", words, parent=click.get_current_context().parent) as context:
             given = dict(context.params)
         model, gpu = given.pop("model"), given.pop("gpu")
         found.append(run_estimate(model, gpu, given))

@@ -7,6 +7,7 @@ so the peak is what an allocator is asked for: no rounding, no cached blocks, no
 from __future__ import annotations
 
 import contextlib
+import copy
 import weakref
 from collections.abc import Iterator
 from typing import Any
@@ -91,7 +92,10 @@ class Tracker(TorchDispatchMode):
         """Keep a stack of module names while the model runs."""
         for name, module in model.named_modules():
             module.register_forward_pre_hook(lambda *_, name=name: self.modules.append(name))
-            module.register_forward_hook(lambda *_: self.modules.pop() and None, always_call=True)
+            module.register_forward_hook(lambda *_: self._leave(), always_call=True)
+
+    def _leave(self) -> None:
+        self.modules.pop()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if any(hasattr(kind, "__tensor_flatten__") for kind in types):
@@ -119,6 +123,8 @@ class _WithoutCuda(TorchFunctionMode):
             return _index(*args)
         if func is torch.Tensor.contiguous and args[0].device.type == "cuda" and not kwargs:
             return args[0] if args[0].is_contiguous() else aten.clone(args[0], memory_format=torch.contiguous_format)
+        if func is torch.Tensor.__setitem__ and args[0].device.type == "cuda" and isinstance(args[1], torch.Tensor):
+            return aten.index_put_(args[0], [args[1]], args[2])
         if func is torch.Tensor.__invert__ and args[0].device.type == "cuda":
             return aten.bitwise_not(*args)
         return func(*args, **kwargs)
@@ -192,6 +198,9 @@ def backend_of(name: str) -> Iterator[str]:
             if name == "fake_cuda":
                 if not torch.backends.cuda.is_built():
                     stack.enter_context(_WithoutCuda())
+                    asked = torch.cuda.get_device_capability  # experts ask which grouped product there is
+                    torch.cuda.get_device_capability = lambda *_: (8, 0)
+                    stack.callback(setattr, torch.cuda, "get_device_capability", asked)
                 true_sdpa, F.scaled_dot_product_attention = F.scaled_dot_product_attention, _cuda_sdpa
                 stack.callback(setattr, F, "scaled_dot_product_attention", true_sdpa)
         yield device
@@ -207,7 +216,8 @@ def build(config: dict[str, Any], *, layers: int | None = None, dtype: str = "bf
     except ImportError:
         from transformers.modeling_utils import no_init_weights
 
-    settings = {k: v for k, v in config.items() if k not in ("architectures", "torch_dtype", "dtype")}
+    # a copy, because transformers writes into the nested dicts that it is given
+    settings = {k: copy.deepcopy(v) for k, v in config.items() if k not in ("architectures", "torch_dtype", "dtype")}
     if layers:
         settings["num_hidden_layers"] = layers
         settings.pop("layer_types", None)
@@ -218,22 +228,25 @@ def build(config: dict[str, Any], *, layers: int | None = None, dtype: str = "bf
     return model.eval()
 
 
-def make_cache(model: Any, kind: str, length: int) -> Any:
-    """An empty KV cache; a static one holds `length` tokens."""
-    from transformers import DynamicCache, StaticCache
+def make_cache(config: Any, kind: str, length: int) -> Any:
+    """An empty KV cache: dynamic, static (of `length` tokens), or quantized as backend-bits, such as quanto-4."""
+    from transformers import DynamicCache, QuantizedCache, StaticCache
 
     if kind == "dynamic":
-        return DynamicCache(config=model.config)
-    return StaticCache(config=model.config, max_cache_len=length)
+        return DynamicCache(config=config)
+    if kind == "static":
+        return StaticCache(config=config, max_cache_len=length)
+    backend, bits = kind.split("-")
+    axis = 1 if backend == "hqq" else 0
+    return QuantizedCache(backend=backend, config=config, nbits=int(bits), axis_key=axis, axis_value=axis)
 
 
-def fill_cache(model: Any, cache: Any, batch: int, tokens: int, device: str) -> None:
+def fill_cache(config: Any, cache: Any, batch: int, tokens: int, dtype: torch.dtype, device: str) -> None:
     """Put `tokens` tokens of each sequence in every layer."""
-    config = model.config
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     for layer in range(config.num_hidden_layers):
-        new = [torch.zeros(batch, heads, tokens, dim, dtype=model.dtype, device=device) for _ in range(2)]
+        new = [torch.zeros(batch, heads, tokens, dim, dtype=dtype, device=device) for _ in range(2)]
         cache.update(*new, layer)
 
 
@@ -256,9 +269,9 @@ def trace_model(model: Any, device: str, *, phase: str, batch: int, seq: int, lo
     """The same of a model that exists; call it inside `backend_of`. `cache` may be an empty cache of any kind."""
     new = seq if phase == "prefill" else 1
     ids = torch.zeros(batch, new, dtype=torch.long, device=device)
-    held = make_cache(model, cache, seq if phase == "prefill" else seq + 1) if isinstance(cache, str) else cache
+    held = make_cache(model.config, cache, seq if phase == "prefill" else seq + 1) if isinstance(cache, str) else cache
     if phase != "prefill":
-        fill_cache(model, held, batch, seq, device)
+        fill_cache(model.config, held, batch, seq, model.dtype, device)
     weights = [*model.parameters(), *model.buffers()]
     tracker = Tracker(device, snapshots=snapshots)
     tracker.hold(weights, "weights")

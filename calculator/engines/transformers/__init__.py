@@ -25,6 +25,7 @@ _SHORT = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
 
 # bytes a weight that a forward pass holds beside the stored weights, and when: from the kernels' sources
 _COPIES: dict[str, tuple[str, int, str]] = {
+    "bnb-int8": ("int8", 0, "bitsandbytes 0.50 backends/cuda/ops.py int8_mm_dequant, autograd/_functions.py MatMul8bitLt"),
     "bnb": ("prefill", 2, "bitsandbytes 0.50 backends/cuda/ops.py L904: 16-bit copy above a kernel-dependent batch"),
     "awq": ("prefill", 2, "AutoAWQ awq/modules/linear/gemm.py L48: 16-bit copy from 1024 tokens; none with Marlin"),
     "gptq": ("prefill", 2, "GPTQModel exllamav2 q_gemm.cu L118: 16-bit copy above 50 rows; none with Marlin"),
@@ -194,7 +195,7 @@ class Transformers:
             str(settings["attn_implementation"]), DTYPE_BYTES[dtype],
             steps.softmax_bytes(dtype) if settings["attn_implementation"] == "eager" else 0,
             int(settings["logits_to_keep"]), settings["cache_implementation"] == "static", size, copies,
-            job.deployment.kv_dtype in cache.QUANTIZED, 4 if _math_kernel(dtype, job) else 0,
+            job.deployment.kv_dtype in cache.QUANTIZED, dtype != "float16", 4 if _math_kernel(dtype, job) else 0,
         )  # fmt: skip
 
     def _peak(self, job: Job, phase: str, how: steps.Pass) -> Peak:
@@ -254,7 +255,7 @@ def _math_kernel(dtype: str, job: Job) -> bool:
 
 
 def _copies(scheme: Scheme) -> tuple[str, int, str]:
-    if scheme.name == "bnb-int8" or scheme.name.startswith("torchao-int4"):
+    if scheme.name.startswith("torchao-int4"):
         return ("never", 0, "")
     if scheme.name in _COPIES:
         return _COPIES[scheme.name]

@@ -13,6 +13,7 @@ modeling of every buffer checked against FakeTensor runs of that code, torch 2.1
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import NamedTuple
 
 from calculator.spec import ModelSpec
@@ -28,8 +29,9 @@ class Pass(NamedTuple):
     logits_to_keep: int  # 0: all positions
     static_cache: bool
     copy_bytes: int = 0  # transient bytes a weight that the linear layers are dequantized to
-    copies: str = "never"  # never, prefill, always
+    copies: str = "never"  # never, prefill, always; int8: no copy, but wide products
     quantized_cache: bool = False
+    cast_int8: bool = False  # int8 products come as float16 and are cast to another type
     math_bytes: int = 0  # bytes a score where sdpa is left the math kernel for grouped heads; 0: a fused kernel runs
 
 
@@ -57,6 +59,45 @@ def decode(model: ModelSpec, how: Pass, *, tokens: int, sequences: int) -> Peak:
 
 
 def _peak(model: ModelSpec, how: Pass, phase: str, *, new: int, seen: int, sequences: int) -> Peak:
+    plain = _plain_peak(model, _plain(how), phase, new, seen, sequences)
+    if how.copies == "never" or (how.copies == "prefill" and phase == "decode" and sequences <= 4):
+        return plain
+    if how.copies != "int8" and how.copy_bytes * model.hidden_size <= sequences * new * how.element_bytes:
+        return plain  # the copy is smaller than the product that the mlp step holds in its place
+    step = _copy_step(model, how, sequences, new, seen)
+    nbytes = step.nbytes
+    if nbytes <= plain.nbytes:
+        return plain
+    symbols = {**plain.symbols, "c": how.copy_bytes, "i": 2 if how.cast_int8 else 0}
+    return Peak(phase, step, nbytes, symbols)
+
+
+@lru_cache(maxsize=256)
+def _plain(how: Pass) -> Pass:
+    return how._replace(copies="never", copy_bytes=0, cast_int8=False)
+
+
+def _copy_step(model: ModelSpec, how: Pass, b: int, q: int, t: int) -> Step:
+    """The largest matrix product of a format that copies weights, or whose products are wide."""
+    n, e, h, f, d = b * q, how.element_bytes, model.hidden_size, model.intermediate_size, model.head_dim
+    r, eager = 3 if model.num_hidden_layers > 1 else 2, how.attention == "eager"
+    alive = (
+        Buffer("residual stream and normed input", (r + 1) * h * n * e, "({r} + 1) × {h} × {n} × {e}"),
+        Buffer("cos, sin and positions", 2 * q * d * e + 8 * q, "2 × {q} × {d} × {e} + 8 × {q}"),
+        Buffer("attention weights", model.num_attention_heads * n * t * e if eager else 0, "{H} × {n} × {T} × {e}"),
+        Buffer("mask", b * q * t * e if eager else 0, "{B} × {q} × {T} × {e}"),
+    )
+    if how.copies == "int8":  # int32 products, their float16 form, and the cast; int8 copy of the input and its scales
+        cast = 2 if how.cast_int8 else 0
+        products = Buffer("act(gate), int32 and 16-bit up", (e + 6 + cast) * f * n, "({e} + 6 + {i}) × {f} × {n}")
+        return Step("up_proj, int8", (products, Buffer("int8 input and scales", (h + 4) * n, "({h} + 4) × {n}"), *alive))
+    copy = Buffer("dequantized weight", how.copy_bytes * f * h, "{c} × {f} × {h}")
+    return Step("up_proj, dequantized", (copy, Buffer("act(gate) and up", 2 * f * n * e, "2 × {f} × {n} × {e}"), *alive))
+
+
+@lru_cache(maxsize=32_768)  # passes that differ in their weights' copies only share it
+def _plain_peak(model: ModelSpec, how: Pass, phase: str, new: int, seen: int, sequences: int) -> Peak:
+    """The peak where weights are used as they are stored."""
     b, q, t, decoding = sequences, new, seen, phase == "decode"
     h, f, v, e = model.hidden_size, model.intermediate_size, model.vocab_size, how.element_bytes
     heads, kv_heads, d = model.num_attention_heads, model.num_key_value_heads, model.head_dim
@@ -69,6 +110,7 @@ def _peak(model: ModelSpec, how: Pass, phase: str, *, new: int, seen: int, seque
     residual = Buffer("residual stream", r * h * n * e, "{r} × {h} × {n} × {e}")
     hidden = Buffer("residual stream and normed input", (r + 1) * h * n * e, "({r} + 1) × {h} × {n} × {e}")
     query = Buffer("query", heads * d * n * e, "{H} × {d} × {n} × {e}")
+    # eager's weights live to the end of the layer: LlamaDecoderLayer unpacks them into a name
     scores = Buffer("attention weights", heads * n * t * e if eager else 0, "{H} × {n} × {T} × {e}")
     rows = Buffer("new keys and values", growing, "2 × {K} × {d} × {n} × {e}")
     last = b * k * h * e if b > 1 and 1 < k < q else 0  # positions picked from several sequences are copied
@@ -88,13 +130,13 @@ def _peak(model: ModelSpec, how: Pass, phase: str, *, new: int, seen: int, seque
         steps.append(Step("down_proj", (product, hidden, *common)))
     if 2 * heads * d > 3 * f:
         output = Buffer("query, attention and output", 2 * heads * d * n * e, "2 × {H} × {d} × {n} × {e}")
-        steps.append(Step("o_proj", (output, hidden, rotary, mask)))
+        steps.append(Step("o_proj", (output, hidden, *common)))
     if 3 * kv_heads > 2 * heads:
         halves = Buffer("q, k and rotated halves", (2 * heads + 3 * kv_heads) * d * n * e, "(2 × {H} + 3 × {K}) × {d} × {n} × {e}")
         steps.append(Step("rope of keys", (halves, *roped)))
     if 8 * h + z > (3 * f + h) * e:
         norm = Buffer("float32 copies of the norm", (8 * h + z) * n, "(8 × {h} + {z}) × {n}")
-        steps.append(Step("post_attention_layernorm", (norm, residual, rotary, mask)))
+        steps.append(Step("post_attention_layernorm", (norm, residual, *common)))
     steps += _cache_steps(model, how, decoding, b, t, (query, residual, *quiet))
     if eager:
         steps += _eager_steps(model, how, b, q, t, (query, residual, rotary, mask), scores)
@@ -107,14 +149,9 @@ def _peak(model: ModelSpec, how: Pass, phase: str, *, new: int, seen: int, seque
         more = Buffer("copies of q", (1 + (b > 1 and q > 1)) * heads * d * n * m, "{y} × {H} × {d} × {n} × {m}")
         steps.append(Step("attention (math kernel)", (one, one._replace(name="masked scores"), scaled, causal, residual, rotary)))
         steps.append(Step("attention (math kernel)", (one, scaled, more, causal, residual, rotary)))
-    if how.copies == "always" or (how.copies == "prefill" and (not decoding or b > 4)):
-        copy = Buffer("dequantized weight", how.copy_bytes * f * h, "{c} × {f} × {h}")
-        gate_up = Buffer("act(gate) and up", 2 * f * n * e, "2 × {f} × {n} × {e}")
-        steps.append(Step("up_proj, dequantized", (copy, gate_up, hidden, rotary, mask)))
-
     step, nbytes = largest(steps)
     symbols = {"q": q, "T": t, "B": b, "n": n, "h": h, "f": f, "V": v, "H": heads, "K": kv_heads, "d": d, "e": e, "r": r,
-               "k": k, "s": how.softmax_bytes, "c": how.copy_bytes, "m": how.math_bytes, "z": z, "last": last,
+               "k": k, "s": how.softmax_bytes, "m": how.math_bytes, "z": z, "last": last,
                "y": 1 + (b > 1 and q > 1), "w": 2 if q > 1 and heads > 1 else 1}  # fmt: skip
     return Peak(phase, step, nbytes, symbols)
 

@@ -137,7 +137,8 @@ def _plain_peak(model: ModelSpec, how: Pass, phase: str, new: int, seen: int, se
     if 8 * h + z > (3 * f + h) * e:
         norm = Buffer("float32 copies of the norm", (8 * h + z) * n, "(8 × {h} + {z}) × {n}")
         steps.append(Step("post_attention_layernorm", (norm, residual, *common)))
-    steps += _cache_steps(model, how, decoding, b, t, (query, residual, *quiet))
+    if decoding:
+        steps += _decode_steps(model, how, b, t, (query, residual, *quiet))
     if eager:
         steps += _eager_steps(model, how, b, q, t, (query, residual, rotary, mask), scores)
     elif how.math_bytes and heads > kv_heads and not decoding:
@@ -151,25 +152,49 @@ def _plain_peak(model: ModelSpec, how: Pass, phase: str, new: int, seen: int, se
         steps.append(Step("attention (math kernel)", (one, scaled, more, causal, residual, rotary)))
     step, nbytes = largest(steps)
     symbols = {"q": q, "T": t, "B": b, "n": n, "h": h, "f": f, "V": v, "H": heads, "K": kv_heads, "d": d, "e": e, "r": r,
-               "k": k, "s": how.softmax_bytes, "m": how.math_bytes, "z": z, "last": last,
+               "k": k, "L": model.num_hidden_layers, "p": _mask_elements(t), "s": how.softmax_bytes, "m": how.math_bytes, "z": z, "last": last,
                "y": 1 + (b > 1 and q > 1), "w": 2 if q > 1 and heads > 1 else 1}  # fmt: skip
     return Peak(phase, step, nbytes, symbols)
 
 
-def _cache_steps(model: ModelSpec, how: Pass, decoding: bool, b: int, t: int, alive: tuple[Buffer, ...]) -> list[Step]:
-    """What updating the last layer's cache holds beside the final cache."""
-    if not decoding:
-        return []
-    kv_heads, d, e = model.num_key_value_heads, model.head_dim, how.element_bytes
+def _mask_elements(t: int) -> int:
+    """Elements of a one-token float mask over t tokens, and of its copy with strides of 16 for the memory-efficient kernel.
+
+    Source: pytorch v2.13 aten/src/ATen/native/transformers/attention.cpp pad_bias.
+    """
+    return t if t % 16 == 0 else 2 * t + 16 - t % 16
+
+
+def _decode_steps(model: ModelSpec, how: Pass, b: int, t: int, alive: tuple[Buffer, ...]) -> list[Step]:
+    """What only a decode step holds: updates of the last layer's cache, masks over cached tokens, keys repeated."""
+    heads, kv_heads, d, e = model.num_attention_heads, model.num_key_value_heads, model.head_dim, how.element_bytes
+    eager, dynamic = how.attention == "eager", not how.static_cache
     new_kv = Buffer("new key and value", 2 * b * kv_heads * d * e, "2 × {B} × {K} × {d} × {e}")
+    steps = []
     if how.quantized_cache:
         whole = Buffer("one layer's cache dequantized, and joined with recent tokens", 4 * b * kv_heads * t * d * e,
                        "4 × {B} × {K} × {T} × {d} × {e}")  # fmt: skip
-        return [Step("cache dequantized", (whole, new_kv, *alive))]
-    if how.static_cache:
-        return [Step("cache update", (new_kv, *alive))]
-    old = Buffer("old values during concatenation", b * kv_heads * (t - 1) * d * e, "{B} × {K} × ({T} - 1) × {d} × {e}")
-    return [Step("cache concatenation", (old, new_kv, *alive))]
+        steps.append(Step("cache dequantized", (whole, new_kv, *alive)))
+    elif how.static_cache:
+        steps.append(Step("cache update", (new_kv, *alive)))
+    else:
+        old = Buffer("old values during concatenation", b * kv_heads * (t - 1) * d * e, "{B} × {K} × ({T} - 1) × {d} × {e}")
+        steps.append(Step("cache concatenation", (old, new_kv, *alive)))
+    if eager or how.static_cache:
+        # sdpa with a dynamic cache needs no mask for one token. masking_utils.py makes it before the first layer
+        indices = Buffer("positions of keys, as int64, twice", 16 * t + 8 * b + 24, "16 × {T} + 8 × {B} + 24")
+        embedded = Buffer("embedded tokens", b * model.hidden_size * e, "{B} × {h} × {e}")
+        later = Buffer("keys and values not yet cached", -2 * model.num_hidden_layers * kv_heads * d * b * e if dynamic else 0,
+                       "-2 × {L} × {K} × {d} × {B} × {e}")  # fmt: skip
+        steps.append(Step("mask", (indices, embedded, later)))
+    if how.static_cache and not eager:
+        mask = Buffer("bool mask, and float masks", t + b * _mask_elements(t) * e, "{T} + {B} × {p} × {e}")
+        steps.append(Step("attention", (mask, *alive)))
+    if how.math_bytes and heads > kv_heads and dynamic and not eager:
+        m = how.math_bytes
+        repeated = Buffer("repeated k and v, scaled k, scores", (3 * d + 1) * heads * b * t * m, "(3 × {d} + 1) × {H} × {B} × {T} × {m}")
+        steps.append(Step("attention (math kernel)", (repeated, Buffer("scaled query", heads * d * b * m, "{H} × {d} × {B} × {m}"), *alive)))
+    return steps
 
 
 def _eager_steps(model: ModelSpec, how: Pass, b: int, q: int, t: int, alive: tuple[Buffer, ...], scores: Buffer) -> list[Step]:

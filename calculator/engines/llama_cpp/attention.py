@@ -138,7 +138,9 @@ class Attention(Base):
             k, v = (g.new("K (f16)" if t is k else "V (f16)", "cpy", t.ne, t, fmt=F16) if t.fmt is F32 else t for t in (k, v))
             cur = g.new("kqv_out", "flash_attn", (v.ne[0], q.ne[2], q.ne[1], q.ne[3]), q, k, v, inputs.mask)
             cur.scratch = _converted(cur, k, v)
-            return g.reshape(cur, cur.ne[0] * cur.ne[1], b.tokens)
+            cur = g.reshape(cur, cur.ne[0] * cur.ne[1], b.tokens)
+            g.forward(cur)
+            return cur
         scores = g.mul_mat("kq", k, q)
         if self.family.attention_softcap:
             scores = self.softcap("kq", scores)

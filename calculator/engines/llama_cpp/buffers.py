@@ -45,6 +45,7 @@ class Context(NamedTuple):
     type_k: str
     type_v: str
     cuda: bool
+    swa_full: bool = False
 
 
 def layout(context: Context) -> Layout:
@@ -59,6 +60,21 @@ def layout(context: Context) -> Layout:
     if context.kv_unified or context.n_seq_max == 1:
         return Layout(padded, 1)
     return Layout(align_up(padded // context.n_seq_max, CELL_PADDING), context.n_seq_max)
+
+
+def window_cells(window: int, context: Context) -> int:
+    """Cells a stream of the cache of sliding-window layers.
+
+    pad256(min(cells, window x sequences that share a stream + n_ubatch)), or all cells with swa_full
+
+    Source: src/llama-kv-cache-iswa.cpp L70 @0c1e57098.
+    """
+    cells = layout(context).cells
+    if context.swa_full:
+        return cells
+    sharing = context.n_seq_max if context.kv_unified else 1
+    ubatch = min(context.n_ctx, context.n_batch, context.n_ubatch)
+    return align_up(min(cells, window * sharing + ubatch), CELL_PADDING)
 
 
 def row_bytes(model: ModelSpec, fmt: Format) -> int:

@@ -1,0 +1,133 @@
+"""The compute buffers of a context: the graph of its largest micro-batch, scheduled and allocated as llama.cpp does.
+
+Layers repeat, and so does what the allocator does to them: once a layer leaves the buffers as an earlier one did, all
+further ones are known. So a graph of a few layers is enough, and each simulation checks that it is.
+
+Source: llama.cpp @0c1e57098 src/llama-context.cpp (llama_context L133 to L306, sched_reserve L615, graph_reserve L2523).
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import NamedTuple
+
+from calculator.engines.llama_cpp.allocator import Allocation, Live, Place
+from calculator.engines.llama_cpp.buffers import CUDA_ALIGNMENT, HOST_ALIGNMENT, Context, layout, window_cells
+from calculator.engines.llama_cpp.families import FAMILIES, Batch, Cache, Decoder, Layer
+from calculator.engines.llama_cpp.models import Builder
+from calculator.engines.llama_cpp.scheduler import Machine, schedule
+from calculator.formats import FORMATS
+from calculator.units import align_up
+
+
+class Buffer(NamedTuple):
+    """One compute buffer at its largest moment: bytes = sum of the live tensors + holes."""
+
+    name: str
+    nbytes: int
+    node: str
+    live: tuple[Live, ...]
+    holes: int
+
+
+CPU = Place("host", HOST_ALIGNMENT, False)
+
+
+def cuda(index: int = 0) -> Place:
+    """A GPU's compute buffer."""
+    return Place(f"gpu {index}", CUDA_ALIGNMENT, True)
+
+
+class Task(NamedTuple):
+    """All that the buffers depend on."""
+
+    model: Decoder
+    batch: Batch
+    caches: tuple[Cache, Cache]
+    layers: tuple[Layer, ...]
+    output_home: int
+    machine: Machine
+    pin: bool
+
+
+@lru_cache(maxsize=4096)
+def compute_buffers(model: Decoder, context: Context) -> tuple[Buffer, ...]:
+    """Compute buffers of the devices, in order, and the host's last; without a GPU the host's alone."""
+    return tuple(run(task(model, context)))
+
+
+def task(model: Decoder, context: Context) -> Task:
+    """What llama.cpp reserves for: a full micro-batch over full caches, all sequences in it.
+
+    tokens  = min(cells x streams, n_ubatch, n_batch, n_ctx), up to a multiple of n_seq_max
+    outputs = min(tokens before that, n_outputs)
+    """
+    where = layout(context)
+    batch = min(context.n_batch, context.n_ctx)
+    ubatch = min(batch, context.n_ubatch)
+    tokens = min(where.cells * where.streams, ubatch)
+    k, v = FORMATS[context.type_k], FORMATS[context.type_v]
+    caches = (Cache(where.cells, where.streams, k, v), Cache(window_cells(model.window, context), where.streams, k, v))
+    machine = Machine((cuda(), CPU) if context.cuda else (CPU,))
+    layers = tuple(Layer(model.windowed(i), 0, 0, 0) for i in range(model.layers))
+    rows = Batch(align_up(tokens, context.n_seq_max), min(tokens, context.n_outputs), context.flash_attn)
+    return Task(model, rows, caches, layers, 0, machine, pin=context.cuda)
+
+
+def run(task: Task) -> list[Buffer]:
+    """Simulate with as few layers as prove enough; the compute buffers, the host's last."""
+    period = 2 * (task.model.full_every if FAMILIES[task.model.family].windows and task.model.window else 1)
+    for few in (2, 4, 8):
+        kept = _reduced(task.layers, period, few)
+        if len(kept) == len(task.layers):
+            break
+        allocation = _allocate(task, kept)
+        if _repeats(task.layers, kept, allocation.boundaries, period):
+            return _buffers(allocation)
+    return _buffers(_allocate(task, task.layers))
+
+
+def _allocate(task: Task, layers: tuple[Layer, ...]) -> Allocation:
+    builder = Builder(task.model, task.batch, task.caches, layers, task.machine.host, task.output_home, task.pin)
+    return schedule(builder.build(), task.machine)
+
+
+def _segments(layers: tuple[Layer, ...]) -> list[list[Layer]]:
+    """Runs of layers in the same place."""
+    runs: list[list[Layer]] = []
+    for layer in layers:
+        if runs and runs[-1][-1][1:] == layer[1:]:
+            runs[-1].append(layer)
+        else:
+            runs.append([layer])
+    return runs
+
+
+def _reduced(layers: tuple[Layer, ...], period: int, few: int) -> tuple[Layer, ...]:
+    """Whole periods taken out of each run, `few` layers and a period left."""
+    kept: list[Layer] = []
+    for segment in _segments(layers):
+        spare = len(segment) - few - period
+        out = max(0, spare - spare % period)
+        kept += segment[out:] if segment[out:] else segment
+    return tuple(kept)
+
+
+def _repeats(layers: tuple[Layer, ...], kept: tuple[Layer, ...], states: list[object], period: int) -> bool:
+    """Whether each shortened run came back to a state a period later, before its last layer."""
+    start = 0
+    for whole, short in zip(_segments(layers), _segments(kept), strict=True):
+        if len(short) < len(whole):
+            inner = states[start : start + len(short) - 1]
+            if len(inner) <= period or inner[-1] != inner[-1 - period]:
+                return False
+        start += len(short)
+    return True
+
+
+def _buffers(allocation: Allocation) -> list[Buffer]:
+    found = []
+    for arena in allocation.arenas:
+        live = tuple(arena.at_peak())
+        found.append(Buffer(arena.place.name, arena.nbytes, arena.peak_node, live, arena.nbytes - sum(t.nbytes for t in live)))
+    return found

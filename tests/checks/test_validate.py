@@ -42,23 +42,19 @@ def test_exact_components_are_exact_on_every_record(engine, component):
     assert not wrong, wrong[:3]
 
 
-def test_compute_buffers_are_within_their_known_error():
-    """The closed form: every context within 10 %; exact on CUDA with flash attention and an f16 cache."""
-    cases = [c for c in compared()[0] if c.component == "compute buffer"]
-    assert len(cases) > 3_900
-    assert max(abs(c.error) for c in cases) < 0.10
-    for c in cases:
-        s = c.record.run["settings"]
-        if s["backend"] == "cuda" and s["flash_attn"] and s["type_k"] == s["type_v"] == "f16":
-            assert abs(c.error) < 1e-6, c.record.run
-    host = [c for c in compared()[0] if c.component == "compute buffer, host"]
-    assert max(abs(c.error) for c in host) < 0.01
+def test_simulated_compute_buffers_are_exact():
+    """All but 8 contexts with an IQ4_NL cache on CUDA, which the mock device took into flash attention; CUDA doesn't."""
+    cases = [c for c in compared()[0] if c.component in ("compute buffer", "compute buffer, host")]
+    assert len(cases) > 5_900
+    wrong = [c for c in cases if c.predicted.point != c.recorded]
+    assert len({id(c.record) for c in wrong}) == 8
+    assert all("iq4_nl" in (c.record.run["settings"]["type_k"], c.record.run["settings"]["type_v"]) for c in wrong)
 
 
 def test_bands_cover_the_records_and_are_narrow():
     cases = [c for c in compared()[0] if c.component == "compute buffer"]
     assert sum(c.covered for c in cases) > 0.98 * len(cases)
-    assert sorted(c.width for c in cases)[len(cases) // 2] < 0.105
+    assert sorted(c.width for c in cases)[len(cases) // 2] < 0.01
 
 
 def test_only_records_of_families_without_formulas_are_refused_and_none_is_lost():

@@ -7,6 +7,8 @@ from typing import Any, ClassVar, Literal
 
 from calculator.engines.base import COUNT, Dynamic, Job, Record, Setting, record, residual_band
 from calculator.engines.llama_cpp import buffers
+from calculator.engines.llama_cpp.compute import SOURCE as COMPUTE_SOURCE
+from calculator.engines.llama_cpp.compute import compute
 from calculator.engines.weights import stored_formula
 from calculator.errors import BadValue, NotModelled, Unsupported
 from calculator.formats import FORMATS
@@ -21,7 +23,6 @@ KV_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_n
 KV_SOURCE = "llama.cpp src/llama-kv-cache.cpp @0c1e57098; equals 6,080 of 6,080 measured contexts of llama-like models"
 PLACEMENT = "llama.cpp src/llama-model.cpp load_tensors @0c1e57098; ggml-cuda.cu get_alloc_size"
 NO_CUDA_KERNEL = frozenset({"TQ1_0", "TQ2_0"})  # ggml-cuda.cu ggml_backend_cuda_device_supports_op, MUL_MAT
-COMPUTE_SOURCE = "closed form of llama.cpp src/llama-graph.cpp and ggml/src/ggml-alloc.c @0c1e57098"
 
 
 class LlamaCpp:
@@ -145,13 +146,13 @@ class LlamaCpp:
     def activation_lines(self, job: Job, phase: str) -> list[Line]:  # noqa: ARG002
         """Compute buffers of the devices and the host, and the output buffer."""
         context = self._context(job)
-        peak, host = _compute(job.model, context)
+        peak, host = compute(job.model, context)
         band = residual_band(f"llama.cpp/compute buffer/{job.deployment.settings['backend']}")
         low, high = band.around(peak.nbytes)
         source = f"{COMPUTE_SOURCE}; band: {band.source}"
         lines = [
             Line("activations", "compute buffer", peak.nbytes, peak.formula, source, basis="modelled", low=low, high=high,
-                 device=i, note=f"largest step: {peak.step.name}, micro-batch of {peak.symbols['n']:,} tokens")
+                 device=i, note=f"largest while {peak.step.name} is computed, for a full micro-batch")
             for i in range(job.deployment.gpus)
         ]  # fmt: skip
         if job.deployment.gpus > 1:
@@ -185,7 +186,7 @@ class LlamaCpp:
 
     def peak(self, job: Job, phase: str) -> Peak:  # noqa: ARG002
         """The step that the compute buffer is sized for."""
-        return _compute(job.model, self._context(job))[0]
+        return compute(job.model, self._context(job))[0]
 
     def kv_bytes_per_token(self, job: Job) -> int:
         """Rows of K and V over all layers."""
@@ -208,9 +209,9 @@ class LlamaCpp:
             fixed = model.num_hidden_layers * self._kv_layer(job, where)
             if not where.cuda:
                 fixed += 4 * model.vocab_size * where.n_seq_max
-            compute = _compute(model, where)[0].nbytes
+            device = compute(model, where)[0].nbytes
             copies = buffers.pipeline_inputs(where) if gpus > 1 else 0
-            return fixed + (compute + copies) * gpus, fixed + (band.around(compute)[1] + 2 * copies) * gpus
+            return fixed + (device + copies) * gpus, fixed + (band.around(device)[1] + 2 * copies) * gpus
 
         return size
 
@@ -241,11 +242,6 @@ class LlamaCpp:
             n_seq_max=n_seq_max, n_outputs=n_outputs, kv_unified=bool(s["kv_unified"]), flash_attn=bool(s["flash_attn"]),
             type_k=str(s["type_k"]).upper(), type_v=str(s["type_v"]).upper(), cuda=s["backend"] == "cuda",
         )  # fmt: skip
-
-
-@lru_cache(maxsize=4096)
-def _compute(model: ModelSpec, context: buffers.Context) -> tuple[Peak, int]:
-    return buffers.compute(model, context)
 
 
 @lru_cache(maxsize=16)

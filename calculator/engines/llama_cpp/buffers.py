@@ -1,7 +1,4 @@
-"""Sizes of llama.cpp's buffers, in closed form: KV cache (exact), compute buffers (modelled).
-
-The compute buffer is what ggml's graph allocator leaves for a micro-batch; these forms are the maximum over the steps
-of a layer and the output, and the allocator can leave up to a fifth more or less on unusual shapes.
+"""Sizes of llama.cpp's KV cache and of its tensors on a device, in closed form; and the settings they follow from.
 
 Source: llama.cpp @0c1e57098: src/llama-kv-cache.cpp, src/llama-context.cpp, ggml/src/ggml-alloc.c; ggml-cuda.cu
 ggml_backend_cuda_buffer_type_get_alloc_size for the padding of quantized rows.
@@ -11,18 +8,14 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from calculator.formats import FORMATS, Format
+from calculator.formats import Format
 from calculator.spec import ModelSpec
-from calculator.steps import Buffer, Peak, Step, largest
 from calculator.units import align_up
 
 CELL_PADDING = 256
 CUDA_ALIGNMENT = 128
 HOST_ALIGNMENT = 32
 CUDA_ROW_PADDING = 512  # elements that a quantized row is padded to, once a tensor
-# types of K and V that flash attention reads as they are; it converts others to 16 bits first
-_READ_AS_IS_BY_CUDA = frozenset({"F16"})
-_READ_AS_IS_BY_CPU = frozenset(FORMATS) - {"F32"}
 
 
 class Layout(NamedTuple):
@@ -111,64 +104,3 @@ def pipeline_inputs(context: Context) -> int:
     where = layout(context)
     n = min(where.cells * where.streams, context.n_ubatch, context.n_batch)
     return (PIPELINE_COPIES - 1) * n * where.cells * (2 if context.flash_attn else 4)
-
-
-def compute(model: ModelSpec, context: Context) -> tuple[Peak, int]:
-    """Peak of the accelerator's compute buffer, and bytes of the host's.
-
-    Symbols: n micro-batch, c cells, s streams, o outputs, D hidden, A = heads d, K = KV heads d, F feed-forward,
-    V vocabulary, H heads, x residual copies (2 on CUDA, 3 on the CPU).
-    """
-    where = layout(context)
-    d, f, v = model.hidden_size, model.intermediate_size, model.vocab_size
-    a, k = model.num_attention_heads * model.head_dim, model.num_key_value_heads * model.head_dim
-    n = min(where.cells * where.streams, context.n_ubatch, context.n_batch)
-    o, c, flash = min(context.n_outputs, n), where.cells, context.flash_attn
-    x = 2 if context.cuda else 3
-
-    ids = align_up(4 * o, CUDA_ALIGNMENT if context.cuda else HOST_ALIGNMENT)
-    mask = Buffer("mask", n * c * (2 if flash else 4), "{n} × {c} × {m}")
-    index = 16 * n if flash else 8 * n + 8 * n * k
-    inputs = Buffer("positions, indices, output ids", 4 * n + index + ids,
-                    "4 × {n} + " + ("16 × {n}" if flash else "8 × {n} + 8 × {n} × {K}") + " + {ids}")  # fmt: skip
-    rotation = Buffer("rotation matrices", _rotation(model, context), "{rotation}")
-    common = (mask, inputs, rotation)
-    steps = [
-        Step("ffn", (Buffer("residual, attention, gate, up, product", 4 * n * (x * d + a + 3 * f),
-                            "4 × {n} × ({x} × {D} + {A} + 3 × {F})"), *common)),
-    ]  # fmt: skip
-    qkv = Buffer("residual, q and attention", 4 * n * (x * d + 2 * a), "4 × {n} × ({x} × {D} + 2 × {A})")
-    converted = 0
-    if flash:
-        read_as_is = _READ_AS_IS_BY_CUDA if context.cuda else _READ_AS_IS_BY_CPU
-        converted = sum(t not in read_as_is for t in (context.type_k, context.type_v))
-        scratch = Buffer("16-bit copy of K, V", 2 * k * c * where.streams * converted, "{q} × 2 × {K} × {c} × {s}")
-        steps.append(Step("attention", (qkv, scratch, *common)))
-    else:
-        scores = Buffer("scores", 4 * n * model.num_attention_heads * c, "4 × {n} × {H} × {c}")
-        steps.append(Step("attention", (qkv, scores, *common)))
-    kept = 1 if context.cuda else 2 if context.type_v in ("F16", "BF16") or not flash else 3
-    steps.append(Step("output", (Buffer("logits and last hidden", 4 * o * (v + kept * d), "4 × {o} × ({V} + {y} × {D})"),
-                                 Buffer("output ids", 0 if context.cuda else 4 * n, "4 × {n}"))))  # fmt: skip
-    step, nbytes = largest(steps)
-    symbols = {"y": kept, "n": n, "c": c, "s": where.streams, "o": o, "D": d, "A": a, "K": k, "F": f, "V": v, "x": x,
-               "H": model.num_attention_heads, "m": 2 if flash else 4, "ids": ids,
-               "rotation": rotation.nbytes, "q": converted}  # fmt: skip
-    host = 8 * n * d + mask.nbytes + 4 * n + 4 * n + index + align_up(4 * o, HOST_ALIGNMENT) + rotation.nbytes if context.cuda else 0
-    return Peak("prefill", step, nbytes, symbols), host
-
-
-def _rotation(model: ModelSpec, context: Context) -> int:
-    """Rotation (Hadamard) matrices for quantized keys and values, new in 2026.
-
-    K: 4 r^2, r the largest 64 x 2^i that divides head_dim; V: r is 64, 16 KiB.
-    """
-    total = 0
-    if FORMATS[context.type_k].block_elements > 1 and model.head_dim % 64 == 0:
-        r = 64
-        while model.head_dim % (2 * r) == 0:
-            r *= 2
-        total += 4 * r * r
-    if FORMATS[context.type_v].block_elements > 1 and model.head_dim % 64 == 0:
-        total += 4 * 64 * 64
-    return total

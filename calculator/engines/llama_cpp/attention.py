@@ -57,19 +57,19 @@ class Attention(Base):
         """Query, key and value with a dimension of heads."""
         g, m, b = self.g, self.m, self.b
         d = m.head_dim
-        sizes = {"Qcur": m.heads, "Kcur": m.kv_heads, "Vcur": m.kv_heads}
+        sizes = {"Qcur": ("attn_q", m.heads), "Kcur": ("attn_k", m.kv_heads), "Vcur": ("attn_v", m.kv_heads)}
         found = []
         if self.family.fused_qkv:
             whole = g.mul_mat("wqkv", self.weight("attn_qkv", m.hidden, d * (m.heads + 2 * m.kv_heads)), cur)
             if m.qkv_bias:
                 whole = g.like("wqkv", "add", whole, self.weight("attn_qkv.bias", whole.ne[0], fmt=F32))
-            for heads in sizes.values():
+            for _, heads in sizes.values():
                 found.append(g.view(whole, (d, heads, b.tokens, 1), (4, 4 * d, whole.nb[1], whole.nb[2])))
         else:
-            for name, heads in sizes.items():
-                t = g.mul_mat(name, self.weight(name, m.hidden, d * heads), cur)
+            for name, (weight, heads) in sizes.items():
+                t = g.mul_mat(name, self.weight(weight, m.hidden, d * heads), cur)
                 if m.qkv_bias:
-                    t = g.like(name, "add", t, self.weight(name + ".bias", d * heads, fmt=F32))
+                    t = g.like(name, "add", t, self.weight(weight + ".bias", d * heads, fmt=F32))
                 found.append(g.reshape(t, d, heads, b.tokens))
         q, k, v = found
         return q, k, v
@@ -147,6 +147,8 @@ class Attention(Base):
         scores = g.like("kq_soft_max", "soft_max", scores, inputs.mask)
         cur = g.swap(g.mul_mat("kqv", v, scores), 1, 2)
         cur = g.new("kqv_out", "cont", (cur.ne[0] * cur.ne[1], b.tokens), cur)
+        if b.attend_on_host:
+            cur.pinned = self.host
         g.forward(cur)
         return cur
 

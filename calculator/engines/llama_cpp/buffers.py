@@ -39,6 +39,11 @@ class Context(NamedTuple):
     type_v: str
     cuda: bool
     swa_full: bool = False
+    split: tuple[int, ...] = (1,)  # shares of the layers, a GPU each (--tensor-split)
+    n_gpu_layers: int = -1  # layers on GPUs, the last ones first, the output counted as one; -1 all
+    n_cpu_moe: int = 0  # first layers whose experts stay on the host
+    kv_offload: bool = True  # the cache follows its layer; otherwise it is the host's
+    op_offload: bool = True  # large products with weights of the host run on a GPU
 
 
 def layout(context: Context) -> Layout:

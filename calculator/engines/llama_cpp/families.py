@@ -79,7 +79,12 @@ class Batch(NamedTuple):
     tokens: int
     outputs: int
     flash: bool
+    pin: bool = False  # a layer's norms stay on its device
+    attend_on_host: bool = False  # the cache, and attention without its fused kernel, are the host's
     rotate: bool = True  # quantized K and V are rotated
+
+
+Formats = tuple[tuple[str, Format], ...]  # of a layer's matrices by their name in the file, where not F16
 
 
 class Layer(NamedTuple):
@@ -89,27 +94,33 @@ class Layer(NamedTuple):
     home: int  # backend of its weights
     cache_home: int
     experts_home: int
+    formats: Formats = ()
 
 
 class Base:
     """The parts that all of a graph's sections share."""
 
-    def __init__(self, model: Decoder, batch: Batch, caches: tuple[Cache, Cache], layers: tuple[Layer, ...], host: int,
-                 output_home: int, pin: bool) -> None:  # fmt: skip
-        """`caches` are of full and of sliding-window layers; `pin` keeps a layer's norms on its device."""
+    def __init__(self, model: Decoder, batch: Batch, caches: tuple[Cache, Cache], layers: tuple[Layer, ...],
+                 output: Layer, host: int) -> None:  # fmt: skip
+        """`caches` are of full and of sliding-window layers; `output` says where the head is."""
         self.g = Graph()
         self.m, self.b, self.family = model, batch, FAMILIES[model.family]
-        self.caches, self.layers, self.host, self.output_home, self.pin = caches, layers, host, output_home, pin
+        self.caches, self.layers, self.output, self.host = caches, layers, output, host
         self.home = host  # backend of the current layer's weights
+        self.formats: dict[str, Format] = {}
 
-    def weight(self, name: str, *ne: int, fmt: Format = F16, home: int | None = None) -> Tensor:
+    def enter(self, layer: Layer) -> None:
+        """Weights are this layer's from now on."""
+        self.home, self.formats = layer.home, dict(layer.formats)
+
+    def weight(self, name: str, *ne: int, fmt: Format | None = None, home: int | None = None) -> Tensor:
         """A weight of the current layer."""
-        return self.g.resident(name, fmt, self.home if home is None else home, *ne)
+        return self.g.resident(name, fmt or self.formats.get(name, F16), self.home if home is None else home, *ne)
 
     def norm(self, name: str, x: Tensor, *, pin: bool = True) -> Tensor:
         """RMS norm and its weight."""
         t = self.g.like(name, "rms_norm", x)
-        if pin and self.pin:
+        if pin and self.b.pin:
             t.pinned = self.home
         return self.g.like(name, "mul", t, self.weight(name, x.ne[0], fmt=F32))
 

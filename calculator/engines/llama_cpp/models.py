@@ -28,7 +28,7 @@ class Builder(Attention):
         inputs = [self.attention_inputs(cache) for cache in self.caches[: 1 + family.windows]]
         out_ids = g.input("out_ids", I32, b.outputs)
         for i, layer in enumerate(self.layers):
-            self.home = layer.home
+            self.enter(layer)
             cur = self.norm("attn_norm", x)
             cur = self.attention(cur, positions, inputs[layer.windowed], layer)
             if i == len(self.layers) - 1:
@@ -36,7 +36,7 @@ class Builder(Attention):
                 x = g.get_rows("layer_inp", x, out_ids)
             x = self.feed_forward(cur, x, layer)
             x.ends_layer = True
-        self.home = self.output_home
+        self.enter(self.output)
         cur = self.norm("result_norm", x, pin=False)
         cur.is_output = True
         cur = g.mul_mat("result_output", self.weight("output", m.hidden, m.vocabulary), cur)

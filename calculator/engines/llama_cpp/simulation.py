@@ -13,10 +13,11 @@ from typing import NamedTuple
 
 from calculator.engines.llama_cpp.allocator import Allocation, Live, Place
 from calculator.engines.llama_cpp.buffers import CUDA_ALIGNMENT, HOST_ALIGNMENT, Context, layout, window_cells
-from calculator.engines.llama_cpp.families import FAMILIES, Batch, Cache, Decoder, Layer
+from calculator.engines.llama_cpp.families import FAMILIES, Batch, Cache, Decoder, Formats, Layer
+from calculator.engines.llama_cpp.graph import F16
 from calculator.engines.llama_cpp.models import Builder
 from calculator.engines.llama_cpp.scheduler import Machine, schedule
-from calculator.formats import FORMATS
+from calculator.formats import FORMATS, Format
 from calculator.units import align_up
 
 
@@ -38,6 +39,13 @@ def cuda(index: int = 0) -> Place:
     return Place(f"gpu {index}", CUDA_ALIGNMENT, True)
 
 
+class Weights(NamedTuple):
+    """Storage formats of the matrices, by layer; they matter where the host's weights are copied to a GPU."""
+
+    layers: tuple[Formats, ...] = ()
+    output: Format = F16
+
+
 class Task(NamedTuple):
     """All that the buffers depend on."""
 
@@ -45,33 +53,60 @@ class Task(NamedTuple):
     batch: Batch
     caches: tuple[Cache, Cache]
     layers: tuple[Layer, ...]
-    output_home: int
+    output: Layer
     machine: Machine
-    pin: bool
 
 
 @lru_cache(maxsize=4096)
-def compute_buffers(model: Decoder, context: Context) -> tuple[Buffer, ...]:
+def compute_buffers(model: Decoder, context: Context, weights: Weights = Weights()) -> tuple[Buffer, ...]:  # noqa: B008
     """Compute buffers of the devices, in order, and the host's last; without a GPU the host's alone."""
-    return tuple(run(task(model, context)))
+    return tuple(run(task(model, context, weights)))
 
 
-def task(model: Decoder, context: Context) -> Task:
+def task(model: Decoder, context: Context, weights: Weights = Weights()) -> Task:  # noqa: B008
     """What llama.cpp reserves for: a full micro-batch over full caches, all sequences in it.
 
     tokens  = min(cells x streams, n_ubatch, n_batch, n_ctx), up to a multiple of n_seq_max
     outputs = min(tokens before that, n_outputs)
     """
     where = layout(context)
-    batch = min(context.n_batch, context.n_ctx)
-    ubatch = min(batch, context.n_ubatch)
+    ubatch = min(context.n_ctx, context.n_batch, context.n_ubatch)
     tokens = min(where.cells * where.streams, ubatch)
     k, v = FORMATS[context.type_k], FORMATS[context.type_v]
     caches = (Cache(where.cells, where.streams, k, v), Cache(window_cells(model.window, context), where.streams, k, v))
-    machine = Machine((cuda(), CPU) if context.cuda else (CPU,))
-    layers = tuple(Layer(model.windowed(i), 0, 0, 0) for i in range(model.layers))
-    rows = Batch(align_up(tokens, context.n_seq_max), min(tokens, context.n_outputs), context.flash_attn)
-    return Task(model, rows, caches, layers, 0, machine, pin=context.cuda)
+    homes = places_of_layers(model.layers, context)
+    host = len(context.split) if context.cuda else 0
+    on_gpus = context.cuda and not 0 <= context.n_gpu_layers <= model.layers
+    formats = weights.layers or ((),) * model.layers
+    layers = tuple(
+        Layer(model.windowed(i), homes[i], homes[i] if context.kv_offload else host, host if i < context.n_cpu_moe else homes[i], formats[i])
+        for i in range(model.layers)
+    )
+    pipeline = host > 1 and on_gpus and context.kv_offload and not context.n_cpu_moe
+    machine = Machine((*(cuda(i) for i in range(host)), CPU), context.op_offload, pipeline)
+    rows = align_up(tokens, context.n_seq_max)
+    batch = Batch(rows, min(tokens, context.n_outputs), context.flash_attn, pin=on_gpus or (context.cuda and rows < 32),
+                  attend_on_host=not context.kv_offload)  # fmt: skip
+    return Task(model, batch, caches, layers, Layer(False, homes[-1], host, host, (("output", weights.output),)), machine)
+
+
+def places_of_layers(layers: int, context: Context) -> list[int]:
+    """Backend of each layer's weights, and of the output's: the last n_gpu_layers on GPUs, by their shares.
+
+    Source: src/llama-model.cpp load_tensors L1573 to L1614 @0c1e57098.
+    """
+    gpus = len(context.split) if context.cuda else 0
+    wanted = layers + 1 if context.n_gpu_layers < 0 else context.n_gpu_layers
+    start, count = max(0, layers + 1 - wanted), min(wanted, layers + 1)
+    total, homes = sum(context.split), [gpus] * (layers + 1)
+    for i in range(start, start + count) if gpus else ():
+        below = 0
+        for gpu, share in enumerate(context.split):
+            below += share
+            if below * count > (i - start) * total:
+                homes[i] = gpu
+                break
+    return homes
 
 
 def run(task: Task) -> list[Buffer]:
@@ -88,7 +123,7 @@ def run(task: Task) -> list[Buffer]:
 
 
 def _allocate(task: Task, layers: tuple[Layer, ...]) -> Allocation:
-    builder = Builder(task.model, task.batch, task.caches, layers, task.machine.host, task.output_home, task.pin)
+    builder = Builder(task.model, task.batch, task.caches, layers, task.output, task.machine.host)
     return schedule(builder.build(), task.machine)
 
 

@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 UV := $(shell command -v uv 2>/dev/null)
 
-.PHONY: app test lint report bench browser wheel clean
+.PHONY: app test lint report bench browser real oracle wheel clean
 .DEFAULT_GOAL := test
 
 ifdef UV
@@ -41,6 +41,16 @@ bench: $(VENV)/.ready  ## start-up, warm estimate, sweep
 browser: $(VENV)/.ready  ## the dashboard in Debian's chromium
 	$(INSTALL) -e '.[browser]'
 	$(BIN)/pytest -m browser tests/browser
+
+$(VENV)/.torch: $(VENV)/.ready
+	$(INSTALL) torch transformers
+	touch $@
+
+real: $(VENV)/.torch  ## a short slice of real torch runs: what was exact stays exact
+	$(BIN)/pytest -m real tests/real
+
+oracle: $(VENV)/.torch  ## 200 random configs: the closed forms against traces of the real code
+	$(BIN)/python tests/real/oracle.py
 
 wheel: $(VENV)/.ready  ## dist/*.whl
 	$(BIN)/python -m hatchling build -t wheel

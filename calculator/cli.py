@@ -19,9 +19,6 @@ LATER = {
     "plan": "replicas and cost for traffic come with capacity planning",
     "train": "training memory comes in a later version",
     "inspect": "headers of GGUF and safetensors files come with the readers",
-    "measure": "real runs come with the validation suites",
-    "verify": "checking on your own GPU comes with the validation suites",
-    "trace": "tracing a model without formulas comes with the validation suites",
     "detect": "finding this machine's GPUs comes in a later version",
 }
 
@@ -54,8 +51,14 @@ def options_of(model: Any, kw: dict[str, Any]) -> dict[str, Any]:
         check_tensor_parallel(model, parse_count(kw["tp"], name="--tp", example="2"))
     if gpus > 1 and stages > 1 and gpus != stages:
         raise BadValue(f"--gpus {gpus} and --pp {stages} contradict each other", hint="one of them")
+    names = ("quant", "context", "sequences", "kv_dtype", "engine", "engine_version")
+    return {**{n: kw[n] for n in names}, "gpus": max(gpus, stages), "settings": parse_set(kw["settings"])}
+
+
+def parse_set(items: tuple[str, ...]) -> dict[str, str]:
+    """Settings from repeated --set KEY=VALUE."""
     settings: dict[str, str] = {}
-    for item in kw["settings"]:
+    for item in items:
         name, sign, value = item.partition("=")
         if not sign or not name:
             raise BadValue(f"--set {item[:40]!r} is not KEY=VALUE", hint="--set flash_attn=0")
@@ -63,8 +66,7 @@ def options_of(model: Any, kw: dict[str, Any]) -> dict[str, Any]:
         if name in settings:
             raise BadValue(f"--set {name[:40]} is given twice", hint="one of them")
         settings[name] = value
-    names = ("quant", "context", "sequences", "kv_dtype", "engine", "engine_version")
-    return {**{n: kw[n] for n in names}, "gpus": max(gpus, stages), "settings": settings}
+    return settings
 
 
 def show(document: Callable[[], dict[str, Any]], text: Callable[[], str], as_json: bool) -> None:
@@ -305,6 +307,49 @@ def validate(write: bool, as_json: bool) -> None:
     from calculator.commands import run_validate
 
     run_validate(write, as_json)
+
+
+@vram.command()
+@click.argument("config")
+@click.option("--quant", metavar="Q", default="bf16", help="Type of the weights: bf16, fp16, fp32. Default bf16.")
+@click.option("--context", metavar="N", default="8k", help="Tokens per sequence: 8192, 8k. Default 8k.")
+@click.option("--sequences", metavar="N", default="1", help="Sequences in the pass. Default 1.")
+@click.option("--set", "settings", metavar="KEY=VALUE", multiple=True, help="attn_implementation, logits_to_keep, cache_implementation, phase.")
+@json_option
+def trace(config: str, quant: str, context: str, sequences: str, settings: tuple[str, ...], as_json: bool) -> None:
+    """The exact peak of the real model code, without weights, GPU or formula (extra `validation`).
+
+    CONFIG is a config.json of any architecture that transformers knows, or a model of the catalog.
+    """
+    from calculator.commands import run_trace
+
+    run_trace(config, quant=quant, context=context, sequences=sequences, settings=parse_set(settings), as_json=as_json)
+
+
+@vram.command()
+@click.argument("model")
+@click.option("--quant", metavar="Q", default="bf16", help="bf16, fp16, fp32, or a bitsandbytes format. Default bf16.")
+@click.option("--context", metavar="N", default="8k", help="Tokens per sequence: 8192, 8k. Default 8k.")
+@click.option("--sequences", metavar="N", default="1", help="Sequences in the pass. Default 1.")
+@click.option("-o", "--output", metavar="FILE", help="Append the records there, to contribute them.")
+@json_option
+def verify(model: str, quant: str, context: str, sequences: str, output: str | None, as_json: bool) -> None:
+    """Run MODEL on this machine's GPU and hold the prediction against it (extra `validation`)."""
+    from calculator.commands import run_verify
+
+    run_verify(model, quant=quant, context=context, sequences=sequences, output=output, as_json=as_json)
+
+
+@vram.command(context_settings={"ignore_unknown_options": True})
+@click.argument("suite", type=click.Choice(("weights", "cache", "activations", "cuda")))
+@click.argument("probe_args", nargs=-1, type=click.UNPROCESSED)
+def measure(suite: str, probe_args: tuple[str, ...]) -> None:
+    """Run a suite of real runs and record them (extra `validation`, in a checkout)."""
+    import sys
+
+    from calculator.checks.verify import measure as run_suite
+
+    sys.exit(run_suite(suite, probe_args))
 
 
 @vram.command()

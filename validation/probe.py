@@ -24,6 +24,8 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
+TOOLS = HERE.parent / "calculator" / "checks"  # tracing.py and gpu.py need torch and transformers only, not the package
+sys.path.append(str(TOOLS))
 MODELS: dict[str, dict[str, Any]] = json.loads((HERE / "architectures.json").read_text())
 FIRST = ("llama-3.2-1b", "llama-3.2-1b-card")
 CONTEXTS = tuple(1024 * 2**i for i in range(8))
@@ -212,7 +214,7 @@ def run_activations(what: Task) -> dict[str, int]:
 def run_cuda(what: Task) -> tuple[dict[str, int], dict[str, str]]:
     """One measurement in a process of its own, so that peaks don't mix."""
     sent = {"model": {k: v for k, v in what["model"].items() if k != "id"}, "run": what["run"]}
-    done = subprocess.run([sys.executable, str(HERE / "gpu.py"), json.dumps(sent)], capture_output=True, text=True,
+    done = subprocess.run([sys.executable, str(TOOLS / "gpu.py"), json.dumps(sent)], capture_output=True, text=True,
                           timeout=LIMIT_S, check=False)  # fmt: skip
     if done.returncode:
         raise RuntimeError((done.stderr.strip().splitlines() or ["no output"])[-1])

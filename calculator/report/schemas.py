@@ -293,6 +293,54 @@ class Validate(_Envelope):
     refused: list[dict[str, str | None]]
 
 
+class TracedPass(_Document):
+    """One pass of the real model code under FakeTensor [bytes]."""
+
+    model: str
+    phase: str
+    weights_bytes: int
+    kv_bytes: int
+    input_bytes: int
+    act_bytes: int
+    peak_bytes: int
+    peak_module: str
+    peak_operator: str
+    predicted_act_bytes: int | None
+    predicted_step: str | None
+    reason: str
+
+
+class Trace(_Envelope):
+    """vram trace --json."""
+
+    passes: list[TracedPass]
+
+
+class VerifiedFigure(_Document):
+    """A measured figure and its prediction [bytes]."""
+
+    component: str
+    predicted: int
+    low: int
+    high: int
+    measured: int
+    error_percent: float
+
+
+class VerifiedRun(_Document):
+    """One run on the user's GPU."""
+
+    record: dict[str, Any] | None
+    reason: str
+    figures: list[VerifiedFigure]
+
+
+class Verify(_Envelope):
+    """vram verify --json."""
+
+    runs: list[VerifiedRun]
+
+
 class ModelRow(_Document):
     """One catalog model."""
 
@@ -377,6 +425,7 @@ class Engines(_Envelope):
 
 DOCUMENTS: dict[str, type[_Envelope]] = {
     "estimate": Estimate, "compare": Compare, "sweep": Sweep, "recommend": Recommend, "solve": Solve, "audit": Audit, "report": Report, "validate": Validate,
+    "trace": Trace, "verify": Verify,
     "models": Models, "gpus": Gpus, "quants": Quants, "engines": Engines,
 }  # fmt: skip
 

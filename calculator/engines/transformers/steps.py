@@ -106,7 +106,8 @@ def _plain_peak(model: ModelSpec, how: Pass, phase: str, new: int, seen: int, se
     growing = 2 * kv_heads * d * n * e if decoding and how.static_cache else 0
 
     rotary = Buffer("cos, sin and positions", 2 * q * d * e + 8 * q, "2 × {q} × {d} × {e} + 8 × {q}")
-    mask = Buffer("mask", b * q * t * e if eager else 0, "{B} × {q} × {T} × {e}")
+    masked = eager or (decoding and how.static_cache)  # sdpa needs a mask where cells of a static cache are empty
+    mask = Buffer("mask", b * q * t * e if eager else t if masked else 0, "{B} × {q} × {T} × {e}" if eager else "{T}")
     residual = Buffer("residual stream", r * h * n * e, "{r} × {h} × {n} × {e}")
     hidden = Buffer("residual stream and normed input", (r + 1) * h * n * e, "({r} + 1) × {h} × {n} × {e}")
     query = Buffer("query", heads * d * n * e, "{H} × {d} × {n} × {e}")
@@ -115,7 +116,7 @@ def _plain_peak(model: ModelSpec, how: Pass, phase: str, new: int, seen: int, se
     rows = Buffer("new keys and values", growing, "2 × {K} × {d} × {n} × {e}")
     last = b * k * h * e if b > 1 and 1 < k < q else 0  # positions picked from several sequences are copied
     z = 8 if e < 4 else 4
-    quiet = (rotary, mask) if eager else (rotary,)
+    quiet = (rotary, mask) if masked else (rotary,)
     common = (scores, *quiet) if eager else quiet
     roped = (rows, residual, *quiet) if growing else (residual, *quiet)
     steps = [
@@ -188,8 +189,7 @@ def _decode_steps(model: ModelSpec, how: Pass, b: int, t: int, alive: tuple[Buff
                        "-2 × {L} × {K} × {d} × {B} × {e}")  # fmt: skip
         steps.append(Step("mask", (indices, embedded, later)))
     if how.static_cache and not eager:
-        mask = Buffer("bool mask, and float masks", t + b * _mask_elements(t) * e, "{T} + {B} × {p} × {e}")
-        steps.append(Step("attention", (mask, *alive)))
+        steps.append(Step("attention", (Buffer("float masks", b * _mask_elements(t) * e, "{B} × {p} × {e}"), *alive)))
     if how.math_bytes and heads > kv_heads and dynamic and not eager:
         m = how.math_bytes
         repeated = Buffer("repeated k and v, scaled k, scores", (3 * d + 1) * heads * b * t * m, "(3 × {d} + 1) × {H} × {B} × {T} × {m}")

@@ -1,6 +1,7 @@
 """Exact live bytes of a real transformers forward pass: executed, or under FakeTensor on a pretend device.
 
-Needs torch and transformers only. Every tensor's storage is followed from the operator that makes it to its release,
+Needs torch and transformers only, and imports nothing of this package: `validation/probe.py` loads it from its file on
+machines that have no more. Every tensor's storage is followed from the operator that makes it to its release,
 so the peak is what an allocator is asked for: no rounding, no cached blocks, no scratch inside a kernel.
 """
 
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import weakref
 from collections.abc import Iterator
 from typing import Any
@@ -73,10 +75,10 @@ class Tracker(TorchDispatchMode):
                 self.live += nbytes - before
                 self._known[key] = (ref, nbytes, first)
             return
-        self._known[key] = (weakref.ref(storage, lambda _, key=key: self._release(key)), nbytes, label)
+        self._known[key] = (weakref.ref(storage, functools.partial(self._release, key)), nbytes, label)
         self.live += nbytes
 
-    def _release(self, key: int) -> None:
+    def _release(self, key: int, _: Any) -> None:
         self.live -= self._known.pop(key)[1]
 
     def hold(self, thing: Any, label: str) -> None:

@@ -12,7 +12,7 @@ import sys
 from typing import Any
 
 import torch
-import tracing
+import tracing  # type: ignore[import-not-found]  # beside this file: it runs as a script
 
 MIB = 2**20
 
@@ -53,6 +53,9 @@ def context() -> dict[str, int]:
     """Growth of the process from nothing: context, first tensor, first kernel, first product, first attention."""
     before = device_mib("memory.used")
     measured: dict[str, int] = {} if before is None else {"nvml_before_bytes": before}
+    x: Any
+    w: Any
+    q: Any
     x = w = q = None
     for stage in ("context", "tensor", "kernel", "matmul", "attention"):
         if stage == "context":
@@ -60,9 +63,9 @@ def context() -> dict[str, int]:
         elif stage == "tensor":
             x = torch.zeros(512, 512, dtype=torch.bfloat16, device="cuda")
         elif stage == "kernel":
-            w = (x + 1) * 2  # type: ignore[operator]
+            w = (x + 1) * 2
         elif stage == "matmul":
-            x = x @ w  # type: ignore[operator]
+            x = x @ w
         else:
             q = torch.zeros(1, 8, 256, 64, dtype=torch.bfloat16, device="cuda")
             torch.nn.functional.scaled_dot_product_attention(q, q, q, is_causal=True)

@@ -1,0 +1,70 @@
+"""A short real slice of the suites: torch really runs, and a prediction that was exact must still be.
+
+Needs torch and transformers (`make real` installs them); random weights, since memory doesn't depend on values.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+from calculator.estimate import estimate
+
+pytestmark = [
+    pytest.mark.real,
+    pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="torch isn't installed; make real installs it"),
+]
+CONFIGS = json.loads((Path(__file__).parents[2] / "validation" / "architectures.json").read_text())
+
+
+def predicted(model, **kw):
+    said = estimate(model, engine="transformers", **kw)
+    return {c: said.ledger.component_bytes(c) for c in ("weights", "kv_cache", "activations")}
+
+
+@pytest.mark.parametrize(("phase", "attn"), [("prefill", "sdpa"), ("decode", "eager"), ("decode", "sdpa")])
+def test_the_true_1b_in_bf16_really_executed(phase, attn):
+    """Weights, cache and activation peak, to the byte, at full depth."""
+    from calculator.checks import tracing
+
+    ran = tracing.trace(CONFIGS["llama-3.2-1b"], phase=phase, seq=1024, attn=attn, backend="cpu")
+    said = predicted("llama-3.2-1b", context=1024, settings={"phase": phase, "attn_implementation": attn})
+    assert {"weights": ran["weights_bytes"], "kv_cache": ran["kv_bytes"], "activations": ran["act_bytes"]} == said
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "static"])
+@pytest.mark.parametrize("name", ["llama-3.2-1b-card", "qwen2.5-0.5b"])
+def test_caches_really_filled(name, kind):
+    import torch
+    from transformers import AutoConfig
+
+    from calculator.checks import tracing
+
+    config = AutoConfig.for_model(**{k: v for k, v in CONFIGS[name].items() if k != "torch_dtype"})
+    with tracing.backend_of("cpu"):
+        cache = tracing.make_cache(config, kind, 4096)
+        tracing.fill_cache(config, cache, 2, 4096, torch.bfloat16, "cpu")
+        held = tracing.storage_bytes(cache, "cpu")
+    assert held == predicted(name, context=4096, sequences=2, settings={"phase": "prefill", "cache_implementation": kind})["kv_cache"]
+
+
+@pytest.mark.parametrize("context", [1024, 131_072])
+@pytest.mark.parametrize("name", ["llama-3.2-1b", "llama-3.2-1b-card"])
+def test_traces_of_both_entries(name, context):
+    from calculator.checks.trace import trace
+
+    for passed in trace(name, context=context):
+        assert passed.act_bytes == passed.predicted_act_bytes
+
+
+def test_a_model_type_without_formulas_is_traced_and_says_so(tmp_path):
+    from calculator.checks.trace import trace
+
+    (tmp_path / "config.json").write_text(json.dumps(CONFIGS["phi-3-mini"] | {"num_hidden_layers": 2}))
+    (passed,) = trace(str(tmp_path), context=1024, settings={"phase": "prefill"})
+    assert passed.predicted_act_bytes is None
+    assert "phi3" in passed.reason
+    assert passed.act_bytes > 0

@@ -1,9 +1,14 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from calculator.engines.llama_cpp.buffers import Context
+from calculator.engines.llama_cpp.compute import compute, device_bytes
 from calculator.errors import CalculatorError
 from calculator.estimate import estimate
+from tests.strategies import models
 
 
 def test_cache_a_token_of_the_1b():
@@ -41,3 +46,12 @@ def test_what_is_refused(kw, words):
     with pytest.raises(CalculatorError, match=words) as error:
         estimate("llama-3.2-1b", **({"quant": "Q4_K_M"} | kw))
     assert "\n" not in str(error.value)
+
+
+@settings(max_examples=150, deadline=None)
+@given(models(), st.integers(1, 400), st.integers(1, 24), st.booleans(), st.booleans(), st.sampled_from(["F16", "Q8_0"]), st.booleans())
+def test_between_two_contexts_of_equal_decisions_the_buffer_is_affine(model, blocks, slots, cuda, flash, k, all_outputs):
+    """What a sweep reads between simulated contexts is what the simulation gives there."""
+    v = k if flash else "F16"
+    context = Context(256 * blocks * slots, 2048, 512, slots, 512 if all_outputs else slots, False, flash, k, v, cuda)
+    assert device_bytes(model.spec, context) == compute(model.spec, context)[0].nbytes

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 from calculator.engines.base import COUNT, Dynamic, Job, Record, Setting, record, residual_band
 from calculator.engines.llama_cpp import buffers
 from calculator.engines.llama_cpp.compute import SOURCE as COMPUTE_SOURCE
-from calculator.engines.llama_cpp.compute import compute
+from calculator.engines.llama_cpp.compute import compute, device_bytes
 from calculator.engines.weights import stored_formula
 from calculator.errors import BadValue, NotModelled, Unsupported
 from calculator.formats import FORMATS
@@ -209,7 +209,7 @@ class LlamaCpp:
             fixed = model.num_hidden_layers * self._kv_layer(job, where)
             if not where.cuda:
                 fixed += 4 * model.vocab_size * where.n_seq_max
-            device = compute(model, where)[0].nbytes
+            device = device_bytes(model, where)
             copies = buffers.pipeline_inputs(where) if gpus > 1 else 0
             return fixed + (device + copies) * gpus, fixed + (band.around(device)[1] + 2 * copies) * gpus
 

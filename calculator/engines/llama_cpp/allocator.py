@@ -42,7 +42,8 @@ class Live(NamedTuple):
 class Arena:
     """One compute buffer: its free blocks by address, and the log of what was placed when."""
 
-    __slots__ = ("alignment", "cuda", "free_at", "free_size", "log", "nbytes", "peak_node", "peak_time", "place", "time")
+    __slots__ = ("alignment", "cuda", "free_at", "free_size", "log", "nbytes", "peak_node", "peak_time", "place", "time",
+                 "trail")  # fmt: skip
 
     def __init__(self, place: Place) -> None:
         """An empty buffer with one endless free block."""
@@ -51,6 +52,7 @@ class Arena:
         self.nbytes = self.time = self.peak_time = 0
         self.peak_node = ""
         self.log: list[tuple[int, Tensor, int]] = []  # time; tensor; bytes taken, or -1 where it ended
+        self.trail: list[int] = []  # the outcome of every comparison of sizes
 
     def sized(self, t: Tensor) -> int:
         """Bytes that a tensor takes here."""
@@ -60,15 +62,18 @@ class Arena:
     def take(self, t: Tensor, moment: str) -> None:
         """Place a tensor in the best fitting free block; of equals the last, and the endless one only if no other fits."""
         size, sizes = self.sized(t), self.free_size
-        best, last = -1, len(sizes) - 1
+        best, last, fitting = -1, len(sizes) - 1, 0
         smallest = _ENDLESS
         for i in range(last):
-            if size <= sizes[i] <= smallest:
-                best, smallest = i, sizes[i]
+            if size <= sizes[i]:
+                fitting |= 1 << i
+                if sizes[i] <= smallest:
+                    best, smallest = i, sizes[i]
         if best < 0:
             best = last
         at = self.free_at[best]
         t.offset = at
+        self.trail += (fitting, best, sizes[best] == size, at + size > self.nbytes)
         if sizes[best] == size:
             del sizes[best], self.free_at[best]
         else:
@@ -87,13 +92,14 @@ class Arena:
         i = 0
         while starts[i] < at:
             i += 1
-        if starts[i] == at + size:
-            if i and starts[i - 1] + sizes[i - 1] == at:
-                sizes[i - 1] += size + sizes[i]
-                del starts[i], sizes[i]
-            else:
-                starts[i], sizes[i] = at, sizes[i] + size
-        elif i and starts[i - 1] + sizes[i - 1] == at:
+        after, before = starts[i] == at + size, i > 0 and starts[i - 1] + sizes[i - 1] == at
+        self.trail += (i, after, before)
+        if after and before:
+            sizes[i - 1] += size + sizes[i]
+            del starts[i], sizes[i]
+        elif after:
+            starts[i], sizes[i] = at, sizes[i] + size
+        elif before:
             sizes[i - 1] += size
         else:
             starts.insert(i, at)

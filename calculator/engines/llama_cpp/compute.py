@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from functools import lru_cache
 from math import prod
+from typing import NamedTuple
 
 from calculator.engines.llama_cpp import simulation
 from calculator.engines.llama_cpp.allocator import Live
-from calculator.engines.llama_cpp.buffers import Context
+from calculator.engines.llama_cpp.buffers import CELL_PADDING, Context, layout
 from calculator.engines.llama_cpp.families import Decoder
 from calculator.errors import NotModelled
 from calculator.spec import ModelSpec
 from calculator.steps import Buffer, Peak, Step
 
 SOURCE = "llama.cpp src/llama-graph.cpp, ggml/src/ggml-backend.cpp and ggml-alloc.c @0c1e57098, simulated node by node"
+_LARGE = 2**18  # cells
 _GRAPHS = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2"}  # model type -> the graph that llama.cpp builds for it
 
 
@@ -22,6 +24,58 @@ def compute(model: ModelSpec, context: Context) -> tuple[Peak, int]:
     """Largest moment of the accelerator's (or the CPU's) compute buffer, and bytes of the host's beside an accelerator."""
     device, *host = simulation.compute_buffers(_decoder(model), context)
     return _peak(device), host[-1].nbytes if host else 0
+
+
+def device_bytes(model: ModelSpec, context: Context) -> int:
+    """Bytes of the accelerator's (or the CPU's) compute buffer, for many contexts that differ in their cells.
+
+    Sizes of tensors are affine in the number of cells (a multiple of 256, so alignment adds nothing), and the allocator
+    only compares sums of them. An inequality of affine functions that holds at both ends of an interval holds inside:
+    where all decisions at both ends are the same, they are the same between, and the buffer is affine too. Where they
+    aren't, the interval is halved.
+    """
+    cells, streams = layout(context)
+    low = CELL_PADDING
+    while low * streams < context.n_ubatch:  # the micro-batch would be smaller
+        low *= 2
+    if cells < low or context.kv_unified:
+        return compute(model, context)[0].nbytes
+    known = _intervals(model, context._replace(n_ctx=0))
+    for found in known:
+        if found.low <= cells <= found.high:
+            break
+    else:
+        found = _interval(model, context, low, max(_LARGE, 1 << cells.bit_length()), cells)
+        known.append(found)
+    return found.at_low + (found.at_high - found.at_low) * (cells - found.low) // (found.high - found.low)
+
+
+class _Interval(NamedTuple):
+    """Cells between which the buffer is affine, and its bytes at both ends."""
+
+    low: int
+    high: int
+    at_low: int
+    at_high: int
+
+
+@lru_cache(maxsize=4096)
+def _intervals(model: ModelSpec, context: Context) -> list[_Interval]:  # noqa: ARG001  # the key
+    """Those found so far of contexts that differ in n_ctx alone."""
+    return []
+
+
+def _interval(model: ModelSpec, context: Context, low: int, high: int, cells: int) -> _Interval:
+    while True:
+        first, last = (_device(model, context, end) for end in (low, high))
+        if first.trail == last.trail or high - low == CELL_PADDING:
+            return _Interval(low, high, first.nbytes, last.nbytes)
+        middle = low << (high // low).bit_length() // 2 if high > 2 * low else (low + high) // 2
+        low, high = (low, middle) if cells <= middle else (middle, high)
+
+
+def _device(model: ModelSpec, context: Context, cells: int) -> simulation.Buffer:
+    return simulation.compute_buffers(_decoder(model), context._replace(n_ctx=cells * context.n_seq_max))[0]
 
 
 @lru_cache(maxsize=256)

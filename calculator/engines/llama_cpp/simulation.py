@@ -29,6 +29,7 @@ class Buffer(NamedTuple):
     node: str
     live: tuple[Live, ...]
     holes: int
+    trail: tuple[int, ...] = ()  # what the allocator decided: equal trails, equal arithmetic
 
 
 CPU = Place("host", HOST_ALIGNMENT, False)
@@ -164,5 +165,5 @@ def _buffers(allocation: Allocation) -> list[Buffer]:
     found = []
     for arena in allocation.arenas:
         live = tuple(arena.at_peak())
-        found.append(Buffer(arena.place.name, arena.nbytes, arena.peak_node, live, arena.nbytes - sum(t.nbytes for t in live)))
+        found.append(Buffer(arena.place.name, arena.nbytes, arena.peak_node, live, arena.nbytes - sum(t.nbytes for t in live), tuple(arena.trail)))
     return found

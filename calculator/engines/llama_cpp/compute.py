@@ -38,7 +38,7 @@ def device_bytes(model: ModelSpec, context: Context) -> int:
     low = CELL_PADDING
     while low * streams < context.n_ubatch:  # the micro-batch would be smaller
         low *= 2
-    if cells < low or context.kv_unified:
+    if cells < low or context.n_ctx < context.n_ubatch or context.kv_unified:
         return compute(model, context)[0].nbytes
     known = _intervals(model, context._replace(n_ctx=0))
     for found in known:

@@ -35,6 +35,15 @@ class ModelSpec:
     attention_bias: AttentionBias = "none"
     mlp_bias: bool = False
     rope_type: str = "default"
+    num_experts: int = 0
+    num_experts_per_tok: int = 0
+    expert_intermediate_size: int = 0  # of one expert
+    full_every: int = 0  # each n-th layer sees everything, the others sliding_window tokens; 0: all layers alike
+
+    @property
+    def full_layers(self) -> int:
+        """Layers that see everything where others have a window."""
+        return self.num_hidden_layers // self.full_every if self.full_every else self.num_hidden_layers
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Literal, NamedTuple
 
-from calculator.architectures.dense import dense
+from calculator.architectures.dense import dense, experts
 from calculator.architectures.inventory import Inventory, TensorGroup
 from calculator.errors import UnknownArchitecture
 from calculator.names import nearest
@@ -21,12 +21,27 @@ class Architecture(NamedTuple):
     kind: Callable[[ModelSpec], Inventory]
     attention_bias: Literal["none", "qkv"]
     source: str
+    gguf: str  # the name of its graph in llama.cpp
+    tied: bool = False  # where the config doesn't say
+    full_every: int = 0  # each n-th layer sees everything and the others a window; 0: no layer has a window of its own
 
 
+def _source(name: str) -> str:
+    return f"transformers models/{name}/modeling_{name}.py v5.23.0"
+
+
+_GEMMA2 = partial(dense, post_norms=True)
+_GEMMA3 = partial(dense, qk_norm=True, post_norms=True)
 ARCHITECTURES: dict[str, Architecture] = {
-    "llama": Architecture(dense, "none", "transformers models/llama/modeling_llama.py v5.23.0"),
-    "mistral": Architecture(dense, "none", "transformers models/mistral/modeling_mistral.py v5.23.0"),
-    "qwen2": Architecture(dense, "qkv", "transformers models/qwen2/modeling_qwen2.py v5.23.0"),
+    "llama": Architecture(dense, "none", _source("llama"), "llama"),
+    "mistral": Architecture(dense, "none", _source("mistral"), "llama"),
+    "qwen2": Architecture(dense, "qkv", _source("qwen2"), "qwen2"),
+    "qwen3": Architecture(partial(dense, qk_norm=True), "none", _source("qwen3"), "qwen3"),
+    "phi3": Architecture(partial(dense, fused=True), "none", _source("phi3"), "phi3"),
+    "gemma2": Architecture(_GEMMA2, "none", _source("gemma2"), "gemma2", tied=True, full_every=2),
+    "gemma3_text": Architecture(_GEMMA3, "none", _source("gemma3"), "gemma3", tied=True, full_every=6),
+    "mixtral": Architecture(partial(experts, block="block_sparse_moe"), "none", _source("mixtral"), "llama"),
+    "qwen3_moe": Architecture(partial(experts, qk_norm=True), "none", _source("qwen3_moe"), "qwen3moe"),
 }
 
 

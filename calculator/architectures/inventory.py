@@ -7,10 +7,11 @@ from math import prod
 from typing import Literal
 
 Role = Literal[
-    "embedding", "output", "attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down", "norm", "bias"
+    "embedding", "output", "attn_q", "attn_k", "attn_v", "attn_qkv", "attn_output", "ffn_gate", "ffn_up", "ffn_down",
+    "router", "norm", "bias",
 ]
 LINEAR_ROLES: frozenset[Role] = frozenset(
-    {"attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"}
+    {"attn_q", "attn_k", "attn_v", "attn_qkv", "attn_output", "ffn_gate", "ffn_up", "ffn_down"}
 )
 
 
@@ -18,7 +19,8 @@ LINEAR_ROLES: frozenset[Role] = frozenset(
 class TensorGroup:
     """Equal tensors, one in each of `layers` layers; 0 layers: one tensor outside the layers.
 
-    `shape` is (out_features, in_features) as Hugging Face stores a Linear, or (n,) [elements].
+    `shape` is (out_features, in_features) as Hugging Face stores a Linear, (n,), or (experts, out, in) for all experts
+    of a layer in one [elements]. `ffn_up` may hold gate and up.
     """
 
     name: str

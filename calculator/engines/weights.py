@@ -8,7 +8,8 @@ from typing import Literal
 from calculator.ledger import Formula, Line
 from calculator.quantization import Scheme, Stored, StoredGroup
 
-_PLACES = {"embedding": "embedding", "output": "output head", "norm": "norms and biases", "bias": "norms and biases"}
+_PLACES = {"embedding": "embedding", "output": "output head", "norm": "norms and biases", "bias": "norms and biases",
+           "router": "routers"}
 
 
 def weight_lines(scheme: Scheme, stored: Stored, *, device: int, tied: bool) -> list[Line]:

@@ -31,6 +31,8 @@ RECIPES: dict[str, str] = {
 
 NEEDS_IMATRIX = frozenset({"IQ3_XXS", "IQ3_XS", "Q2_K_S", "IQ2_M", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S"})
 _LOW_BIT = frozenset({"IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ2_M", "IQ1_S", "IQ1_M"})
+# of eight experts, attn_output is kept wider
+_WIDE_OUTPUT = frozenset({"Q2_K", "IQ3_XS", "IQ3_XXS", "Q3_K_S", "Q3_K_M", "IQ4_NL", "Q4_K_S", "Q4_K_M", "IQ3_S", "IQ3_M", "IQ4_XS"})
 _NOT_QUANTIZED = frozenset({"F32", "F16", "BF16"})
 
 
@@ -41,7 +43,7 @@ def quantize(model: ModelSpec, inventory: Inventory, recipe: str, *, imatrix: bo
     """
     stored: list[StoredGroup] = []
     for group in inventory.groups:
-        if group.role in ("norm", "bias"):
+        if group.role in ("norm", "bias", "router"):
             stored.append(_store(group, "F32", tuple(range(group.layers))))
             continue
         by_type: dict[str, list[int]] = {}
@@ -52,6 +54,8 @@ def quantize(model: ModelSpec, inventory: Inventory, recipe: str, *, imatrix: bo
         stored += [_store(group, name, tuple(layers)) for name, layers in by_type.items()]
     if model.rope_type == "llama3":  # convert_hf_to_gguf.py writes the scaled frequencies as a tensor
         stored.append(_store(TensorGroup("rope_freqs.weight", (model.head_dim // 2,), "norm"), "F32", ()))
+    if model.rope_type in ("longrope", "su"):
+        stored += [_store(TensorGroup(f"rope_factors_{kind}.weight", (model.head_dim // 2,), "norm"), "F32", ()) for kind in ("long", "short")]
     return tuple(stored)
 
 
@@ -118,21 +122,27 @@ def _wanted(model: ModelSpec, inventory: Inventory, group: TensorGroup, recipe: 
             return "Q5_K"
         return start if start == "Q8_0" else "Q6_K"
     if recipe == "MXFP4_MOE":
-        return "Q8_0"  # only experts become MXFP4
+        return "MXFP4" if len(group.shape) == 3 else "Q8_0"
     if role == "embedding":
         return {"IQ2_XXS": "Q2_K", "IQ2_XS": "Q2_K", "IQ1_S": "Q2_K", "IQ1_M": "Q2_K", "IQ2_S": "IQ3_S",
                 "IQ2_M": "IQ3_S", "IQ3_XXS": "IQ3_S", "TQ1_0": "Q4_K", "TQ2_0": "Q4_K", "Q2_0": "Q4_K"}.get(recipe, start)  # fmt: skip
     if recipe in _LOW_BIT:
-        return _low_bit(recipe, role, start, layer, layers, gqa)
-    if role == "attn_v":
+        return _low_bit(recipe, role, start, layer, layers, gqa, model.num_experts)
+    if role in ("attn_v", "attn_k") and model.num_experts == 8:
+        return "Q8_0"
+    if role in ("attn_v", "attn_qkv"):
         wanted = _attn_v(recipe, start, layer, layers, gqa, imatrix)
         # LLM_TYPE_70B: 80 layers with grouped-query attention (src/models/llama.cpp L28)
-        large = layers == 80 and (gqa > 1 or model.model_type == "qwen2")
+        large = layers == 80 and (model.model_type == "qwen2" or (gqa > 1 and model.model_type in ("llama", "mistral")))
         return "Q5_K" if large and wanted in ("Q3_K", "Q4_K") else wanted
     if role in ("attn_k", "attn_q"):
         return {"IQ3_XS": "IQ3_XXS", "IQ3_XXS": "IQ2_S"}.get(recipe, start)
     if role == "ffn_down":
+        if recipe == "IQ3_M" and model.num_experts == 8 and _more_bits(layer, layers):
+            return "Q4_K"
         return _ffn_down(recipe, start, layer, layers, imatrix)
+    if role == "attn_output" and model.num_experts == 8:
+        return "Q5_K" if recipe in _WIDE_OUTPUT else start
     if role == "attn_output":
         return {"Q2_K": "Q3_K", "IQ3_XXS": "IQ3_S", "Q3_K_M": "Q4_K", "Q3_K_L": "Q5_K", "IQ3_M": "Q4_K"}.get(recipe, start)
     if recipe == "IQ3_XS" and layers // 8 <= layer < 7 * layers // 8:  # ffn_gate, ffn_up
@@ -140,10 +150,14 @@ def _wanted(model: ModelSpec, inventory: Inventory, group: TensorGroup, recipe: 
     return start
 
 
-def _low_bit(recipe: str, role: str, start: str, layer: int, layers: int, gqa: int) -> str:
+def _low_bit(recipe: str, role: str, start: str, layer: int, layers: int, gqa: int, experts: int) -> str:
     wider = "IQ3_S" if recipe in ("IQ2_S", "IQ2_M") else "Q2_K"
-    if role == "attn_v":
-        return "Q4_K" if gqa >= 4 else wider
+    if role in ("attn_v", "attn_qkv"):
+        return "Q4_K" if gqa >= 4 or experts >= 4 else wider
+    if role == "attn_k" and experts == 8:
+        return "Q4_K"
+    if role == "attn_output" and experts == 8:
+        return "Q5_K"
     if role == "ffn_down":
         return wider if layer < layers // 8 else start
     if role == "attn_output":

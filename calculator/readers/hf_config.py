@@ -49,9 +49,6 @@ def model_from_config(config: Mapping[str, Any], *, id: str, trusted: bool = Fal
             f"{id}: config of an already quantized checkpoint",
             hint="the config.json of the unquantized model, with --quant naming the format",
         )
-    if any(config.get(name) for name in ("num_local_experts", "num_experts", "n_routed_experts")):
-        raise UnknownArchitecture(f"{id}: a {model_type} with experts has no formulas here and is not guessed",
-                                  allowed=", ".join(ARCHITECTURES))  # fmt: skip
     if missing := [name for name in _REQUIRED if config.get(name) is None]:
         raise UnreadableFile(f"{id}: config lacks {', '.join(missing)}", hint="the model's own config.json, as published")
     heads = config["num_attention_heads"]
@@ -63,14 +60,18 @@ def model_from_config(config: Mapping[str, Any], *, id: str, trusted: bool = Fal
         # absent means multi-head attention, and hidden_size / heads: configuration_llama.py __post_init__
         "num_key_value_heads": heads if config.get("num_key_value_heads") is None else config["num_key_value_heads"],
         "head_dim": _head_dim(config, id) if config.get("head_dim") is None else config["head_dim"],
-        # transformers' base class ties unless told otherwise; llama, mistral and qwen2 configs override it to false
-        "tie_word_embeddings": False if tied is None else tied,
+        # transformers' base class ties unless told otherwise; all but gemma's configs override it to false
+        "tie_word_embeddings": row.tied if tied is None else tied,
         "dtype": _dtype(config, id),
         "sliding_window": _window(config),
         "attention_bias": _attention_bias(config, row.attention_bias, id),
         "mlp_bias": config.get("mlp_bias") or False,
         "rope_type": _rope_type(config),
+        "full_every": _full_every(config, row.full_every, id),
+        **_experts(config, id),
     }
+    if config.get("partial_rotary_factor") not in (None, 1, 1.0):
+        raise NotModelled(f"{id}: rotary embeddings over a part of head_dim come in a later version", hint="vram trace, with its config.json")
     if not trusted:
         from calculator.readers.inputs import check_model
 
@@ -113,10 +114,42 @@ def _dtype(config: Mapping[str, Any], id: str) -> str:
 def _window(config: Mapping[str, Any]) -> int | None:
     if config["model_type"] == "llama":  # has no windows, whatever its config says
         return None
-    # qwen2 configs carry a window that is off unless use_sliding_window says so
-    if config.get("use_sliding_window", config["model_type"] != "qwen2") is False:
+    # qwen configs carry a window that is off unless use_sliding_window says so
+    if config.get("use_sliding_window", not config["model_type"].startswith("qwen")) is False:
         return None
     return config.get("sliding_window")
+
+
+def _full_every(config: Mapping[str, Any], usual: int, id: str) -> int:
+    """Each n-th layer sees everything; a list of layer types that isn't of this form is refused."""
+    every = config.get("sliding_window_pattern") or usual
+    if not usual:
+        return 0
+    if not isinstance(every, int) or every < 1 or not config.get("sliding_window"):
+        raise UnreadableFile(f"{id}: sliding_window_pattern or sliding_window is missing or not a number", hint="the config as published")
+    types = config.get("layer_types")
+    count = config["num_hidden_layers"]
+    expected = ["sliding_attention" if (i + 1) % every else "full_attention" for i in range(min(count, 10_000) if isinstance(count, int) else 0)]
+    if types is not None and types != expected:
+        raise NotModelled(f"{id}: layer_types isn't full attention in each {every}. layer", hint="vram trace, with its config.json")
+    return every
+
+
+def _experts(config: Mapping[str, Any], id: str) -> dict[str, Any]:
+    """Experts, those used for a token, and the width of one; none for a dense model."""
+    count = config.get("num_local_experts") or config.get("num_experts") or config.get("n_routed_experts")
+    if config["model_type"] not in ("mixtral", "qwen3_moe"):
+        if count:
+            raise UnknownArchitecture(f"{id}: a {config['model_type']} with experts has no formulas here and is not guessed",
+                                      allowed=", ".join(ARCHITECTURES))  # fmt: skip
+        return {}
+    width = config.get("moe_intermediate_size") if config["model_type"] == "qwen3_moe" else config["intermediate_size"]
+    found = {"num_experts": count, "num_experts_per_tok": config.get("num_experts_per_tok"), "expert_intermediate_size": width}
+    if missing := [name for name, value in found.items() if value is None]:
+        raise UnreadableFile(f"{id}: config lacks {', '.join(missing)}", hint="the model's own config.json, as published")
+    if config.get("mlp_only_layers") or config.get("decoder_sparse_step", 1) != 1:
+        raise NotModelled(f"{id}: layers without experts beside layers with them come in a later version", hint="vram trace, with its config.json")
+    return found
 
 
 def _rope_type(config: Mapping[str, Any]) -> str:

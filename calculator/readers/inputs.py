@@ -43,6 +43,16 @@ class ModelInput(_Input):
     attention_bias: AttentionBias = "none"
     mlp_bias: bool = False
     rope_type: str = "default"
+    num_experts: Annotated[int, Field(ge=0, le=100_000)] = 0
+    num_experts_per_tok: Annotated[int, Field(ge=0, le=100_000)] = 0
+    expert_intermediate_size: Annotated[int, Field(ge=0, le=2**31)] = 0
+    full_every: Annotated[int, Field(ge=0, le=10_000)] = 0
+
+    @model_validator(mode="after")
+    def _experts_are_whole(self) -> ModelInput:
+        if self.num_experts_per_tok > self.num_experts or (self.num_experts and not (self.num_experts_per_tok and self.expert_intermediate_size)):
+            raise ValueError(f"num_experts_per_tok {self.num_experts_per_tok} of {self.num_experts} experts can't be")
+        return self
 
     @model_validator(mode="after")
     def _heads_divide(self) -> ModelInput:

@@ -7,6 +7,7 @@ from strategies import models
 from calculator.architectures import architecture, build_inventory
 from calculator.catalog import load_model
 from calculator.errors import UnknownArchitecture
+from calculator.readers.hf_config import model_from_config
 
 # published safetensors totals; the card's from its own dimensions (design of the catalog entry)
 PUBLISHED = {
@@ -53,3 +54,28 @@ def test_parameters_follow_the_closed_form(model):
 def test_an_unknown_type_is_refused_by_name():
     with pytest.raises(UnknownArchitecture, match="'llama5' has no formulas"):
         architecture("llama5")
+
+
+GOLDEN = {  # parameters of published checkpoints, safetensors totals as transformers prints them
+    "qwen3": (596_049_920, {"hidden_size": 1024, "num_hidden_layers": 28, "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128,
+                            "intermediate_size": 3072, "vocab_size": 151936, "tie_word_embeddings": True}),
+    "phi3": (3_821_079_552, {"hidden_size": 3072, "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 32,
+                             "intermediate_size": 8192, "vocab_size": 32064}),
+    "gemma3_text": (999_885_952, {"hidden_size": 1152, "num_hidden_layers": 26, "num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 256,
+                                  "intermediate_size": 6912, "vocab_size": 262144, "sliding_window": 512, "sliding_window_pattern": 6}),
+    "gemma2": (2_614_341_888, {"hidden_size": 2304, "num_hidden_layers": 26, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256,
+                               "intermediate_size": 9216, "vocab_size": 256000, "sliding_window": 4096}),
+    "mixtral": (46_702_792_704, {"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8,
+                                 "intermediate_size": 14336, "vocab_size": 32000, "num_local_experts": 8, "num_experts_per_tok": 2}),
+    "qwen3_moe": (30_532_122_624, {"hidden_size": 2048, "num_hidden_layers": 48, "num_attention_heads": 32, "num_key_value_heads": 4, "head_dim": 128,
+                                   "intermediate_size": 6144, "moe_intermediate_size": 768, "num_experts": 128, "num_experts_per_tok": 8,
+                                   "vocab_size": 151936}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("model_type", GOLDEN)
+def test_parameters_of_published_models(model_type):
+    """Qwen3-0.6B, Phi-3-mini, Gemma 3 1B, Gemma 2 2B, Mixtral 8x7B, Qwen3-30B-A3B."""
+    parameters, config = GOLDEN[model_type]
+    spec = model_from_config({"model_type": model_type, "torch_dtype": "bfloat16", "max_position_embeddings": 32768, **config}, id=model_type)
+    assert build_inventory(spec).parameters == parameters

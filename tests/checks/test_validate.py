@@ -59,7 +59,9 @@ def test_bands_cover_the_records_and_are_narrow():
 
 def test_only_records_of_families_without_formulas_are_refused_and_none_is_lost():
     comparisons, refusals = compared()
-    assert all(r.record.model["model_type"] not in ARCHITECTURES for r in refusals)
+    for r in refusals:  # transformers has no formulas for layers with windows
+        assert r.record.engine == "transformers"
+        assert ARCHITECTURES[r.record.model["model_type"]].full_every
     assert len({id(c.record) for c in comparisons}) + len(refusals) == len(read_records())
 
 

@@ -9,9 +9,11 @@ from calculator.checks.records import read_records
 from calculator.engines.llama_cpp import simulation
 from calculator.engines.llama_cpp.allocator import Place, allocate
 from calculator.engines.llama_cpp.buffers import Context
+from calculator.engines.llama_cpp.compute import decoder
 from calculator.engines.llama_cpp.families import Decoder
 from calculator.engines.llama_cpp.graph import F32, Graph
 from calculator.engines.llama_cpp.simulation import compute_buffers
+from calculator.readers.hf_config import model_from_config
 
 LLAMA = Decoder("llama", 80, 8192, 64, 8, 128, 28672, 128256, rope_factors=True)
 GEMMA = Decoder("gemma3", 62, 5376, 32, 16, 128, 21504, 262208, window=1024, full_every=6)
@@ -20,16 +22,16 @@ CONTEXT = Context(8192, 2048, 512, 1, 1, False, True, "F16", "F16", True)
 
 
 def recorded():
-    """A sample of the recorded contexts of llama-like models."""
+    """A sample of the recorded contexts."""
     records = [r for r in read_records() if r.suite == "llama-cpp-contexts"][::5]
     assert len(records) > 700
     for r in records:
         m, s = r.model, r.run["settings"]
-        model = Decoder("llama", m["num_hidden_layers"], m["hidden_size"], m["num_attention_heads"], m["num_key_value_heads"],
-                        m["head_dim"], m["intermediate_size"], m["vocab_size"], rope_factors="rope_scaling" in m)  # fmt: skip
+        model = decoder(model_from_config(m, id=m["id"]))
         ubatch = min(s["n_ubatch"], s["n_batch"])
         context = Context(s["n_ctx"], s["n_batch"], ubatch, s["n_seq_max"], s["n_outputs_max"] or ubatch, s["kv_unified"],
-                          s["flash_attn"], s["type_k"].upper(), s["type_v"].upper(), s["backend"] == "cuda")  # fmt: skip
+                          s["flash_attn"], s["type_k"].upper(), s["type_v"].upper(), s["backend"] == "cuda",
+                          s.get("swa_full", False))  # fmt: skip
         yield model, context, r.measured
 
 
@@ -55,10 +57,10 @@ def golden():
 def test_contexts_of_every_family_are_exact_to_the_byte():
     """Sizes that llama.cpp 0c1e57098 itself reserved."""
     families = set()
-    for decoder, context, compute, host in golden():
-        found = compute_buffers(decoder, context)
-        assert (found[0].nbytes, found[1].nbytes if context.cuda else 0) == (compute, host), (decoder, context)
-        families.add(decoder.family)
+    for model, context, compute, host in golden():
+        found = compute_buffers(model, context)
+        assert (found[0].nbytes, found[1].nbytes if context.cuda else 0) == (compute, host), (model, context)
+        families.add(model.family)
     assert families >= {"gemma3", "qwen3moe", "llama"}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, ClassVar, Literal
 
@@ -39,7 +40,7 @@ class LlamaCpp:
         "n_seq_max": Setting(None, range(1, 257), "slots; default the number of sequences"),
         "kv_unified": Setting(False, bool, "one cache shared by all sequences"),
         "n_outputs_max": Setting(None, range(0, COUNT.stop), "outputs reserved a micro-batch; 0 all; default n_seq_max, as llama-server"),
-        "swa_full": Setting(False, bool, "full-size cache for sliding-window layers; no such layers in these models"),
+        "swa_full": Setting(False, bool, "full-size cache for sliding-window layers"),
         "type_k": Setting(None, KV_TYPES, "type of K; default --kv-dtype"),
         "type_v": Setting(None, KV_TYPES, "type of V; default --kv-dtype"),
         "n_gpu_layers": Setting(None, range(-1, 10_002), "layers on the GPU; default all"),
@@ -127,20 +128,19 @@ class LlamaCpp:
         """KV buffers: padded cells times rows."""
         context, model = self._context(job), job.model
         where = buffers.layout(context)
+        rows = {"k": buffers.row_bytes(model, FORMATS[context.type_k]), "v": buffers.row_bytes(model, FORMATS[context.type_v])}
+        note = f"K {context.type_k}, V {context.type_v}; cells are padded to 256"
         lines = []
         for share in split_layers(model.num_hidden_layers, job.deployment.gpus):
-            symbols = {"s": where.streams, "c": where.cells, "L": len(share.layers),
-                       "k": buffers.row_bytes(model, FORMATS[context.type_k]),
-                       "v": buffers.row_bytes(model, FORMATS[context.type_v])}  # fmt: skip
-            total = len(share.layers) * self._kv_layer(job, context)
-            padding = total - where.streams * where.cells * len(share.layers) * (symbols["k"] + symbols["v"])
-            symbols["p"] = padding
-            template = (
-                "{s} (streams) × {c} (cells) × {L} (layers) × ({k} + {v}) (bytes a row of K and V)"
-                + (" + {p} (CUDA's padding of last rows)" if padding else "")
-            )
-            lines.append(Line("kv_cache", "KV buffer", total, Formula(template, symbols), KV_SOURCE, device=share.device,
-                              note=f"K {context.type_k}, V {context.type_v}; cells are padded to 256"))  # fmt: skip
+            for name, cells, count in self._kinds(model, context, share.layers):
+                total = count * self._kv_layer(job, context, cells)
+                padding = total - where.streams * cells * count * sum(rows.values())
+                symbols = {"s": where.streams, "c": cells, "L": count, **rows, "p": padding}
+                template = (
+                    "{s} (streams) × {c} (cells) × {L} (layers) × ({k} + {v}) (bytes a row of K and V)"
+                    + (" + {p} (CUDA's padding of last rows)" if padding else "")
+                )
+                lines.append(Line("kv_cache", name, total, Formula(template, symbols), KV_SOURCE, device=share.device, note=note))
         return lines
 
     def activation_lines(self, job: Job, phase: str) -> list[Line]:  # noqa: ARG002
@@ -189,10 +189,11 @@ class LlamaCpp:
         return compute(job.model, self._context(job))[0]
 
     def kv_bytes_per_token(self, job: Job) -> int:
-        """Rows of K and V over all layers."""
+        """Rows of K and V over the layers that still grow at this context."""
         context = self._context(job)
         rows = sum(buffers.row_bytes(job.model, FORMATS[t]) for t in (context.type_k, context.type_v))
-        return job.model.num_hidden_layers * rows
+        window = job.model.full_every and not context.swa_full and job.workload.context >= (job.model.sliding_window or 0)
+        return (job.model.full_layers if window else job.model.num_hidden_layers) * rows
 
     def dynamic_key(self, job: Job) -> tuple[Any, ...]:
         """What the buffers depend on beside model, context and sequences."""
@@ -206,7 +207,7 @@ class LlamaCpp:
 
         def size(context: int, sequences: int) -> tuple[int, int]:
             where = self._context(job, context, sequences)
-            fixed = model.num_hidden_layers * self._kv_layer(job, where)
+            fixed = sum(count * self._kv_layer(job, where, cells) for _, cells, count in self._kinds(model, where, range(model.num_hidden_layers)))
             if not where.cuda:
                 fixed += 4 * model.vocab_size * where.n_seq_max
             device = device_bytes(model, where)
@@ -224,8 +225,17 @@ class LlamaCpp:
     def _cuda(self, job: Job) -> bool:
         return job.deployment.settings["backend"] == "cuda"
 
-    def _kv_layer(self, job: Job, context: buffers.Context) -> int:
-        where = buffers.layout(context)
+    def _kinds(self, model: ModelSpec, context: buffers.Context, layers: Sequence[int]) -> list[tuple[str, int, int]]:
+        """Name of the buffer, cells a stream and number of layers, for full and for sliding-window layers."""
+        cells = buffers.layout(context).cells
+        if not model.full_every:
+            return [("KV buffer", cells, len(layers))]
+        full = sum((i + 1) % model.full_every == 0 for i in layers)
+        windowed = buffers.window_cells(model.sliding_window or 0, context)
+        return [("KV buffer", cells, full), ("KV buffer, sliding window", windowed, len(layers) - full)]
+
+    def _kv_layer(self, job: Job, context: buffers.Context, cells: int) -> int:
+        where = buffers.layout(context)._replace(cells=cells)
         k = buffers.kv_tensor_bytes(job.model, FORMATS[context.type_k], where, cuda=context.cuda)
         v = buffers.kv_tensor_bytes(job.model, FORMATS[context.type_v], where, cuda=context.cuda)
         return k + v
@@ -240,7 +250,7 @@ class LlamaCpp:
         return buffers.Context(
             n_ctx=int(s.get("n_ctx", context * sequences)), n_batch=int(s["n_batch"]), n_ubatch=n_ubatch,
             n_seq_max=n_seq_max, n_outputs=n_outputs, kv_unified=bool(s["kv_unified"]), flash_attn=bool(s["flash_attn"]),
-            type_k=str(s["type_k"]).upper(), type_v=str(s["type_v"]).upper(), cuda=s["backend"] == "cuda",
+            type_k=str(s["type_k"]).upper(), type_v=str(s["type_v"]).upper(), cuda=s["backend"] == "cuda", swa_full=bool(s["swa_full"]),
         )  # fmt: skip
 
 

@@ -6,23 +6,22 @@ from functools import lru_cache
 from math import prod
 from typing import NamedTuple
 
+from calculator.architectures import architecture
 from calculator.engines.llama_cpp import simulation
 from calculator.engines.llama_cpp.allocator import Live
 from calculator.engines.llama_cpp.buffers import CELL_PADDING, Context, layout
 from calculator.engines.llama_cpp.families import Decoder
-from calculator.errors import NotModelled
 from calculator.spec import ModelSpec
 from calculator.steps import Buffer, Peak, Step
 
 SOURCE = "llama.cpp src/llama-graph.cpp, ggml/src/ggml-backend.cpp and ggml-alloc.c @0c1e57098, simulated node by node"
 _LARGE = 2**18  # cells
-_GRAPHS = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2"}  # model type -> the graph that llama.cpp builds for it
 
 
 @lru_cache(maxsize=4096)
 def compute(model: ModelSpec, context: Context) -> tuple[Peak, int]:
     """Largest moment of the accelerator's (or the CPU's) compute buffer, and bytes of the host's beside an accelerator."""
-    device, *host = simulation.compute_buffers(_decoder(model), context)
+    device, *host = simulation.compute_buffers(decoder(model), context)
     return _peak(device), host[-1].nbytes if host else 0
 
 
@@ -38,7 +37,7 @@ def device_bytes(model: ModelSpec, context: Context) -> int:
     low = CELL_PADDING
     while low * streams < context.n_ubatch:  # the micro-batch would be smaller
         low *= 2
-    if cells < low or context.n_ctx < context.n_ubatch or context.kv_unified:
+    if cells < low or context.n_ctx < context.n_ubatch or context.kv_unified or model.full_every:
         return compute(model, context)[0].nbytes
     known = _intervals(model, context._replace(n_ctx=0))
     for found in known:
@@ -75,17 +74,18 @@ def _interval(model: ModelSpec, context: Context, low: int, high: int, cells: in
 
 
 def _device(model: ModelSpec, context: Context, cells: int) -> simulation.Buffer:
-    return simulation.compute_buffers(_decoder(model), context._replace(n_ctx=cells * context.n_seq_max))[0]
+    return simulation.compute_buffers(decoder(model), context._replace(n_ctx=cells * context.n_seq_max))[0]
 
 
 @lru_cache(maxsize=256)
-def _decoder(model: ModelSpec) -> Decoder:
-    if model.model_type not in _GRAPHS:
-        raise NotModelled(f"llama.cpp's graph of {model.model_type} comes in a later version", hint="--engine transformers")
+def decoder(model: ModelSpec) -> Decoder:
+    """What a model's graph is built from."""
     return Decoder(
-        _GRAPHS[model.model_type], model.num_hidden_layers, model.hidden_size, model.num_attention_heads, model.num_key_value_heads,
-        model.head_dim, model.intermediate_size, model.vocab_size, qkv_bias=model.attention_bias != "none",
-        output_bias=model.attention_bias == "qkvo", mlp_bias=model.mlp_bias, rope_factors=model.rope_type == "llama3",
+        architecture(model.model_type).gguf, model.num_hidden_layers, model.hidden_size, model.num_attention_heads, model.num_key_value_heads,
+        model.head_dim, model.intermediate_size, model.vocab_size, model.num_experts, model.num_experts_per_tok,
+        model.expert_intermediate_size, window=model.sliding_window or 0 if model.full_every else 0, full_every=model.full_every or 1,
+        qkv_bias=model.attention_bias != "none", output_bias=model.attention_bias == "qkvo", mlp_bias=model.mlp_bias,
+        rope_factors=model.rope_type in ("llama3", "longrope", "su"),
     )  # fmt: skip
 
 

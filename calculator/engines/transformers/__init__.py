@@ -78,6 +78,14 @@ class Transformers:
     def check(self, job: Job) -> None:
         """Refuse what this engine's formulas don't cover."""
         model = job.model
+        if model.full_every:
+            raise NotModelled(f"{model.model_type} in transformers: layers with windows keep masks and old keys in ways that have no formula yet",
+                              hint="vram trace, which runs the real code, or --engine llama.cpp")  # fmt: skip
+        if model.num_experts and compute_dtype(model, job.scheme) != "bfloat16":
+            raise NotModelled(f"{model.model_type} in {job.scheme.name}: torch's grouped product of experts takes bfloat16 only", hint="--quant bf16")
+        if model.num_experts and job.scheme.family != "plain":
+            raise NotModelled(f"{job.scheme.name} of a model with experts: what each library leaves unquantized differs",
+                              hint="--quant bf16, or a GGUF recipe")  # fmt: skip
         if model.sliding_window and job.workload.context > model.sliding_window:
             raise NotModelled(
                 f"transformers with sliding-window attention beyond its window of {model.sliding_window:,} tokens",

@@ -16,8 +16,12 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import NamedTuple
 
+from calculator.engines.transformers.experts import expert_steps, weight_bytes
 from calculator.spec import ModelSpec
 from calculator.steps import Buffer, Peak, Step, largest
+
+FUSED = frozenset({"phi3"})
+QK_NORM = frozenset({"qwen3", "qwen3_moe"})
 
 
 class Pass(NamedTuple):
@@ -99,7 +103,8 @@ def _copy_step(model: ModelSpec, how: Pass, b: int, q: int, t: int) -> Step:
 def _plain_peak(model: ModelSpec, how: Pass, phase: str, new: int, seen: int, sequences: int) -> Peak:
     """The peak where weights are used as they are stored."""
     b, q, t, decoding = sequences, new, seen, phase == "decode"
-    h, f, v, e = model.hidden_size, model.intermediate_size, model.vocab_size, how.element_bytes
+    h, v, e = model.hidden_size, model.vocab_size, how.element_bytes
+    f = model.expert_intermediate_size or model.intermediate_size
     heads, kv_heads, d = model.num_attention_heads, model.num_key_value_heads, model.head_dim
     n, r, k = b * q, 3 if model.num_hidden_layers > 1 else 2, min(how.logits_to_keep or q, q)
     eager = how.attention == "eager"
@@ -118,30 +123,47 @@ def _plain_peak(model: ModelSpec, how: Pass, phase: str, new: int, seen: int, se
     z = 8 if e < 4 else 4
     quiet = (rotary, mask) if masked else (rotary,)
     common = (scores, *quiet) if eager else quiet
+    fused = model.model_type in FUSED  # one product makes q, k and v, another gate and up; both live while their parts do
+    qkv = (Buffer("fused q, k and v", (heads + 2 * kv_heads) * d * n * e, "({H} + 2 × {K}) × {d} × {n} × {e}"),) if fused else ()
+    wide = 4 if fused else 3
     roped = (rows, residual, *quiet) if growing else (residual, *quiet)
+    sparse = model.num_experts > 0
     steps = [
-        Step("mlp", (Buffer("act(gate), up and their product", 3 * f * n * e, "3 × {f} × {n} × {e}"), hidden, *common)),
         Step("rope", (Buffer("q, k and rotated halves", 4 * heads * d * n * e, "4 × {H} × {d} × {n} × {e}"), *roped)),
         Step("lm_head", (Buffer("logits", b * k * v * e, "{B} × {k} × {V} × {e}"),
                          Buffer("last hidden state, picked positions", h * n * e + last, "{h} × {n} × {e} + {last}"))),
     ]  # fmt: skip
+    if sparse:
+        steps += expert_steps(model, n, e, (hidden, *common))
+    else:
+        steps.insert(0, Step("mlp", (Buffer("act(gate), up and their product", wide * f * n * e, f"{wide} × {{f}} × {{n}} × {{e}}"), hidden, *common)))
     # steps that one of the above outweighs for usual shapes are left out where it does
-    if h > 2 * f:
+    if fused and h > f:
+        product = Buffer("gate, up, product and output", (3 * f + h) * n * e, "(3 × {f} + {h}) × {n} × {e}")
+        steps.append(Step("down_proj", (product, hidden, *common)))
+    elif h > 2 * f and not sparse:
         product = Buffer("product and output", (f + h) * n * e, "({f} + {h}) × {n} × {e}")
         steps.append(Step("down_proj", (product, hidden, *common)))
-    if 2 * heads * d > 3 * f:
+    if fused or sparse or 2 * heads * d > 3 * f:
         output = Buffer("query, attention and output", 2 * heads * d * n * e, "2 × {H} × {d} × {n} × {e}")
-        steps.append(Step("o_proj", (output, hidden, *common)))
+        steps.append(Step("o_proj", (output, hidden, *qkv, *common)))
     if 3 * kv_heads > 2 * heads:
         halves = Buffer("q, k and rotated halves", (2 * heads + 3 * kv_heads) * d * n * e, "(2 × {H} + 3 × {K}) × {d} × {n} × {e}")
         steps.append(Step("rope of keys", (halves, *roped)))
-    if 8 * h + z > (3 * f + h) * e:
+    if sparse or 8 * h + z > (wide * f + h) * e:
         norm = Buffer("float32 copies of the norm", (8 * h + z) * n, "(8 × {h} + {z}) × {n}")
         steps.append(Step("post_attention_layernorm", (norm, residual, *common)))
+    if model.model_type in QK_NORM:
+        # the last layer's keys and values aren't cached yet
+        later = Buffer("keys and values not yet cached", 0 if how.static_cache else -2 * kv_heads * d * n * e, "-2 × {K} × {d} × {n} × {e}")
+        of_q = Buffer("q, float32 copies of its norm", ((8 + e) * d + z) * heads * n, "((8 + {e}) × {d} + {z}) × {H} × {n}")
+        of_k = Buffer("k, float32 copies of its norm", ((8 + e) * d + z) * kv_heads * n, "((8 + {e}) × {d} + {z}) × {K} × {n}")
+        steps.append(Step("q_norm", (of_q, residual, later, *quiet)))
+        steps.append(Step("k_norm", (of_k, query, residual, later, *quiet)))
     if decoding:
-        steps += _decode_steps(model, how, b, t, (query, residual, *quiet))
+        steps += _decode_steps(model, how, b, t, (query, residual, *qkv, *quiet))
     if eager:
-        steps += _eager_steps(model, how, b, q, t, (query, residual, rotary, mask), scores)
+        steps += _eager_steps(model, how, b, q, t, (query, residual, *qkv, rotary, mask), scores)
     elif how.math_bytes and heads > kv_heads and not decoding:
         # flash refuses float32 and cards before Ampere, the memory-efficient kernel grouped heads: math remains
         m = how.math_bytes
@@ -149,12 +171,13 @@ def _plain_peak(model: ModelSpec, how: Pass, phase: str, new: int, seen: int, se
         causal = Buffer("causal mask of the math kernel", q * t * m, "{q} × {T} × {m}")
         scaled = Buffer("scaled q, repeated k, scaled k, v", 4 * heads * d * n * m, "4 × {H} × {d} × {n} × {m}")
         more = Buffer("copies of q", (1 + (b > 1 and q > 1)) * heads * d * n * m, "{y} × {H} × {d} × {n} × {m}")
-        steps.append(Step("attention (math kernel)", (one, one._replace(name="masked scores"), scaled, causal, residual, rotary)))
-        steps.append(Step("attention (math kernel)", (one, scaled, more, causal, residual, rotary)))
+        steps.append(Step("attention (math kernel)", (one, one._replace(name="masked scores"), scaled, causal, residual, *qkv, rotary)))
+        steps.append(Step("attention (math kernel)", (one, scaled, more, causal, residual, *qkv, rotary)))
     step, nbytes = largest(steps)
+    routed = {"M": n * model.num_experts_per_tok, "E": model.num_experts, "W": weight_bytes(model, e)} if sparse else {}
     symbols = {"q": q, "T": t, "B": b, "n": n, "h": h, "f": f, "V": v, "H": heads, "K": kv_heads, "d": d, "e": e, "r": r,
                "k": k, "L": model.num_hidden_layers, "p": _mask_elements(t), "s": how.softmax_bytes, "m": how.math_bytes, "z": z, "last": last,
-               "y": 1 + (b > 1 and q > 1), "w": 2 if q > 1 and heads > 1 else 1}  # fmt: skip
+               "y": 1 + (b > 1 and q > 1), "w": 2 if q > 1 and heads > 1 else 1, **routed}  # fmt: skip
     return Peak(phase, step, nbytes, symbols)
 
 
@@ -170,7 +193,8 @@ def _decode_steps(model: ModelSpec, how: Pass, b: int, t: int, alive: tuple[Buff
     """What only a decode step holds: updates of the last layer's cache, masks over cached tokens, keys repeated."""
     heads, kv_heads, d, e = model.num_attention_heads, model.num_key_value_heads, model.head_dim, how.element_bytes
     eager, dynamic = how.attention == "eager", not how.static_cache
-    new_kv = Buffer("new key and value", 2 * b * kv_heads * d * e, "2 × {B} × {K} × {d} × {e}")
+    own = 1 if model.model_type in FUSED else 2  # the value may be a view of the fused product
+    new_kv = Buffer("new key and value", own * b * kv_heads * d * e, f"{own} × {{B}} × {{K}} × {{d}} × {{e}}")
     steps = []
     if how.quantized_cache:
         whole = Buffer("one layer's cache dequantized, and joined with recent tokens", 4 * b * kv_heads * t * d * e,

@@ -30,10 +30,10 @@ def workload_options(command: Command) -> Command:
         click.option("--context", metavar="N", help="Tokens per sequence, prompt and output: 8192, 8k. Default 8k."),
         click.option("--sequences", metavar="N", default="1", help="Concurrent sequences. Default 1."),
         click.option("--kv-dtype", metavar="D", help="Type of K and V: f16, q8_0, int4 ..."),
-        click.option("--engine", metavar="E", help="transformers or llama.cpp. Default by quantization."),
+        click.option("--engine", metavar="E", help="transformers, llama.cpp or vllm. Default by quantization."),
         click.option("--engine-version", metavar="V", help="Version that the formulas describe."),
         click.option("--gpus", metavar="N", default="1", help="GPUs of one kind; layers are split."),
-        click.option("--tp", metavar="N", default="1", help="Tensor-parallel size (serving engines, later)."),
+        click.option("--tp", metavar="N", default="1", help="Tensor-parallel size (vllm)."),
         click.option("--pp", metavar="N", default="1", help="Pipeline stages; the same split as --gpus here."),
         click.option("--set", "settings", metavar="KEY=VALUE", multiple=True, help="A setting in the engine's own name."),
     )):  # fmt: skip
@@ -47,12 +47,18 @@ def options_of(model: Any, kw: dict[str, Any]) -> dict[str, Any]:
     from calculator.units import parse_count
 
     gpus, stages = parse_count(kw["gpus"], name="--gpus", example="2"), parse_count(kw["pp"], name="--pp", example="2")
+    tp = parse_count(kw["tp"], name="--tp", example="2")
     if model is not None:
-        check_tensor_parallel(model, parse_count(kw["tp"], name="--tp", example="2"))
+        check_tensor_parallel(model, tp, kw["engine"])
+    settings = parse_set(kw["settings"])
+    if tp > 1 and settings.setdefault("tensor_parallel_size", str(tp)) != str(tp):
+        raise BadValue(f"--tp {tp} and --set tensor_parallel_size contradict each other", hint="one of them")
+    if stages > 1:
+        stages *= parse_count(settings.get("tensor_parallel_size", "1"), name="tensor_parallel_size", example="2")
     if gpus > 1 and stages > 1 and gpus != stages:
-        raise BadValue(f"--gpus {gpus} and --pp {stages} contradict each other", hint="one of them")
+        raise BadValue(f"--gpus {gpus} and --pp {kw['pp']} contradict each other", hint="one of them")
     names = ("quant", "context", "sequences", "kv_dtype", "engine", "engine_version")
-    return {**{n: kw[n] for n in names}, "gpus": max(gpus, stages), "settings": parse_set(kw["settings"])}
+    return {**{n: kw[n] for n in names}, "gpus": max(gpus, stages), "settings": settings}
 
 
 def parse_set(items: tuple[str, ...]) -> dict[str, str]:

@@ -11,9 +11,10 @@ from calculator import engines
 from calculator.architectures import build_inventory
 from calculator.catalog import Model, load_gpu, load_model
 from calculator.engines import Engine, Job
-from calculator.engines.base import parse_settings
+from calculator.engines.base import Pool, Reserves, parse_settings
 from calculator.errors import BadValue, NotModelled, Unsupported
 from calculator.ledger import Ledger, Line
+from calculator.memory import with_total
 from calculator.quantization import parse, quantize, stored_nbytes
 from calculator.quantization.gguf import NEEDS_IMATRIX, file_nbytes
 from calculator.spec import Deployment, GpuSpec, Workload
@@ -45,6 +46,11 @@ class Estimate:
     def peak(self) -> Peak:
         """Where the activations are largest."""
         return self.engine.peak(self.job, self.phase)
+
+    @cached_property
+    def pool(self) -> Pool | None:
+        """What a serving engine sets aside for the cache; None for others, or without a GPU."""
+        return self.engine.pool(self.job) if isinstance(self.engine, Reserves) else None
 
     @property
     def tensor_bytes(self) -> int:
@@ -100,7 +106,10 @@ def estimate(
         runner.activation_lines(job, phase),
         runner.overhead_lines(job, phase),
     )
-    return Estimate(found, job, runner, phase, ledger, _warnings(found, job, runner.peak(job, phase), ledger))
+    warnings = _warnings(found, job, runner.peak(job, phase), ledger)
+    if isinstance(runner, Reserves) and (pool := runner.pool(job)) is not None:
+        warnings = (*pool.warnings, *warnings)
+    return Estimate(found, job, runner, phase, ledger, warnings)
 
 
 def largest_phase(engine: Engine, job: Job) -> str:
@@ -144,6 +153,9 @@ def resolve(
     filled = {name: s.default for name, s in runner.settings.items() if s.default is not None} | chosen
     kv_dtype = runner.resolve_kv_dtype(spec, scheme, kv_dtype, filled)
     card = load_gpu(gpu) if isinstance(gpu, str) else gpu
+    if total := filled.get("total_memory_bytes"):
+        card = with_total(card, int(total))
+    gpus = max(gpus, int(filled.get("tensor_parallel_size", 1)))
     deployment = Deployment(
         quant=scheme.name, kv_dtype=kv_dtype, engine=runner.name, engine_version=version, gpu=card.name if card else None,
         gpus=gpus, settings=filled,
@@ -154,10 +166,10 @@ def resolve(
     return job, runner
 
 
-def check_tensor_parallel(model: Model, tp: int) -> None:
-    """Refuse a tensor-parallel size: impossible ones with the possible ones named, the rest until modelled."""
+def check_tensor_parallel(model: Model, tp: int, engine: str | None = None) -> None:
+    """Refuse a tensor-parallel size: impossible ones with the possible ones named, and those of engines without it."""
     heads = model.spec.num_key_value_heads
-    if tp == 1:
+    if tp == 1 or (engine is not None and "tensor_parallel_size" in _settings_of(engine)):
         return
     possible = [n for n in range(1, heads + 1) if heads % n == 0]
     if tp > heads or heads % tp:
@@ -165,7 +177,12 @@ def check_tensor_parallel(model: Model, tp: int) -> None:
             f"tensor_parallel_size {tp} doesn't divide {heads} key/value heads",
             hint=f"--tp {', '.join(map(str, possible[:-1]))} or {possible[-1]}" if len(possible) > 1 else "--tp 1",
         )
-    raise NotModelled(f"tensor_parallel_size {tp} comes with the serving engines", hint="--gpus N splits by layers")
+    raise NotModelled(f"tensor_parallel_size {tp} without a serving engine", hint="--engine vllm, or --gpus N, which splits by layers")
+
+
+def _settings_of(engine: str) -> Mapping[str, Any]:
+    name = engines.canonical(engine)
+    return engines.ENGINES[name].settings if name in engines.ENGINES else {}
 
 
 def _warnings(model: Model, job: Job, peak: Peak, ledger: Ledger) -> tuple[str, ...]:

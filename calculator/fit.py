@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
-from calculator.datafiles import read_json
+from calculator.engines.base import Reserves
 from calculator.estimate import Estimate
+from calculator.ledger import Ledger
+from calculator.memory import usable_memory as usable_memory
 from calculator.spec import GpuSpec, Quantity
-from calculator.units import GIB
 
 Verdict = Literal["fits", "tight", "does_not_fit"]
 ORDER: tuple[Verdict, ...] = ("fits", "tight", "does_not_fit")
@@ -44,16 +44,10 @@ class Fit(NamedTuple):
         return min(self.devices, key=lambda d: d.headroom_bytes)
 
 
-def usable_memory(gpu: GpuSpec) -> Quantity:
-    """Memory that a program can use on an empty card [bytes]: cuda_total_bytes, or derived with a band.
-
-    Source of the derivation: data/overheads/gpu_memory.json, ratios among the cards where it is known.
-    """
-    return gpu.cuda_total_bytes or _derived(gpu)
-
-
 def fit(estimated: Estimate, gpu: GpuSpec) -> Fit:
     """Hold an estimate against a GPU: fits (the band's high end is within usable memory), tight (the point is)."""
+    if isinstance(estimated.engine, Reserves):
+        return _fit_reserving(estimated, estimated.engine, gpu)
     usable = usable_memory(gpu)
     devices = []
     for index in estimated.ledger.devices:
@@ -63,30 +57,36 @@ def fit(estimated: Estimate, gpu: GpuSpec) -> Fit:
     return Fit(max((d.verdict for d in devices), key=ORDER.index), tuple(devices))
 
 
+def _fit_reserving(estimated: Estimate, engine: Reserves, gpu: GpuSpec) -> Fit:
+    """Weights, activations, overhead and one sequence within what the engine takes; `required` is all the workload's.
+
+    Fewer sequences at once than asked is tight: the others queue. Source: docs/method.md, Serving engines.
+    """
+    job = replace(estimated.job, gpu=gpu)
+    pool, one = engine.pool(job), engine.for_one(job)
+    assert pool is not None  # there is a GPU
+    runner, devices = estimated.engine, []
+    ledger = estimated.ledger if gpu == estimated.job.gpu else Ledger.of(
+        runner.weight_lines(job), runner.cache_lines(job, estimated.phase), runner.activation_lines(job, estimated.phase),
+        runner.overhead_lines(job, estimated.phase),
+    )  # fmt: skip
+    given, total = job.deployment.settings.get("kv_pool_bytes"), usable_memory(gpu)
+    usable = total if given else pool.usable
+    for index in ledger.devices:
+        part = ledger.on(index)
+        cache = part.component_bytes("kv_cache")
+        needed = int(given) if given else one
+        verdict = judge(part.total_bytes - cache + needed, part.high_bytes - cache + needed, usable)
+        if pool.nbytes < one:
+            verdict = "does_not_fit"
+        elif verdict == "fits" and pool.queues:
+            verdict = "tight"
+        devices.append(DeviceFit(index, gpu.name, usable.value, part.total_bytes, part.high_bytes, verdict))
+    return Fit(max((d.verdict for d in devices), key=ORDER.index), tuple(devices))
+
+
 def judge(point: int, high: int, usable: Quantity) -> Verdict:
     """The verdict for one device; a usable memory that is itself a band counts with its low end for "fits"."""
     if high <= usable.low_value:
         return "fits"
     return "tight" if point <= usable.value else "does_not_fit"
-
-
-@lru_cache(maxsize=1024)
-def _derived(gpu: GpuSpec) -> Quantity:
-    rules = {r["id"]: r for r in read_json("overheads/gpu_memory.json")["records"]}
-    rule = rules[_rule(gpu)]
-    base = getattr(gpu, rule["base"]).value
-    if "below" in rule:
-        value, low, high = base - rule["below"], base - rule["below_high"], base - rule["below_low"]
-    else:
-        value, low, high = (round(base * rule[name]) for name in ("share", "share_low", "share_high"))
-    return Quantity(value=value, low=low, high=high, verified=False, source=f"derived from {rule['base']}: {rule['source']}")
-
-
-def _rule(gpu: GpuSpec) -> str:
-    if gpu.vendor == "Apple":
-        return "apple_small" if gpu.memory_sold_bytes.value < 64 * GIB else "apple_large"
-    if gpu.vendor != "NVIDIA":
-        return gpu.vendor.lower()
-    if gpu.nvml_total_bytes is None:
-        return "nvidia_from_sold"
-    return "nvidia_small" if gpu.nvml_total_bytes.value <= 24 * GIB else "nvidia_large"

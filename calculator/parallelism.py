@@ -6,9 +6,10 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import NamedTuple
 
-from calculator.errors import BadValue
+from calculator.errors import BadValue, Unsupported
 from calculator.quantization import Stored, StoredGroup
-from calculator.units import ceil_div
+from calculator.spec import ModelSpec
+from calculator.units import align_up, ceil_div
 
 
 class Share(NamedTuple):
@@ -45,3 +46,49 @@ def share_of(stored: Stored, share: Share, *, head_with_embedding: bool) -> Stor
         elif share.first if group.group.role == "embedding" and head_with_embedding else share.last:
             held.append(group)
     return tuple(held)
+
+
+def tensor_sizes(model: ModelSpec) -> tuple[int, ...]:
+    """Tensor-parallel sizes up to the number of heads that divide everything that is split."""
+    return tuple(n for n in range(1, model.num_attention_heads + 1) if _splits(model, n))
+
+
+def tensor_rank(model: ModelSpec, size: int, *, vocab_multiple: int) -> ModelSpec:
+    """What one tensor-parallel rank holds, as a model of its own: heads, feed-forward and vocabulary divided.
+
+    Query heads, feed-forward and the vocabulary (padded to a multiple) are divided; KV heads are divided, or held by
+    several ranks each where there are fewer than ranks; norms and the biases of row-split layers stay whole.
+
+    Source: vllm v0.19.0 model_executor/models/llama.py L146-155, layers/vocab_parallel_embedding.py L75.
+    """
+    if not _splits(model, size):
+        possible = ", ".join(map(str, tensor_sizes(model)))
+        if model.num_attention_heads % size:
+            raise Unsupported(f"Total number of attention heads ({model.num_attention_heads}) must be divisible by "
+                              f"tensor parallel size ({size})", allowed=possible)  # fmt: skip
+        raise Unsupported(f"tensor_parallel_size {size} doesn't split {model.num_key_value_heads} key/value heads, "
+                          f"feed-forward {model.intermediate_size} and vocabulary {model.vocab_size}", allowed=possible)  # fmt: skip
+    return replace(
+        model, num_attention_heads=model.num_attention_heads // size, num_key_value_heads=max(1, model.num_key_value_heads // size),
+        intermediate_size=model.intermediate_size // size, vocab_size=align_up(model.vocab_size, vocab_multiple) // size,
+    )  # fmt: skip
+
+
+def pipeline_stages(layers: int, stages: int) -> tuple[Share, ...]:
+    """Runs of layers as vLLM splits them: equal, what is left over to the stages before the last.
+
+    Source: vllm v0.19.0 distributed/utils.py L124-129, get_pp_indices.
+    """
+    if stages > layers:
+        raise BadValue(f"{stages} pipeline stages for {layers} layers", allowed=f"1 to {layers}", hint=f"{layers} or fewer")
+    counts = [layers // stages] * stages
+    for i in range(2, layers % stages + 2):
+        counts[-i] += 1
+    first = [sum(counts[:i]) for i in range(stages + 1)]
+    return tuple(Share(i, range(first[i], first[i + 1]), i == 0, i == stages - 1) for i in range(stages))
+
+
+def _splits(model: ModelSpec, size: int) -> bool:
+    heads, kv = model.num_attention_heads, model.num_key_value_heads
+    even = heads % size == 0 and model.intermediate_size % size == 0 and align_up(model.vocab_size, 64) % size == 0
+    return even and (kv % size == 0 if kv >= size else size % kv == 0)

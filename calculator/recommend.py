@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from calculator.catalog import Model, load_gpus, load_model, model_ids
 from calculator.engines import ENGINES, canonical, load
 from calculator.engines.base import parse_settings
-from calculator.errors import BadValue, CalculatorError
+from calculator.errors import BadValue, CalculatorError, NotModelled
 from calculator.estimate import Estimate, estimate
 from calculator.fit import Fit, Verdict, fit
 from calculator.solve import LADDERS, best_quant, largest_context, largest_sequences
@@ -62,8 +62,13 @@ def recommend(model: Model, options: dict[str, Any], *, objective: str = "smalle
     check_objective(objective)
     candidates: list[Candidate] = []
     rejected: list[Rejected] = []
+    estimate(model, **options)  # what no GPU can mend is refused here, for all of them
     for gpu in load_gpus() if gpus is None else gpus:
-        asked = estimate(model, **options, gpu=gpu)
+        try:
+            asked = estimate(model, **options, gpu=gpu)
+        except NotModelled as e:
+            rejected.append(Rejected(gpu.name, str(e)))
+            continue
         held = fit(asked, gpu)
         if held.verdict != "does_not_fit":
             candidates.append(_candidate(model, gpu, asked, options, ()))
@@ -156,7 +161,7 @@ def _try(model: Model, gpu: GpuSpec, options: dict[str, Any]) -> Estimate | None
 def _changes(model: Model, gpu: GpuSpec, options: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     asked = estimate(model, **options, gpu=gpu)
     engine = asked.engine.name
-    quantized = ("q8_0", "q4_0") if engine == "llama.cpp" else ("int8", "int4")
+    quantized = {"llama.cpp": ("q8_0", "q4_0"), "vllm": ("fp8",)}.get(engine, ("int8", "int4"))
     for kind in quantized:
         if asked.job.deployment.kv_dtype not in quantized:
             yield f"kv-dtype {kind}", {**options, "kv_dtype": kind}

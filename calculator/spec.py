@@ -113,4 +113,4 @@ class Deployment:
     engine_version: str
     gpu: str | None = None
     gpus: int = 1
-    settings: Mapping[str, str | int | bool] = field(default_factory=dict)
+    settings: Mapping[str, str | int | bool | float] = field(default_factory=dict)

@@ -102,13 +102,22 @@ def test_a_url_restores_the_page_and_the_page_writes_the_url():
 
 def test_bad_values_in_the_url_give_hints_and_the_defaults():
     bad = {"model": "/etc/passwd", "quant": "q9", "context": "abc", "sequences": "-1", "kv_dtype": "zz",
-           "engine": "vllm", "gpu": "rtx 9999", "gpus": "99", "attn_implementation": "![x](http://x)", "logits_to_keep": str(2**40), "ctx": "8k"}  # fmt: skip
+           "engine": "sglang", "gpu": "rtx 9999", "gpus": "99", "attn_implementation": "![x](http://x)", "logits_to_keep": str(2**40), "ctx": "8k"}  # fmt: skip
     at = open_page(**bad)
     assert len(at.warning) == len(bad)
     text = "\n".join(w.value for w in at.warning)
     assert "context" in text
     assert "![" not in text
     assert total_of(at) == estimate(RELEASED, quant="bf16", context=8192).total_bytes
+
+
+def test_vllm_in_the_url_is_sized_by_its_reservation():
+    at = open_page(engine="vllm", gpu="rtx4090", gpu_memory_utilization="0.5")
+    assert not at.warning
+    wanted = estimate(RELEASED, quant="bf16", context=8192, engine="vllm", gpu="rtx 4090", settings={"gpu_memory_utilization": 0.5})
+    assert total_of(at) == wanted.total_bytes
+    assert f"usable {gib(wanted.pool.usable.value)}" in at.success[0].value
+    assert "an NVIDIA GPU" in open_page(engine="vllm", gpu="MI300X").info[0].value
 
 
 def test_a_url_opens_no_file_of_the_server(tmp_path):

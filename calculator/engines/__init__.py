@@ -7,13 +7,14 @@ from typing import NamedTuple
 from calculator.engines.base import Engine, Job
 from calculator.engines.llama_cpp import LlamaCpp
 from calculator.engines.transformers import Transformers
+from calculator.engines.vllm import Vllm
 from calculator.errors import BadValue, NotModelled, UnknownName, Unsupported
 from calculator.names import key, nearest
 from calculator.quantization import Scheme
 
 __all__ = ["ENGINES", "LATER", "Engine", "Job", "check_runs", "load"]
 
-ENGINES: dict[str, Engine] = {engine.name: engine for engine in (Transformers(), LlamaCpp())}
+ENGINES: dict[str, Engine] = {engine.name: engine for engine in (Transformers(), LlamaCpp(), Vllm())}
 
 
 class Later(NamedTuple):
@@ -26,7 +27,6 @@ class Later(NamedTuple):
 LATER: dict[str, Later] = {
     name: Later(name, why)
     for name, why in (
-        ("vllm", "its pool, activations and graphs come with the serving engines"),
         ("sglang", "its pool, activations and graphs come with the serving engines"),
         ("exllamav2", "no public record to hold its cache and scratch against"),
         ("tensorrt-llm", "no public record to hold it against"),
@@ -48,7 +48,7 @@ def canonical(name: str) -> str:
 
 def check_runs(scheme: Scheme, engine: str) -> None:
     """Refuse a quantization that the engine can't run. Raises Unsupported."""
-    if engine in scheme.engines or (engine not in ENGINES and engine not in ("vllm", "sglang")):
+    if engine in scheme.engines or (engine not in ENGINES and engine != "sglang"):
         return
     if scheme.recipe and engine == "transformers":
         raise Unsupported(

@@ -6,14 +6,14 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from calculator.datafiles import read_json
 from calculator.errors import BadValue
 from calculator.ledger import Basis, Line
 from calculator.names import nearest
 from calculator.quantization import Scheme, Stored
-from calculator.spec import Deployment, GpuSpec, ModelSpec, Workload
+from calculator.spec import Deployment, GpuSpec, ModelSpec, Quantity, Workload
 from calculator.steps import Peak
 from calculator.units import MAX_COUNT
 
@@ -105,19 +105,58 @@ class Engine(Protocol):
         """The bytes that depend on context and sequences, as a function of them with all else bound."""
         ...
 
-    def resolved_settings(self, job: Job) -> dict[str, str | int | bool]:
+    def resolved_settings(self, job: Job) -> dict[str, str | int | bool | float]:
         """All settings in force, those that follow from the workload filled in."""
         ...
 
 
-class Setting(NamedTuple):
-    """One knob: its default and what is allowed: a tuple of words, bool, or a range of integers."""
+class Pool(NamedTuple):
+    """What a serving engine sets aside for the cache on each GPU [bytes], and what fits in: tokens over all GPUs."""
 
-    default: str | int | bool | None
-    allowed: tuple[str, ...] | type[bool] | range
+    nbytes: int
+    low: int
+    high: int
+    blocks: int
+    tokens: int
+    max_concurrency: float
+    usable: Quantity
+    """What weights, activations, overhead and cache may take on one GPU."""
+    reserved_bytes: int
+    """What the engine takes over all GPUs."""
+    queues: bool = False
+    """Fewer sequences at once than the workload has."""
+    warnings: tuple[str, ...] = ()
+
+
+@runtime_checkable
+class Reserves(Protocol):
+    """An engine that takes a pool at start-up, whatever the workload needs of it."""
+
+    def pool(self, job: Job) -> Pool | None:
+        """The pool on the job's GPU; None where nothing says how much memory there is."""
+        ...
+
+    def for_one(self, job: Job) -> int:
+        """Bytes of cache that one sequence of the context takes on a GPU, in whole blocks."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Real:
+    """Allowed values of a setting that is not whole: low < value <= high."""
+
+    low: float
+    high: float
+
+
+class Setting(NamedTuple):
+    """One knob: its default and what is allowed: a tuple of words, bool, a range of integers, or of real numbers."""
+
+    default: str | int | bool | float | None
+    allowed: tuple[str, ...] | type[bool] | range | Real
     meaning: str
 
-    def parse(self, name: str, value: str | int | bool) -> str | int | bool:
+    def parse(self, name: str, value: str | int | bool | float) -> str | int | bool | float:
         """The value in its own type. Raises BadValue with what is allowed."""
         text = str(value).strip()
         if self.allowed is bool:
@@ -131,6 +170,10 @@ class Setting(NamedTuple):
                 shown = f"{self.allowed.start:,} to {self.allowed.stop - 1:,}"
                 raise BadValue(f"{name}={text[:30]!r}", allowed=f"a whole number, {shown}")
             return int(text)
+        if isinstance(self.allowed, Real):
+            if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{0,15})?|\.[0-9]{1,15}", text) or not self.allowed.low < float(text) <= self.allowed.high:
+                raise BadValue(f"{name}={text[:30]!r}", allowed=f"above {self.allowed.low:g}, up to {self.allowed.high:g}")
+            return float(text)
         assert isinstance(self.allowed, tuple)
         if text.lower() not in self.allowed:
             raise BadValue(f"{name}={text[:30]!r}", allowed=", ".join(self.allowed))
@@ -140,7 +183,7 @@ class Setting(NamedTuple):
 COUNT = range(1, MAX_COUNT + 1)
 
 
-def parse_settings(engine: str, table: Mapping[str, Setting], given: Mapping[str, Any]) -> dict[str, str | int | bool]:
+def parse_settings(engine: str, table: Mapping[str, Setting], given: Mapping[str, Any]) -> dict[str, str | int | bool | float]:
     """The given settings in their types. Raises BadValue for a name that the engine doesn't have."""
     for name in given:
         if name not in table:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from calculator import __version__
 from calculator.catalog import data_version, load_model
 from calculator.engines import ENGINES, LATER
+from calculator.engines.base import Pool
 from calculator.estimate import Estimate, estimate
 from calculator.fit import Fit, fit
 from calculator.ledger import COMPONENTS
@@ -46,7 +47,7 @@ def estimate_document(estimated: Estimate) -> dict[str, Any]:
         host_bytes=ledger.host_bytes, tensor_bytes=estimated.tensor_bytes, file_bytes=estimated.file_bytes,
         kv_bytes_per_token=estimated.kv_bytes_per_token,
         peak={"phase": estimated.phase, "step": estimated.peak.step.name},
-        kv_pool=None, reserved_bytes=None,
+        kv_pool=_pool(estimated.pool), reserved_bytes=estimated.pool.reserved_bytes if estimated.pool else None,
         lines=[
             {"component": line.component, "name": line.name, "device": line.device, "bytes": line.nbytes,
              "low_bytes": line.low_bytes, "high_bytes": line.high_bytes, "basis": line.basis, "formula": str(line.formula),
@@ -57,6 +58,14 @@ def estimate_document(estimated: Estimate) -> dict[str, Any]:
         speed=None, start_command=None, related=related(estimated),
         verdict=held.verdict if held else None, warnings=list(estimated.warnings),
     )  # fmt: skip
+
+
+def _pool(pool: Pool | None) -> dict[str, Any] | None:
+    """Bytes on a GPU; tokens and sequences of the deployment."""
+    if pool is None:
+        return None
+    return {"bytes": pool.nbytes, "low_bytes": pool.low, "high_bytes": pool.high, "blocks": pool.blocks, "tokens": pool.tokens,
+            "max_concurrency": pool.max_concurrency}  # fmt: skip
 
 
 def related(estimated: Estimate) -> list[dict[str, Any]]:

@@ -37,7 +37,7 @@ class DeploymentInForce(_Document):
     engine_version: str
     gpu: str | None
     gpus: int
-    settings: dict[str, str | int | bool]
+    settings: dict[str, str | int | bool | float]
 
 
 class Components(_Document):
@@ -403,7 +403,7 @@ class Quants(_Envelope):
 class SettingRow(_Document):
     """One setting of an engine."""
 
-    default: str | int | bool | None
+    default: str | int | bool | float | None
     meaning: str
 
 

@@ -9,7 +9,7 @@ import streamlit as st
 
 from calculator import engines
 from calculator.catalog import load_gpu, load_gpus, load_model, model_ids
-from calculator.engines.base import Setting
+from calculator.engines.base import Real, Setting
 from calculator.errors import BadValue, CalculatorError
 from calculator.estimate import KV_DTYPES
 from calculator.names import key, lookup, nearest
@@ -22,6 +22,7 @@ AUTO = "default"  # the first option of a selector whose choice may be left open
 OFFERED_SETTINGS: dict[str, tuple[str, ...]] = {
     "transformers": ("attn_implementation", "logits_to_keep", "cache_implementation", "phase"),
     "llama.cpp": ("flash_attn", "n_ubatch", "kv_unified"),
+    "vllm": ("gpu_memory_utilization", "enforce_eager", "block_size"),
 }
 SORTS = tuple(name for name in OBJECTIVES if name != "price")
 VENDORS = tuple(dict.fromkeys(gpu.vendor for gpu in load_gpus()))
@@ -82,9 +83,9 @@ def _count(name: str, most: int) -> Callable[[str], int]:
 
 def _setting_param(name: str) -> Param:
     wanted = setting(name)
-    default = wanted.default if isinstance(wanted.allowed, range) else AUTO
+    default = wanted.default if isinstance(wanted.allowed, range | Real) else AUTO
 
-    def read(text: str) -> str | int | bool:
+    def read(text: str) -> str | int | bool | float:
         value = wanted.parse(name, text)
         if isinstance(value, int) and value > MAX_SETTING:
             raise BadValue(f"{name} {value:,} is out of range here", allowed=f"up to {MAX_SETTING:,}")

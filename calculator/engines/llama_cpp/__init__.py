@@ -216,7 +216,7 @@ class LlamaCpp:
 
         return size
 
-    def resolved_settings(self, job: Job) -> dict[str, str | int | bool]:
+    def resolved_settings(self, job: Job) -> dict[str, str | int | bool | float]:
         """With n_ctx, n_seq_max and n_outputs_max as the workload sets them."""
         context = self._context(job)
         derived = {"n_ctx": context.n_ctx, "n_seq_max": context.n_seq_max, "n_outputs_max": context.n_outputs}

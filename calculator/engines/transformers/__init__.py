@@ -189,7 +189,7 @@ class Transformers:
 
         return size
 
-    def resolved_settings(self, job: Job) -> dict[str, str | int | bool]:
+    def resolved_settings(self, job: Job) -> dict[str, str | int | bool | float]:
         """Nothing depends on the workload here."""
         return dict(job.deployment.settings)
 

@@ -1,0 +1,78 @@
+"""The profiling run at start-up: one forward pass of the largest batch, then the sampler for the most sequences."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+from calculator.spec import ModelSpec
+from calculator.steps import Buffer, Peak, Step, largest
+
+SOURCE = "vllm v0.19.0 v1/worker/gpu_model_runner.py L5556-5597, L5782-5793; v1/sample/sampler.py forward, sample"
+SORT_SOURCE = "vllm v0.11.0 v1/sample/ops/topk_topp_sampler.py apply_top_k_top_p; pytorch aten/src/ATen/native/cuda/Sort.cu"
+TRITON_SOURCE = "vllm v0.19.0 v1/sample/ops/topk_topp_sampler.py L245-255, topk_topp_triton.py L1010-1021"
+SORT_BELOW = 8  # sequences from which the Triton kernel replaces the sort: topk_topp_sampler.py L251
+
+
+class Profile(NamedTuple):
+    """What the profiling run depends on beside the model's dimensions."""
+
+    tokens: int
+    sequences: int
+    vocabulary: int
+    """All of it: the ranks gather their logits."""
+    element_bytes: int
+    sampler: Literal["sort", "triton"]
+    hidden_copies: int
+    """Tensors of tokens x hidden beside the feed-forward's own."""
+    workspace: int
+    multiprocessors: int
+    sort_buffers: int = 12
+    """Bytes an element of the radix sort's second buffers."""
+
+
+def profile(rank: ModelSpec, run: Profile) -> Peak:
+    """Peak of the profiling run on one tensor-parallel rank.
+
+    sampler, sort:    B V (e + 4 + 4 + 8 + 8 + 12) + e T h + 2 e B h + workspace
+    sampler, Triton:  B V (e + 4 + 4 + 4) + 4 V min(B, multiprocessors) + e T h + 2 e B h + workspace
+    feed-forward:     e T (3 f + c h) + workspace              c = 3 (V0, eager), 4 (V1, compiled)
+
+    T tokens, B sequences, V vocabulary, e bytes an element, f the rank's share of the feed-forward.    derived, c fitted
+
+    Equals the printed 4.76, 5.56, 5.64, 4.84 and 7.38 GiB of five models on 0.11, 1.89 on 0.19 and 2.07 and 2.99 on V0.
+    """
+    t, b, v, h, f, e = run.tokens, run.sequences, run.vocabulary, rank.hidden_size, rank.intermediate_size, run.element_bytes
+    workspace = Buffer("cuBLAS workspace", run.workspace, "{w}")
+    cells = b * v
+    sampler = [
+        Buffer("logits", e * cells, "{e} × {B} × {V}"),
+        Buffer("float32 logits", 4 * cells, "4 × {B} × {V}"),
+    ]
+    if run.sampler == "sort" or b < SORT_BELOW:
+        sampler += [
+            Buffer("sorted values", 4 * cells, "4 × {B} × {V}"),
+            Buffer("sorted indices", 8 * cells, "8 × {B} × {V}"),
+            Buffer("indices to sort", 8 * cells, "8 × {B} × {V}"),
+            Buffer("radix sort", run.sort_buffers * cells, "{r} × {B} × {V}"),
+        ]
+    else:
+        sampler += [
+            Buffer("probabilities", 4 * cells, "4 × {B} × {V}"),
+            Buffer("exponential noise", 4 * cells, "4 × {B} × {V}"),
+            Buffer("top-k and top-p rows", 4 * v * min(b, run.multiprocessors), "4 × {V} × {M}"),
+        ]
+    sampler += [
+        Buffer("hidden states", e * t * h, "{e} × {T} × {h}"),
+        Buffer("last hidden states, twice", 2 * e * b * h, "2 × {e} × {B} × {h}"),
+        workspace,
+    ]
+    mlp = [
+        Buffer("gate and up", 2 * e * t * f, "2 × {e} × {T} × {f}"),
+        Buffer("gate * up", e * t * f, "{e} × {T} × {f}"),
+        Buffer("hidden states", run.hidden_copies * e * t * h, "{c} × {e} × {T} × {h}"),
+        workspace,
+    ]
+    step, nbytes = largest([Step("sampler", tuple(sampler)), Step("mlp", tuple(mlp))])
+    symbols = {"e": e, "B": b, "V": v, "T": t, "h": h, "f": f, "w": run.workspace, "c": run.hidden_copies,
+               "M": min(b, run.multiprocessors), "r": run.sort_buffers}  # fmt: skip
+    return Peak("prefill", step, nbytes, symbols)

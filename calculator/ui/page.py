@@ -14,6 +14,7 @@ from calculator.catalog import Model
 from calculator.errors import CalculatorError
 from calculator.estimate import Estimate, estimate
 from calculator.fit import fit
+from calculator.report.text import pool_text
 from calculator.ui import controls, state, tables
 from calculator.units import gib, tokens
 
@@ -102,6 +103,8 @@ def required(estimated: Estimate) -> None:
     st.caption(f"{ledger.total_bytes:,} bytes{beside}")
     st.caption(f"peak in {estimated.peak.phase}, step *{estimated.peak.step.name}* · KV cache "
                f"{estimated.kv_bytes_per_token:,} bytes a token ({estimated.job.deployment.kv_dtype})")  # fmt: skip
+    if estimated.pool is not None:
+        st.caption(pool_text(estimated.pool, devices=len(ledger.devices)))
 
 
 def twins(model: Model, options: dict[str, Any], gpu: str | None, gpus: int) -> None:

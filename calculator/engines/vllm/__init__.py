@@ -371,7 +371,7 @@ def _peaks(job: Job, length: int) -> tuple[int, Peak, int]:
     rows = record("vllm", "multiprocessors_9" if major == "9" else "multiprocessors")
     small = version.sampler == "sort" or sequences < 8
     run = Profile(tokens, sequences, job.model.vocab_size, _element_bytes(job), version.sampler,
-                  4 if version.v1 else 3, workspace.value, rows.value)  # fmt: skip
+                  4 if version.v1 or major == "7" else 3, workspace.value, rows.value)  # fmt: skip
     return _bounds(_rank(job), run, (workspace.low, workspace.high), (rows.low, rows.high), small and sequences < 128)
 
 

@@ -35,11 +35,11 @@ def profile(rank: ModelSpec, run: Profile) -> Peak:
 
     sampler, sort:    B V (e + 4 + 4 + 8 + 8 + 12) + e T h + 2 e B h + workspace
     sampler, Triton:  B V (e + 4 + 4 + 4) + 4 V min(B, multiprocessors) + e T h + 2 e B h + workspace
-    feed-forward:     e T (3 f + c h) + workspace              c = 3 (V0, eager), 4 (V1, compiled)
+    feed-forward:     e T (3 f + c h) + workspace              c = 3 (V0, eager), 4 (V1, compiled; V0 with XFormers)
 
     T tokens, B sequences, V vocabulary, e bytes an element, f the rank's share of the feed-forward.    derived, c fitted
 
-    Equals the printed 4.76, 5.56, 5.64, 4.84 and 7.38 GiB of five models on 0.11, 1.89 on 0.19 and 2.07 and 2.99 on V0.
+    Equals the printed 4.76, 5.56, 5.64, 4.84 and 7.38 GiB of five models on 0.11, 1.89 on 0.19 and 2.02, 2.07 and 2.99 on V0.
     """
     t, b, v, h, f, e = run.tokens, run.sequences, run.vocabulary, rank.hidden_size, rank.intermediate_size, run.element_bytes
     workspace = Buffer("cuBLAS workspace", run.workspace, "{w}")

@@ -193,6 +193,7 @@ def sweep(models: tuple[str, ...], quants: str | None, contexts: str, sequences_
 def recommend(model: str | None, gpu: str | None, here: bool, objective: str, limit: str, as_json: bool, **kw: Any) -> None:
     """Which GPU to take for MODEL; or what a GPU can run."""
     from calculator.catalog import load_gpu, load_model
+    from calculator.estimate import splits_tensors
     from calculator.recommend import recommend, runs_on
     from calculator.report.documents import recommend_document
     from calculator.report.text import recommend_text
@@ -205,8 +206,8 @@ def recommend(model: str | None, gpu: str | None, here: bool, objective: str, li
         found_model = load_model(model)
         found = recommend(found_model, options_of(found_model, kw), objective=objective, gpus=[card] if card else None)
     elif card is not None:
-        if parse_count(kw["tp"], name="--tp") > 1:
-            raise NotModelled("tensor parallelism comes with the serving engines", hint="--gpus N splits by layers")
+        if parse_count(kw["tp"], name="--tp") > 1 and not splits_tensors(kw["engine"]):
+            raise NotModelled("tensor parallelism without a serving engine", hint="--engine vllm, or --gpus N, which splits by layers")
         found = runs_on(card, options_of(None, kw), objective=objective)
     else:
         raise BadValue("neither a model nor a GPU is given", hint="vram recommend MODEL, or vram recommend --gpu NAME")

@@ -169,7 +169,7 @@ def resolve(
 def check_tensor_parallel(model: Model, tp: int, engine: str | None = None) -> None:
     """Refuse a tensor-parallel size: impossible ones with the possible ones named, and those of engines without it."""
     heads = model.spec.num_key_value_heads
-    if tp == 1 or (engine is not None and "tensor_parallel_size" in _settings_of(engine)):
+    if tp == 1 or splits_tensors(engine):
         return
     possible = [n for n in range(1, heads + 1) if heads % n == 0]
     if tp > heads or heads % tp:
@@ -180,9 +180,10 @@ def check_tensor_parallel(model: Model, tp: int, engine: str | None = None) -> N
     raise NotModelled(f"tensor_parallel_size {tp} without a serving engine", hint="--engine vllm, or --gpus N, which splits by layers")
 
 
-def _settings_of(engine: str) -> Mapping[str, Any]:
-    name = engines.canonical(engine)
-    return engines.ENGINES[name].settings if name in engines.ENGINES else {}
+def splits_tensors(engine: str | None) -> bool:
+    """Whether this engine is modelled with tensor parallelism."""
+    found = engines.ENGINES.get(engines.canonical(engine)) if engine is not None else None
+    return found is not None and "tensor_parallel_size" in found.settings
 
 
 def _warnings(model: Model, job: Job, peak: Peak, ledger: Ledger) -> tuple[str, ...]:

@@ -52,7 +52,7 @@ def estimate_text(estimated: Estimate, *, explain: bool) -> str:
     for component in COMPONENTS:
         lines = [line for line in ledger.on_devices if line.component == component]
         rows.append((NAMES[component], gib(ledger.component_bytes(component)), "", ""))
-        rows += [("  " + _name(line, len(ledger.devices)), gib(line.nbytes), line.basis, _band(line)) for line in lines]
+        rows += _rows(lines, len(ledger.devices))
     if host := [line for line in ledger.lines if line.device == "host"]:
         rows.append(("beside the GPU", gib(ledger.host_bytes), "", "host memory, not in the total"))
         rows += [("  " + line.name, gib(line.nbytes), line.basis, _band(line)) for line in host]
@@ -159,8 +159,18 @@ def _number(value: str | float | int | None) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def _name(line: Line, devices: int) -> str:
-    return f"{line.name} [{line.device}]" if devices > 1 else line.name
+def _rows(lines: Sequence[Line], devices: int) -> list[tuple[str, str, str, str]]:
+    """A row a line; what several GPUs hold alike, as tensor-parallel ranks do, in one row."""
+    alike: dict[tuple[str, str, str, str], list[int]] = {}
+    for line in lines:
+        assert line.device != "host"
+        alike.setdefault((line.name, gib(line.nbytes), line.basis, _band(line)), []).append(line.device)
+    rows = []
+    for (name, size, basis, band), on in alike.items():
+        run = len(on) > 2 and on[-1] - on[0] == len(on) - 1
+        where = f" [{on[0]}-{on[-1]}]" if run else f" [{', '.join(map(str, on))}]"
+        rows.append((f"  {name}{where if devices > 1 else ''}", f"{len(on)} x {size}" if len(on) > 1 else size, basis, band))
+    return rows
 
 
 def _band(line: Line) -> str:

@@ -146,6 +146,20 @@ def test_the_pool_of_the_8b_on_an_h100():
     assert found.pool.nbytes / GIB == pytest.approx(58.11, rel=0.003)
 
 
+@pytest.mark.parametrize(
+    ("version", "gpu", "context", "printed", "off"),
+    [
+        ("0.11.0", "H100 SXM5 80GB", 16000, 51.38, 0.003),  # PLANNER
+        ("0.6.6", "RTX 3090", 20000, 3.81, 0.1),  # vllm#10517, whose memory outside torch is the largest of the logs
+        ("0.6.6", "RTX 3090", 29000, 2.89, 0.11),
+    ],
+)
+def test_whole_pools_are_within_their_band(version, gpu, context, printed, off):
+    pool = run("llama-3.1-8b", quant="bf16", engine_version=version, gpu=gpu, context=context).pool
+    assert pool.low <= printed * GIB <= pool.high
+    assert pool.nbytes / GIB == pytest.approx(printed, rel=off)
+
+
 def test_concurrency_counts_whole_blocks_since_0_9():
     """vllm v0.19.0 kv_cache_utils.py L802-820; before, tokens / max_model_len."""
     at = {"quant": "bf16", "context": 1000, "settings": {"kv_pool_bytes": 100 * 16 * 32768}}
@@ -253,6 +267,15 @@ def test_what_is_refused_is_one_line_with_what_to_try(args, words, capsys):
 def test_tensor_parallel_ranks_times_pipeline_stages():
     got = CliRunner().invoke(vram, ["estimate", "llama-3.1-8b", "--engine", "vllm", "--tp", "2", "--pp", "2", "--gpu", "h100", "--json"])
     assert json.loads(got.stdout)["deployment"]["gpus"] == 4
+
+
+def test_the_last_pipeline_stage_alone_samples():
+    """vllm v0.19.0 v1/worker/gpu_model_runner.py L5782-5793, is_last_rank."""
+    one, two = (run("llama-3.1-8b", quant="bf16", gpu="H100 SXM5 80GB", gpus=n).ledger for n in (1, 2))
+    first, last = (two.on(i).component_bytes("activations") for i in (0, 1))
+    assert last == one.component_bytes("activations")
+    assert first < last
+    assert "mlp" in next(line.note for line in two.on(0).lines if line.component == "activations")
 
 
 def test_ranks_that_hold_the_same_share_a_row():

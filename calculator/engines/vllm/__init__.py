@@ -151,16 +151,15 @@ class Vllm:
         ]  # fmt: skip
 
     def activation_lines(self, job: Job, phase: str) -> list[Line]:  # noqa: ARG002
-        """The peak of the profiling run, on every device."""
-        low, peak, high = _peaks(job, _length(job))
-        version = _version(job)
-        basis: Literal["derived", "modelled"] = "derived" if low == peak.nbytes == high else "modelled"
-        source = f"{SOURCE}; {TRITON_SOURCE if version.sampler == 'triton' else SORT_SOURCE}"
-        return [
-            Line("activations", "peak activation", peak.nbytes, peak.formula, source, basis=basis, low=low, high=high,
-                 device=i, note=f"profiling run, peak at {peak.step.name}")
-            for i in range(job.deployment.gpus)
-        ]  # fmt: skip
+        """The peak of the profiling run on each device: the sampler runs on the last stage alone."""
+        source = f"{SOURCE}; {TRITON_SOURCE if _version(job).sampler == 'triton' else SORT_SOURCE}"
+        lines = []
+        for share in self._shares(job):
+            low, peak, high = _peaks(job, _length(job), samples=share.last)
+            basis: Literal["derived", "modelled"] = "derived" if low == peak.nbytes == high else "modelled"
+            lines.append(Line("activations", "peak activation", peak.nbytes, peak.formula, source, basis=basis, low=low, high=high,
+                              device=share.device, note=f"profiling run, peak at {peak.step.name}"))  # fmt: skip
+        return lines
 
     def overhead_lines(self, job: Job, phase: str) -> list[Line]:  # noqa: ARG002
         """Memory outside torch, and CUDA graphs."""
@@ -191,12 +190,18 @@ class Vllm:
     def dynamic(self, job: Job, phase: str) -> Dynamic:  # noqa: ARG002
         """Cache, and the profiling run where its batch follows the context."""
         block, size = sum(self._block(job, s) for s in self._shares(job)), int(job.deployment.settings["block_size"])
-        given, gpus = job.deployment.settings.get("max_model_len"), job.deployment.gpus
+        given, tp = job.deployment.settings.get("max_model_len"), _tp(job)
+        others = job.deployment.gpus - tp
 
         def held(context: int, sequences: int) -> tuple[int, int]:
             cache = sequences * ceil_div(context, size) * block
-            _, peak, high = _peaks(job, int(given or context))
-            return cache + peak.nbytes * gpus, cache + high * gpus
+            length = int(given or context)
+            _, peak, high = _peaks(job, length)
+            point, high = cache + peak.nbytes * tp, cache + high * tp
+            if others:
+                _, before, before_high = _peaks(job, length, samples=False)
+                point, high = point + before.nbytes * others, high + before_high * others
+            return point, high
 
         return held
 
@@ -361,7 +366,7 @@ def _batch(job: Job, length: int) -> tuple[int, int]:
     return tokens, min(int(settings.get("max_num_seqs", sequences)), tokens)
 
 
-def _peaks(job: Job, length: int) -> tuple[int, Peak, int]:
+def _peaks(job: Job, length: int, *, samples: bool = True) -> tuple[int, Peak, int]:
     """Low end, peak and high end of the profiling run on one GPU [bytes]."""
     version, gpu = _version(job), job.gpu
     tokens, sequences = _batch(job, length)
@@ -372,6 +377,7 @@ def _peaks(job: Job, length: int) -> tuple[int, Peak, int]:
     small = version.sampler == "sort" or sequences < 8
     run = Profile(tokens, sequences, job.model.vocab_size, _element_bytes(job), version.sampler,
                   4 if version.v1 or major == "7" else 3, workspace.value, rows.value)  # fmt: skip
+    run = run._replace(samples=samples)
     return _bounds(_rank(job), run, (workspace.low, workspace.high), (rows.low, rows.high), small and sequences < 128)
 
 

@@ -28,6 +28,8 @@ class Profile(NamedTuple):
     multiprocessors: int
     sort_buffers: int = 12
     """Bytes an element of the radix sort's second buffers."""
+    samples: bool = True
+    """The last pipeline stage does."""
 
 
 def profile(rank: ModelSpec, run: Profile) -> Peak:
@@ -72,7 +74,7 @@ def profile(rank: ModelSpec, run: Profile) -> Peak:
         Buffer("hidden states", run.hidden_copies * e * t * h, "{c} × {e} × {T} × {h}"),
         workspace,
     ]
-    step, nbytes = largest([Step("sampler", tuple(sampler)), Step("mlp", tuple(mlp))])
+    step, nbytes = largest([*([Step("sampler", tuple(sampler))] if run.samples else []), Step("mlp", tuple(mlp))])
     symbols = {"e": e, "B": b, "V": v, "T": t, "h": h, "f": f, "w": run.workspace, "c": run.hidden_copies,
                "M": min(b, run.multiprocessors), "r": run.sort_buffers}  # fmt: skip
     return Peak("prefill", step, nbytes, symbols)

@@ -25,7 +25,10 @@ def quantize(inventory: Inventory, storage: Storage | None, *, dtype: str, label
     for group in inventory.groups:
         layers = tuple(range(group.layers))
         if storage is not None and group.role in LINEAR_ROLES:
-            stored.append(StoredGroup(group, label, storage(*group.shape), layers))
+            out, in_ = group.shape[-2:]
+            experts = group.elements // (out * in_)  # a matrix each
+            parts = tuple(part._replace(nbytes=part.nbytes * experts) for part in storage(out, in_))
+            stored.append(StoredGroup(group, label, parts, layers))
         else:
             stored.append(StoredGroup(group, dtype, (plain(group, size),), layers))
     return tuple(stored)

@@ -96,6 +96,9 @@ class Vllm:
             )
         if job.workload.context > length:
             raise BadValue(f"max_model_len {length:,} is below the context of {job.workload.context:,}", hint="leaving max_model_len out")
+        if model.num_experts or model.full_every:
+            what = "experts" if model.num_experts else "sliding-window layers"
+            raise NotModelled(f"vllm with {what}: {model.model_type} comes in a later version", hint="--engine transformers or llama.cpp")
         if model.sliding_window and job.workload.context > model.sliding_window:
             raise NotModelled(
                 f"vllm with sliding-window attention beyond its window of {model.sliding_window:,} tokens",

@@ -1,4 +1,4 @@
-"""What the documents quote from the program: README's output and error table, docs/cli.md's help texts.
+"""What the documents quote from the program: README's output and tables, docs/cli.md's help texts.
 
 `python tests/written_docs.py --write` regenerates them; tests hold the documents to the program.
 """
@@ -16,8 +16,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from click.testing import CliRunner
 
+from calculator.checks.compare import compare
+from calculator.checks.records import read_records
 from calculator.checks.validate import validate
-from calculator.checks.write import TABLE, error_table
+from calculator.checks.write import with_tables
 from calculator.cli import vram
 
 ROOT = Path(__file__).parent.parent
@@ -41,7 +43,8 @@ def run(command: str) -> str:
 def readme() -> str:
     """The README with its quotations made new."""
     text = OUTPUT.sub(lambda m: f"{m[1]}```text\n{run(m[2])}```\n{m[4]}", README.read_text())
-    return TABLE.sub(lambda m: f"{m[1]}{error_table(validate())}\n{m[3]}", text)
+    records = read_records()
+    return with_tables(text, validate(records), compare(records)[0])
 
 
 def cli_page() -> str:

@@ -7,8 +7,9 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from calculator.checks import peers
 from calculator.checks.bands import METHOD, residuals
-from calculator.checks.compare import compare
+from calculator.checks.compare import Comparison, compare
 from calculator.checks.records import RECORDS, read_records
 from calculator.checks.validate import ENTRIES, HEADER, MATRIX_HEADER, Validation, matrix_rows, table_rows, validate
 from calculator.datafiles import DATA, read_json
@@ -17,6 +18,7 @@ from calculator.errors import UnreadableFile
 
 ROOT = RECORDS.parents[1]
 TABLE = re.compile(r"(<!-- error table -->\n)(.*?)(<!-- end of error table -->)", re.DOTALL)
+PEERS = re.compile(r"(<!-- peers table -->\n)(.*?)(<!-- end of peers table -->)", re.DOTALL)
 
 
 def write_all() -> list[Path]:
@@ -29,10 +31,16 @@ def write_all() -> list[Path]:
     written[0].write_text(residuals_text(), encoding="utf-8")
     read_json.cache_clear()
     residual_band.cache_clear()
-    found = validate(records)
-    written[1].write_text(report(found), encoding="utf-8")
-    readme.write_text(TABLE.sub(lambda m: f"{m[1]}{error_table(found)}\n{m[3]}", readme.read_text("utf-8")), "utf-8")
+    found, comparisons = validate(records), compare(records)[0]
+    written[1].write_text(report(found, comparisons), encoding="utf-8")
+    readme.write_text(with_tables(readme.read_text("utf-8"), found, comparisons), "utf-8")
     return written
+
+
+def with_tables(text: str, found: Validation, comparisons: Sequence[Comparison]) -> str:
+    """The README with its tables made new."""
+    text = TABLE.sub(lambda m: f"{m[1]}{error_table(found)}\n{m[3]}", text)
+    return PEERS.sub(lambda m: f"{m[1]}{peers_table(comparisons, brief=True)}\n{m[3]}", text)
 
 
 def residuals_text() -> str:
@@ -45,7 +53,24 @@ def error_table(found: Validation) -> str:
     return markdown(HEADER, table_rows(found))
 
 
-def report(found: Validation) -> str:
+def peers_table(comparisons: Sequence[Comparison], *, brief: bool = False) -> str:
+    """Other people's calculators on the same rows."""
+    return markdown(peers.HEADER, peers.table_rows(comparisons, brief=brief))
+
+
+def peers_section(comparisons: Sequence[Comparison]) -> str:
+    """The report's account of the peers: how they are scored, their table, who is missing."""
+    scored = peers.scored()
+    sources = dict.fromkeys((row["peer"], row["source"]) for row in scored["rows"])
+    return "\n".join([
+        f"\n## Peers on the same rows\n\nWritten by `python validation/peers`. {scored['method']} Ours are of all rows of "
+        "a suite; a peer's n says how many of them it claims.\n", peers_table(comparisons), "\nSources:\n",
+        *(f"- {name}: {source}" for name, source in sources), "\nNot held against a record:\n",
+        *(f"- {missing['peer']}: {missing['reason']}" for missing in scored["unavailable"]),
+    ])  # fmt: skip
+
+
+def report(found: Validation, comparisons: Sequence[Comparison]) -> str:
     """validation/report.md."""
     out = [
         "# Predictions against records\n\nWritten by `vram validate --write` from the records in `validation/records/`. "
@@ -57,6 +82,8 @@ def report(found: Validation) -> str:
         "bands of their sources.\n\nNo `gpu` record exists yet.\n" if not any(g.evidence == "gpu" for g in found.groups)
         else f"\nBands of modelled lines: {METHOD}.\n",
     ]  # fmt: skip
+    if peers.scored():
+        out.append(peers_section(comparisons))
     for model in ENTRIES:
         out.append(f"\n## {model}: quantization x context\n\nWorst error of any component at that cell, by kind of evidence. "
                    "*(weights)*: only the weights of this format are checked.\n")  # fmt: skip

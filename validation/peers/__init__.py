@@ -1,0 +1,1 @@
+"""Other people's calculators, in our own words: `python validation/peers`."""

@@ -12,7 +12,7 @@ from calculator.checks.validate import groups
 
 PEERS = RECORDS.parent / "peers.json"  # in a checkout; a wheel has none
 OURS = "this calculator"
-HEADER = ("quantity", "engine", "records", "calculator", "n", "exact", "median", "p95", "worst", "doesn't count")
+HEADER = ("quantity", "engine", "records", "calculator", "n", "exact", "median", "p95", "worst", "doesn't count or claim")
 BYPRODUCTS = {("weights", "activations"), ("kv_cache", "activations")}  # figures that another suite is about
 
 
@@ -22,20 +22,24 @@ def scored() -> dict[str, Any]:
 
 
 def table_rows(comparisons: Sequence[Comparison], *, brief: bool = False) -> list[tuple[str, ...]]:
-    """Ours, then the peers, for each quantity, engine, suite and kind of evidence that a peer claims."""
+    """Ours, then the peers, for each quantity, engine, suite and kind of evidence that a peer claims.
+
+    In brief: of a quantity and engine, only the suite and evidence with the most records.
+    """
     ours: dict[tuple[str, ...], list[Comparison]] = {}
     for c in [*comparisons, *totals(comparisons)]:
         ours.setdefault((c.component, c.record.engine, c.record.suite, c.record.evidence), []).append(c)
+    rows = scored().get("rows", [])
+    places = list(dict.fromkeys((row["quantity"], row["engine"], row["suite"], row["evidence"]) for row in rows))
+    if brief:
+        about = [place for place in places if place[::2] not in BYPRODUCTS]
+        largest = {place[:2]: place for place in sorted(about, key=lambda place: len(ours.get(place, [])))}
+        places = [place for place in places if largest[place[:2]] == place]
     out: list[tuple[str, ...]] = []
-    seen: set[tuple[str, ...]] = set()
-    for row in scored().get("rows", []):
-        place = (row["quantity"], row["engine"], row["suite"], row["evidence"])
-        if brief and place[::2] in BYPRODUCTS:
-            continue
-        if place not in seen:
-            seen.add(place)
-            out += [_cells(place, OURS, group._asdict(), "") for group in groups(ours.get(place, []))]
-        out.append(_cells(place, row["peer"], row, row["not_counted"]))
+    for place in places:
+        out += [_cells(place, OURS, group._asdict(), "") for group in groups(ours.get(place, []))]
+        mine = [row for row in rows if (row["quantity"], row["engine"], row["suite"], row["evidence"]) == place]
+        out += [_cells(place, row["peer"], row, row["not_counted"]) for row in mine]
     return out
 
 

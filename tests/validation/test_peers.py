@@ -6,6 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from calculator.checks import peers as shown
+from calculator.checks.compare import compare
+from calculator.checks.records import read_records
+
 VALIDATION = Path(__file__).parents[2] / "validation"
 sys.path.insert(0, str(VALIDATION))
 
@@ -28,7 +32,7 @@ def torch(dims, quant="bf16", context=0, phase="prefill", **more):
 
 
 def gguf(dims, quant="F16", n_ctx=0, kind="f16", flash=False, n_ubatch=512):
-    settings = {"backend": "cuda", "n_ctx": n_ctx, "n_seq_max": 1, "n_ubatch": n_ubatch, "flash_attn": flash}
+    settings = {"backend": "cuda", "n_ctx": n_ctx, "n_seq_max": 1, "n_outputs_max": 0, "n_ubatch": n_ubatch, "flash_attn": flash}
     return Run(dims, "llama.cpp", quant, n_ctx, 1, "", kind, kind, settings)
 
 
@@ -42,7 +46,8 @@ def test_rule_is_two_bytes_a_parameter_and_a_fifth():  # transformer-math.md, "T
 
 
 @pytest.mark.parametrize(("quant", "mib"), [("fp32", 413.18), ("fp16", 206.59), ("bnb-int8", 103.29), ("bnb-nf4", 51.65)])
-def test_accelerate_s_bert_base_cased(quant, mib):  # model_size_estimator.md L120-L134: 108,310,272 parameters, two id buffers
+def test_accelerate_s_bert_base_cased(quant, mib):  # model_size_estimator.md L70-L77, L120-L134; L74 has a misprint
+    # 108,310,272 parameters and two buffers of 512 ids
     assert round(formulas.accelerate_bytes(108_310_272, 2 * 512 * 8, quant) / MIB, 2) == pytest.approx(mib, abs=0.006)
 
 
@@ -92,13 +97,14 @@ def test_oobabooga_s_expression():
 
 def test_silent_where_it_makes_no_claim():
     claims = {peer.name: peer.claims for peer in PEERS}
-    assert claims["NyxKrage's calculator"]["compute buffer"](gguf(LLAMA_1B, n_ctx=8192, n_ubatch=128)) is None
-    assert claims["llm-analysis"]["activations"](torch(LLAMA_1B, context=1024, attn_implementation="eager")) is None
-    assert claims["hf-mem"]["total"](torch(LLAMA_1B, "bnb-nf4", 1024)) is None
+    assert claims["NyxKrage's calculator"]["compute buffer"].formula(gguf(LLAMA_1B, n_ctx=8192, n_ubatch=128)) is None
+    assert claims["llm-analysis"]["activations"].formula(torch(LLAMA_1B, context=1024, attn_implementation="eager")) is None
+    assert claims["hf-mem"]["total"].formula(torch(LLAMA_1B, "bnb-nf4", 1024)) is None
 
 
 def test_every_source_names_a_commit():
     assert all(re.search(r"@[0-9a-f]{40}, \S+", peer.source) for peer in PEERS)
+    assert all(claim.not_counted for peer in PEERS for claim in peer.claims.values())
     assert all(UNAVAILABLE.values())
 
 
@@ -109,3 +115,18 @@ def test_peers_json_is_what_the_script_computes():
 def test_peers_import_nothing_of_ours():
     for path in (VALIDATION / "peers").glob("*.py"):
         assert not re.search(r"^(from|import) calculator", path.read_text("utf-8"), re.MULTILINE)
+
+
+def test_ours_comes_first_on_each_set_of_records_and_only_once():
+    rows = shown.table_rows(compare(read_records())[0])
+    sets = dict.fromkeys(row[:3] for row in rows)
+    for one in sets:
+        names = [row[3] for row in rows if row[:3] == one]
+        assert names[0] == shown.OURS
+        assert names.count(shown.OURS) == 1
+        assert len(names) > 1
+
+
+def test_without_the_file_there_is_no_table(monkeypatch, tmp_path):  # a wheel has no validation folder
+    monkeypatch.setattr(shown, "PEERS", tmp_path / "peers.json")
+    assert shown.table_rows([]) == []

@@ -37,8 +37,8 @@ def document() -> dict[str, Any]:
         run = asked(record)
         for quantity, value in measured(record, buffers):
             for place, peer in enumerate(PEERS):
-                formula = peer.claims.get(quantity)
-                answer = formula(run) if formula else None
+                claim = peer.claims.get(quantity)
+                answer = claim.formula(run) if claim else None
                 if answer is not None:
                     key = (quantity, record["engine"], record["suite"], record["evidence"], place)
                     errors.setdefault(key, []).append(abs(round(answer) / value - 1) * 100)
@@ -56,7 +56,7 @@ def _row(key: tuple[str, str, str, str, int], errors: list[float]) -> dict[str, 
         "peer": peer.name, "source": peer.source, "quantity": quantity, "engine": engine, "suite": suite, "evidence": evidence,
         "n": n, "exact_percent": _rounded(100 * errors.count(0.0) / n), "median_percent": _rounded(statistics.median(errors)),
         "p95_percent": _rounded(errors[min(n - 1, int(0.95 * n))]), "worst_percent": _rounded(errors[-1]),
-        "not_counted": peer.not_counted,
+        "not_counted": peer.claims[quantity].not_counted,
     }  # fmt: skip
 
 

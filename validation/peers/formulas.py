@@ -63,7 +63,7 @@ def nyx_cache(run: Run) -> Answer:
 
 def nyx_compute(run: Run) -> Answer:
     """(2 x context / 1024 + 0.75) MiB a head, at a batch of 512 only (L101-L103)."""
-    if not run.on_cuda or run.sequences > 1 or run.settings["flash_attn"] or run.settings["n_ubatch"] != 512:
+    if not defaults(run) or run.sequences > 1 or run.settings["flash_attn"] or run.settings["n_ubatch"] != 512:
         return None
     return (run.context / 1024 * 2 + 0.75) * run.dims.heads * MIB
 
@@ -81,8 +81,13 @@ def ooba_total(run: Run) -> Answer:
     return (layer * (d.layers + extra) + 1516.522943869404) * MIB
 
 
+def defaults(run: Run) -> bool:
+    """Whether a device's buffers may yield any token's output: the peers can't be told of fewer."""
+    return run.on_cuda and run.settings["n_outputs_max"] == 0
+
+
 def gguf_f16(d: Dims) -> int:
-    """Tensors of an F16 file: matrices in 2 bytes, norms and biases in 4 [bytes]. Stands for the file that peers read."""
+    """Tensors of an F16 file: matrices in 2 bytes, norms and biases in 4 [bytes]. Stands for the file that peers read, less its metadata."""
     return 2 * d.params + 2 * d.vectors
 
 
@@ -194,7 +199,7 @@ def parser_cache(run: Run) -> Answer:
 
 def parser_compute(run: Run) -> Answer:
     """Inputs + the larger of one layer and the output, everything on one GPU (L669-L701, L767-L850, L854-L870, L1752)."""
-    if not run.on_cuda or run.quant != "F16":
+    if not defaults(run) or run.quant != "F16":
         return None
     d, cells = run.dims, parser_cells(run)
     batch = min(cells, run.settings["n_ubatch"])

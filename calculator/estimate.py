@@ -55,7 +55,7 @@ class Estimate:
     @property
     def tensor_bytes(self) -> int:
         """All stored tensors, wherever they sit [bytes]."""
-        extra = [line.nbytes for line in self.ledger.lines if line.name == "rotary inverse frequencies"]
+        extra = [line.nbytes for line in self.ledger.lines if line.name in ("rotary inverse frequencies", "embedding scale")]
         return stored_nbytes(self.job.stored) + sum(extra)
 
     @property

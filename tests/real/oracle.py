@@ -15,7 +15,7 @@ from calculator.estimate import estimate
 from calculator.readers.hf_config import model_from_config
 
 TOLERANCE = 4096  # bytes
-MODELLED = sorted(name for name, row in ARCHITECTURES.items() if not row.full_every)  # transformers refuses layers with windows
+MODELLED = sorted(set(ARCHITECTURES) - {"gemma2"})  # which transformers' engine refuses
 QUANTS = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 
 
@@ -29,7 +29,7 @@ def draw(rng: random.Random) -> tuple[dict[str, Any], dict[str, Any]]:
         return draw(rng)
     hidden = rng.choice([256, 512, 896, 1024, 1536, 2048, 3072, 4096, 8 * rng.randint(8, 512)])
     config: dict[str, Any] = {
-        "model_type": model_type, "hidden_size": heads * max(1, hidden // heads) if model_type == "llama" else hidden,
+        "model_type": model_type, "hidden_size": heads * max(1, hidden // heads) if model_type in ("llama", "gemma3_text") else hidden,
         "num_hidden_layers": rng.randint(1, 4), "num_attention_heads": heads, "num_key_value_heads": kv_heads, "head_dim": dim,
         "intermediate_size": max(8, rng.choice([hidden // 2, hidden, 2 * hidden, 4 * hidden, 8 * rng.randint(8, 1500)])),
         "vocab_size": rng.choice([100, 1000, 32000, 50257, 128256, rng.randint(100, 150_000)]),
@@ -45,6 +45,10 @@ def draw(rng: random.Random) -> tuple[dict[str, Any], dict[str, Any]]:
     elif model_type == "phi3":  # its config class has no head_dim
         config |= {"hidden_size": heads * dim, "sliding_window": None}
         del config["head_dim"]
+    elif model_type == "gemma3_text":
+        every = rng.choice([2, 6])
+        config |= {"hidden_activation": "gelu_pytorch_tanh", "sliding_window": rng.choice([64, 512, 1024]), "sliding_window_pattern": every,
+                   "num_hidden_layers": rng.randint(every, 14), "query_pre_attn_scalar": dim}  # fmt: skip
     if model_type in ("mixtral", "qwen3_moe"):
         count = rng.choice([2, 8, 16, 60, 128])
         name = {"mixtral": "num_local_experts", "qwen3_moe": "num_experts"}[model_type]
@@ -58,6 +62,8 @@ def draw(rng: random.Random) -> tuple[dict[str, Any], dict[str, Any]]:
     }  # fmt: skip
     if "num_experts_per_tok" in config:
         run["dtype"] = "bfloat16"  # torch's grouped product takes no other
+    if model_type == "gemma3_text":
+        run |= {"cache": "dynamic", "dtype": rng.choice(["bfloat16", "float16"])}
     return config, run
 
 

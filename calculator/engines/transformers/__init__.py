@@ -79,18 +79,26 @@ class Transformers:
         """Refuse what this engine's formulas don't cover."""
         model = job.model
         if model.full_every:
-            raise NotModelled(f"{model.model_type} in transformers: layers with windows keep masks and old keys in ways that have no formula yet",
-                              hint="vram trace, which runs the real code, or --engine llama.cpp")  # fmt: skip
+            self._check_windows(job)
         if model.num_experts and compute_dtype(model, job.scheme) != "bfloat16":
             raise NotModelled(f"{model.model_type} in {job.scheme.name}: torch's grouped product of experts takes bfloat16 only", hint="--quant bf16")
         if model.num_experts and job.scheme.family != "plain":
             raise NotModelled(f"{job.scheme.name} of a model with experts: what each library leaves unquantized differs",
                               hint="--quant bf16, or a GGUF recipe")  # fmt: skip
-        if model.sliding_window and job.workload.context > model.sliding_window:
+        if not model.full_every and model.sliding_window and job.workload.context > model.sliding_window:
             raise NotModelled(
                 f"transformers with sliding-window attention beyond its window of {model.sliding_window:,} tokens",
                 hint=f"--context {model.sliding_window} or --engine llama.cpp",
             )
+
+    def _check_windows(self, job: Job) -> None:
+        settings = job.deployment.settings
+        if job.model.model_type != "gemma3_text":
+            raise NotModelled(f"{job.model.model_type} in transformers has no formula yet", hint="vram trace, which runs the real code, or --engine llama.cpp")
+        if settings["cache_implementation"] != "dynamic" or job.deployment.gpus > 1:
+            raise NotModelled(f"{job.model.model_type} in transformers: only a dynamic cache on one GPU has formulas", hint="--engine llama.cpp")
+        if _math_kernel(compute_dtype(job.model, job.scheme), job) and settings["attn_implementation"] == "sdpa":
+            raise NotModelled(f"{job.model.model_type} with sdpa in float32 or before Ampere has no formula yet", hint="--set attn_implementation=eager")
 
     def weight_lines(self, job: Job) -> list[Line]:
         """Stored tensors and the rotary tables."""
@@ -98,10 +106,14 @@ class Transformers:
         for share in self._shares(job):
             held = share_of(job.stored, share, head_with_embedding=job.model.tie_word_embeddings)
             lines += weight_lines(job.scheme, held, device=share.device, tied=job.model.tie_word_embeddings)
-        half = job.model.head_dim // 2
-        lines.append(Line("weights", "rotary inverse frequencies", 2 * 4 * half,
-                          Formula("2 (current and original) × 4 (bytes) × {half}", {"half": half}),
+        half, tables = job.model.head_dim // 2, 2 if job.model.model_type == "gemma3_text" else 1
+        lines.append(Line("weights", "rotary inverse frequencies", tables * 2 * 4 * half,
+                          Formula("{n} (tables) × 2 (current and original) × 4 (bytes) × {half}", {"half": half, "n": tables}),
                           "transformers v5.23.0 modeling_rope_utils.py, buffers inv_freq and original_inv_freq"))  # fmt: skip
+        if job.model.model_type == "gemma3_text":
+            size = DTYPE_BYTES[compute_dtype(job.model, job.scheme)]
+            lines.append(Line("weights", "embedding scale", size, Formula("{e}", {"e": size}),
+                              "transformers v5.23.0 modeling_gemma3.py Gemma3TextScaledWordEmbedding"))  # fmt: skip
         return lines
 
     def cache_lines(self, job: Job, phase: str) -> list[Line]:
@@ -232,7 +244,7 @@ class Transformers:
                 model, layers=layers, sequences=b, cached=s, new=new, kind=kind, element_bytes=size
             )
         return lambda layers, s, b: cache.plain(
-            model, layers=layers, sequences=b, tokens=s + new, element_bytes=size, static=static
+            model, layers=layers, sequences=b, tokens=s + new, element_bytes=size, static=static, decoding=phase == "decode"
         )
 
     def _records(self, job: Job) -> tuple[Record, Record, Record]:

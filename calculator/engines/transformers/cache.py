@@ -31,9 +31,12 @@ def element_count(model: ModelSpec, layers: int, sequences: int) -> int:
     return 2 * layers * sequences * model.num_key_value_heads * model.head_dim
 
 
-def plain(model: ModelSpec, *, layers: int, sequences: int, tokens: int, element_bytes: int, static: bool) -> Cache:
+def plain(model: ModelSpec, *, layers: int, sequences: int, tokens: int, element_bytes: int, static: bool,
+          decoding: bool = False) -> Cache:  # fmt: skip
     """DynamicCache: 2 L B K d e S; StaticCache: 8 bytes a layer more for its position counter."""
     counters = 8 * layers if static else 0
+    if model.full_every:
+        return _windowed(model, layers=layers, sequences=sequences, tokens=tokens, element_bytes=element_bytes, decoding=decoding)
     nbytes = element_count(model, layers, sequences) * element_bytes * tokens + counters
 
     def render() -> Formula:
@@ -41,6 +44,25 @@ def plain(model: ModelSpec, *, layers: int, sequences: int, tokens: int, element
             "2 (keys and values) × {L} (layers) × {B} (sequences) × {K} (KV heads) × {d} (head_dim) × {e} (bytes) × "
             "{S} (tokens)" + (" + 8 × {L} (position counters)" if static else ""),
             _symbols(model, layers, sequences, tokens) | {"e": element_bytes},
+        )
+
+    return Cache(nbytes, nbytes, render)
+
+
+def _windowed(model: ModelSpec, *, layers: int, sequences: int, tokens: int, element_bytes: int, decoding: bool) -> Cache:
+    """DynamicCache with sliding-window layers: after a prefill they still hold the whole prompt, later the window.
+
+    2 B K d e (F S + N min(S, W)) + 8 N      F layers that see everything, N with a window; W is S in a prefill
+    """
+    full = layers // model.full_every
+    near = min(tokens, model.sliding_window or 0) if decoding else tokens
+    nbytes = element_count(model, 1, sequences) * element_bytes * (full * tokens + (layers - full) * near) + 8 * (layers - full)
+
+    def render() -> Formula:
+        return Formula(
+            "2 (keys and values) × {B} (sequences) × {K} (KV heads) × {d} (head_dim) × {e} (bytes) × ({F} (full layers) × {S} (tokens) + "
+            "{N} (layers with a window) × {near} (tokens kept)) + 8 × {N} (counters)",
+            _symbols(model, layers, sequences, tokens) | {"e": element_bytes, "F": full, "N": layers - full, "near": near},
         )
 
     return Cache(nbytes, nbytes, render)

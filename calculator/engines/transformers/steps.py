@@ -16,6 +16,8 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import NamedTuple
 
+from calculator.engines.transformers import windows
+from calculator.engines.transformers.eager import eager_steps
 from calculator.engines.transformers.experts import expert_steps, weight_bytes
 from calculator.spec import ModelSpec
 from calculator.steps import Buffer, Peak, Step, largest
@@ -102,6 +104,9 @@ def _copy_step(model: ModelSpec, how: Pass, b: int, q: int, t: int) -> Step:
 @lru_cache(maxsize=32_768)  # passes that differ in their weights' copies only share it
 def _plain_peak(model: ModelSpec, how: Pass, phase: str, new: int, seen: int, sequences: int) -> Peak:
     """The peak where weights are used as they are stored."""
+    if model.full_every:
+        return windows.peak(model, phase, new=new, seen=seen, sequences=sequences, element_bytes=how.element_bytes,
+                            softmax_bytes=how.softmax_bytes, logits_to_keep=how.logits_to_keep)  # fmt: skip
     b, q, t, decoding = sequences, new, seen, phase == "decode"
     h, v, e = model.hidden_size, model.vocab_size, how.element_bytes
     f = model.expert_intermediate_size or model.intermediate_size
@@ -154,8 +159,8 @@ def _plain_peak(model: ModelSpec, how: Pass, phase: str, new: int, seen: int, se
         norm = Buffer("float32 copies of the norm", (8 * h + z) * n, "(8 × {h} + {z}) × {n}")
         steps.append(Step("post_attention_layernorm", (norm, residual, *common)))
     if model.model_type in QK_NORM:
-        # the last layer's keys and values aren't cached yet
-        later = Buffer("keys and values not yet cached", 0 if how.static_cache else -2 * kv_heads * d * n * e, "-2 × {K} × {d} × {n} × {e}")
+        # the last layer's keys and values aren't cached yet; a static cache makes room for a layer at its first use
+        later = Buffer("keys and values not yet cached", 0 if how.static_cache and decoding else -2 * kv_heads * d * n * e, "-2 × {K} × {d} × {n} × {e}")
         of_q = Buffer("q, float32 copies of its norm", ((8 + e) * d + z) * heads * n, "((8 + {e}) × {d} + {z}) × {H} × {n}")
         of_k = Buffer("k, float32 copies of its norm", ((8 + e) * d + z) * kv_heads * n, "((8 + {e}) × {d} + {z}) × {K} × {n}")
         steps.append(Step("q_norm", (of_q, residual, later, *quiet)))
@@ -163,21 +168,22 @@ def _plain_peak(model: ModelSpec, how: Pass, phase: str, new: int, seen: int, se
     if decoding:
         steps += _decode_steps(model, how, b, t, (query, residual, *qkv, *quiet))
     if eager:
-        steps += _eager_steps(model, how, b, q, t, (query, residual, *qkv, rotary, mask), scores)
-    elif how.math_bytes and heads > kv_heads and not decoding:
+        steps += eager_steps(model, b, q, t, (query, residual, *qkv, rotary, mask), element_bytes=e, softmax_bytes=how.softmax_bytes)
+    elif how.math_bytes and heads > kv_heads and not decoding and (q > 1 or not how.static_cache):
         # flash refuses float32 and cards before Ampere, the memory-efficient kernel grouped heads: math remains
         m = how.math_bytes
         one = Buffer("scores", heads * n * t * m, "{H} × {n} × {T} × {m}")
         causal = Buffer("causal mask of the math kernel", q * t * m, "{q} × {T} × {m}")
         scaled = Buffer("scaled q, repeated k, scaled k, v", 4 * heads * d * n * m, "4 × {H} × {d} × {n} × {m}")
-        more = Buffer("copies of q", (1 + (b > 1 and q > 1)) * heads * d * n * m, "{y} × {H} × {d} × {n} × {m}")
+        copies = 1 + (b > 1 and q > 1 and not fused)  # of q: contiguous where it is not; phi3's rope makes it so
+        more = Buffer("copies of q", copies * heads * d * n * m, "{y} × {H} × {d} × {n} × {m}")
         steps.append(Step("attention (math kernel)", (one, one._replace(name="masked scores"), scaled, causal, residual, *qkv, rotary)))
         steps.append(Step("attention (math kernel)", (one, scaled, more, causal, residual, *qkv, rotary)))
     step, nbytes = largest(steps)
     routed = {"M": n * model.num_experts_per_tok, "E": model.num_experts, "W": weight_bytes(model, e)} if sparse else {}
     symbols = {"q": q, "T": t, "B": b, "n": n, "h": h, "f": f, "V": v, "H": heads, "K": kv_heads, "d": d, "e": e, "r": r,
                "k": k, "L": model.num_hidden_layers, "p": _mask_elements(t), "s": how.softmax_bytes, "m": how.math_bytes, "z": z, "last": last,
-               "y": 1 + (b > 1 and q > 1), "w": 2 if q > 1 and heads > 1 else 1, **routed}  # fmt: skip
+               "y": 1 + (b > 1 and q > 1 and not fused), "w": 2 if q > 1 and heads > 1 else 1, **routed}  # fmt: skip
     return Peak(phase, step, nbytes, symbols)
 
 
@@ -213,28 +219,9 @@ def _decode_steps(model: ModelSpec, how: Pass, b: int, t: int, alive: tuple[Buff
                        "-2 × {L} × {K} × {d} × {B} × {e}")  # fmt: skip
         steps.append(Step("mask", (indices, embedded, later)))
     if how.static_cache and not eager:
-        steps.append(Step("attention", (Buffer("float masks", b * _mask_elements(t) * e, "{B} × {p} × {e}"), *alive)))
+        steps.append(Step("attention", (Buffer("float masks, a seed and an offset", b * _mask_elements(t) * e + 16 + e, "{B} × {p} × {e} + 16 + {e}"), *alive)))
     if how.math_bytes and heads > kv_heads and dynamic and not eager:
         m = how.math_bytes
         repeated = Buffer("repeated k and v, scaled k, scores", (3 * d + 1) * heads * b * t * m, "(3 × {d} + 1) × {H} × {B} × {T} × {m}")
         steps.append(Step("attention (math kernel)", (repeated, Buffer("scaled query", heads * d * b * m, "{H} × {d} × {B} × {m}"), *alive)))
     return steps
-
-
-def _eager_steps(model: ModelSpec, how: Pass, b: int, q: int, t: int, alive: tuple[Buffer, ...], scores: Buffer) -> list[Step]:
-    """Eager attention: scores, softmax in float32, values. One KV head is expanded as a view, not copied."""
-    heads, kv_heads, d, e = model.num_attention_heads, model.num_key_value_heads, model.head_dim, how.element_bytes
-    n = b * q
-    grouped, shared = heads > kv_heads > 1, heads > kv_heads == 1 and b > 1
-    repeated = Buffer("repeated k and v", 2 * b * heads * t * d * e if grouped else 0, "2 × {B} × {H} × {T} × {d} × {e}")
-    contiguous = Buffer("expanded k or v", b * heads * t * d * e if shared else 0, "{B} × {H} × {T} × {d} × {e}")
-    copied = Buffer("contiguous query", heads * d * n * e if b > 1 and q > 1 else 0, "{H} × {d} × {n} × {e}")
-    output = Buffer("output", heads * d * n * e, "{H} × {d} × {n} × {e}")
-    turned = Buffer("output and its transpose", (2 if q > 1 and heads > 1 else 1) * heads * d * n * e, "{w} × {H} × {d} × {n} × {e}")
-    softmax = Buffer("scores and softmax", how.softmax_bytes * heads * n * t, "{s} × {H} × {n} × {T}")
-    return [
-        Step("attention", (softmax, repeated, *alive)),
-        Step("attention scores", (copied, contiguous, scores, repeated, *alive)),
-        Step("attention values", (contiguous, output, scores, repeated, *alive)),
-        Step("attention output", (turned, scores, repeated, *alive)),
-    ]

@@ -1,7 +1,9 @@
-"""Measure: `python validation/probe.py SUITE [--minutes M] [--out FILE] [--list]`, suites weights, cache, activations, cuda.
+"""Measure: `python validation/probe.py SUITE [--minutes M] [--out FILE] [--list]`.
 
-Appends one JSON line a run to validation/records/SUITE-HOST.jsonl and skips what is recorded there. A killed run loses
-the run in hand. Needs torch and transformers; bitsandbytes, torchao and optimum-quanto where their formats are wanted.
+Suites: weights, cache, activations, generate, training, llama-cpp, cuda. Appends one JSON line a run to
+validation/records/SUITE-HOST.jsonl and skips what is recorded there. A killed run loses the run in hand. Needs torch and
+transformers; bitsandbytes, torchao and optimum-quanto where their formats are wanted, peft for LoRA, and
+llama-cpp-python and gguf for llama-cpp.
 """
 
 from __future__ import annotations
@@ -19,23 +21,22 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from plans import PLANS, Task
+
 HERE = Path(__file__).resolve().parent
-TOOLS = HERE.parent / "calculator" / "checks"  # tracing.py and gpu.py need torch and transformers only, not the package
+TOOLS = HERE.parent / "calculator" / "checks"  # tracing.py, runs.py and gpu.py need torch and transformers only, not the package
 sys.path.append(str(TOOLS))
-MODELS: dict[str, dict[str, Any]] = json.loads((HERE / "architectures.json").read_text())
-FIRST = ("llama-3.2-1b", "llama-3.2-1b-card")
-CONTEXTS = tuple(1024 * 2**i for i in range(8))
-PACKAGES = ("torch", "transformers", "bitsandbytes", "torchao", "optimum-quanto", "hqq", "peft", "accelerate")
-QUANTS = ("bf16", "fp16", "fp32", "bnb-int8", "bnb-nf4", "bnb-nf4-dq", "bnb-fp4", "bnb-fp4-dq", "torchao-int8wo",
-          "torchao-fp8wo", "quanto-int8", "quanto-int4", "quanto-fp8")  # fmt: skip
+PACKAGES = ("torch", "transformers", "bitsandbytes", "torchao", "optimum-quanto", "hqq", "peft", "accelerate", "llama-cpp-python")
 DTYPES = {"fp32": "float32", "fp16": "float16"}
 ALLOCATOR = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF", "CUBLAS_WORKSPACE_CONFIG", "TRANSFORMERS_SDPA_FORCE_GQA")
-LIMIT_S = 180  # one run on a GPU
-Task = dict[str, Any]
+FAKE = {"training": "fake cpu"}  # the pretend device of a suite, where it isn't CUDA
+LIMIT_S = 180  # one run in a process of its own
+APART = {"cuda": TOOLS / "gpu.py", "llama-cpp": HERE / "llama_cpp_run.py"}
+LLAMA_CPP = {"0.3.36": "0c1e57098"}  # llama.cpp in a release of llama-cpp-python
 
 
 def versions() -> dict[str, str]:
@@ -49,90 +50,11 @@ def versions() -> dict[str, str]:
     return found
 
 
-def task(suite: str, evidence: str, model: str, **run: Any) -> Task:
-    """What is to be run."""
-    return {"suite": suite, "evidence": evidence, "model": {"id": model, **MODELS.get(model, {})}, "run": run}
-
-
-def passes(suite: str, evidence: str, model: str, context: int, *, phase: str = "prefill", quant: str = "bf16",
-           sequences: int = 1, attn: str = "sdpa", keep: int = 1, cache: str = "dynamic") -> Task:  # fmt: skip
-    """A forward pass."""
-    settings = {"attn_implementation": attn, "logits_to_keep": keep, "cache_implementation": cache}
-    return task(suite, evidence, model, quant=quant, context=context, sequences=sequences, phase=phase, settings=settings)
-
-
 def key(what: Task, where: dict[str, str], device: str) -> str:
     """Identity of a run: what was run, with which versions, on what."""
     named = {name: what[name] for name in ("suite", "evidence", "model", "run")}
     text = json.dumps([named, {k: where.get(k) for k in PACKAGES}, device], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def weights_plan() -> Iterator[Task]:
-    """Every format of every architecture."""
-    for model in MODELS:
-        yield from (task("weights", "cpu", model, quant=quant) for quant in QUANTS)
-
-
-def cache_plan() -> Iterator[Task]:
-    """Every kind of cache at every context, the shorter first."""
-    for context in CONTEXTS:
-        for model in MODELS:
-            for kind, kv in (("dynamic", None), ("static", None), ("quanto-4", "int4"), ("quanto-2", "int2"), ("hqq-8", "int8"),
-                             ("hqq-4", "int4")):  # fmt: skip
-                settings = {"cache_implementation": "quantized" if kv else kind, **({"backend": kind.split("-")[0]} if kv else {})}
-                more = {"kv_dtype": kv} if kv else {}
-                yield task("cache", "cpu", model, quant="bf16", context=context, sequences=1, phase="prefill",
-                           settings=settings, **more)  # fmt: skip
-
-
-def activations_plan() -> Iterator[Task]:
-    """Fake at full depth for all; then really executed, true depth, as far as memory and time allow."""
-    def some(evidence: str, model: str, context: int, batches: tuple[int, ...]) -> Iterator[Task]:
-        for attn in ("sdpa", "eager"):
-            for b in batches:
-                for keep in (1, 0):
-                    yield passes("activations", evidence, model, context, sequences=b, attn=attn, keep=keep)
-                yield passes("activations", evidence, model, context, phase="decode", sequences=b, attn=attn)
-            yield passes("activations", evidence, model, context, phase="decode", attn=attn, cache="static")
-
-    for model in MODELS:
-        for context in CONTEXTS:
-            yield from some("fake", model, context, (1, 2, 8) if model in FIRST else (1,))
-    for context in (1024, 2048):
-        for model in MODELS:
-            yield from some("cpu", model, context, (1,))
-
-
-def cuda_plan() -> Iterator[Task]:
-    """Most valuable first."""
-    one, card = FIRST
-    yield task("cuda", "gpu", "", task="context")
-    for context in (1024, 8192, 32768, 131072, 2048, 4096, 16384, 65536):
-        yield passes("cuda", "gpu", one, context)
-    for context in (8192, 131072):
-        yield passes("cuda", "gpu", one, context, phase="decode")
-        yield passes("cuda", "gpu", card, context)
-    for b in (8, 2, 4):
-        yield passes("cuda", "gpu", one, 4096, sequences=b)
-    for context in (1024, 4096, 8192):
-        yield passes("cuda", "gpu", one, context, attn="eager")
-    for quant in ("bnb-nf4", "bnb-int8", "bnb-nf4-dq"):
-        for context, phase in ((8192, "prefill"), (1024, "prefill"), (8192, "decode"), (131072, "prefill")):
-            yield passes("cuda", "gpu", one, context, quant=quant, phase=phase)
-    for context in (131072, 8192):
-        yield passes("cuda", "gpu", one, context, phase="decode", cache="static")
-    yield passes("cuda", "gpu", one, 8192, keep=0)
-    yield passes("cuda", "gpu", one, 8192, phase="decode", sequences=8)
-    yield passes("cuda", "gpu", one, 4096, quant="fp16", attn="eager")
-    yield passes("cuda", "gpu", one, 4096, quant="fp32")
-    yield passes("cuda", "gpu", one, 4096, quant="fp32", phase="decode")
-    for context in (1024, 2048, 4096, 16384, 32768, 65536):
-        yield passes("cuda", "gpu", card, context)
-    yield passes("cuda", "gpu", card, 8192, phase="decode")
-    for model in MODELS:
-        if model not in FIRST:
-            yield passes("cuda", "gpu", model, 8192)
 
 
 def run_weights(what: Task) -> dict[str, int]:
@@ -202,24 +124,61 @@ def run_activations(what: Task) -> dict[str, int]:
     fake = tracing.trace(model, backend="fake_cuda" if what["evidence"] == "fake" else "fake_cpu", **how)
     found = fake
     if what["evidence"] == "cpu":
-        available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        if fake["peak_bytes"] * 5 // 4 > available:
-            raise MemoryError(f"needs {fake['peak_bytes']:,} bytes, {available:,} are free")
+        must_fit(fake["peak_bytes"])
         found = tracing.trace(model, backend="cpu", **how)
         if found["peak_bytes"] != fake["peak_bytes"]:
             print(f"  executed and fake disagree: {found['peak_bytes']:,} and {fake['peak_bytes']:,}", file=sys.stderr)
     return {name: value for name, value in found.items() if name.endswith("_bytes")}
 
 
-def run_cuda(what: Task) -> tuple[dict[str, int], dict[str, str]]:
-    """One measurement in a process of its own, so that peaks don't mix."""
+def run_generate(what: Task) -> dict[str, int]:
+    """Generate, really."""
+    import runs
+
+    run = what["run"]
+    model = {k: v for k, v in what["model"].items() if k != "id"}
+    found = runs.trace_generate(model, prompt=run["context"] - run["output_tokens"], tokens=run["output_tokens"], batch=run["sequences"],
+                                attn=run["settings"]["attn_implementation"])  # fmt: skip
+    return {"generate_peak_bytes": found["peak_bytes"]}
+
+
+def run_training(what: Task) -> dict[str, int]:
+    """Two training steps, the second one traced; a real one is first sized with fake tensors and must fit."""
+    import runs
+
+    run = what["run"]
+    model = {k: v for k, v in what["model"].items() if k != "id"}
+    how = {"method": run["settings"]["method"], "checkpointing": run["settings"]["checkpointing"], "seq": run["context"], "batch": run["sequences"]}
+    if what["evidence"] == "cpu":
+        must_fit(runs.trace_training(model, backend="fake_cpu", **how)["peak_bytes"])
+    found = runs.trace_training(model, backend="cpu" if what["evidence"] == "cpu" else "fake_cpu", **how)
+    return {name: value for name, value in found.items() if name.endswith("_bytes")}
+
+
+def must_fit(nbytes: int) -> None:
+    """Refuse to execute what needs more memory than this machine has free."""
+    available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if nbytes * 5 // 4 > available:
+        raise MemoryError(f"needs {nbytes:,} bytes, {available:,} are free")
+
+
+def run_apart(script: Path, what: Task) -> tuple[dict[str, int], dict[str, Any]]:
+    """One measurement in a process of its own, so that peaks don't mix and a crash costs one run."""
     sent = {"model": {k: v for k, v in what["model"].items() if k != "id"}, "run": what["run"]}
-    done = subprocess.run([sys.executable, str(TOOLS / "gpu.py"), json.dumps(sent)], capture_output=True, text=True,
+    done = subprocess.run([sys.executable, str(script), json.dumps(sent)], capture_output=True, text=True,
                           timeout=LIMIT_S, check=False)  # fmt: skip
     if done.returncode:
         raise RuntimeError((done.stderr.strip().splitlines() or ["no output"])[-1])
     answer = json.loads(done.stdout.strip().splitlines()[-1])
     return answer["measured"], answer["environment"]
+
+
+def engine(suite: str, where: dict[str, str]) -> dict[str, str]:
+    """Which engine ran, and its version."""
+    if suite == "llama-cpp":
+        binding = where["llama-cpp-python"]
+        return {"engine": "llama.cpp", "engine_version": LLAMA_CPP.get(binding, f"llama-cpp-python {binding}")}
+    return {"engine": "transformers", "engine_version": ".".join(where["transformers"].split(".")[:2])}
 
 
 def record(file: Path, entry: dict[str, Any]) -> None:
@@ -250,8 +209,8 @@ def cuda_device() -> str | None:
     return done.stdout.strip() or None
 
 
-RUNNERS: dict[str, Callable[[Task], dict[str, int]]] = {"weights": run_weights, "cache": run_cache, "activations": run_activations}
-PLANS = {"weights": weights_plan, "cache": cache_plan, "activations": activations_plan, "cuda": cuda_plan}
+RUNNERS: dict[str, Callable[[Task], dict[str, int]]] = {"weights": run_weights, "cache": run_cache, "activations": run_activations,
+                                                     "generate": run_generate, "training": run_training}  # fmt: skip
 
 
 def main() -> int:
@@ -283,12 +242,12 @@ def main() -> int:
         if spent > asked.minutes * 60:
             print(f"time is up: {len(left) - number + 1} left; the same command goes on")
             break
-        environment = {"python": platform.python_version(), **where, "device": "fake cuda" if what["evidence"] == "fake" else device,
+        environment = {"python": platform.python_version(), **where, "device": FAKE.get(asked.suite, "fake cuda") if what["evidence"] == "fake" else device,
                        "host": host, **{k: os.environ[k] for k in ALLOCATOR if k in os.environ}}  # fmt: skip
         began = time.monotonic()
         try:
-            if asked.suite == "cuda":
-                measured, more = run_cuda(what)
+            if asked.suite in APART:
+                measured, more = run_apart(APART[asked.suite], what)
                 environment |= more
             else:
                 measured = RUNNERS[asked.suite](what)
@@ -296,8 +255,7 @@ def main() -> int:
             outcome = f"not run: {type(e).__name__}: {str(e).splitlines()[0][:120] if str(e) else ''}"
         else:
             environment["date"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-            record(file, {"suite": asked.suite, "evidence": what["evidence"], "engine": "transformers",
-                          "engine_version": ".".join(where["transformers"].split(".")[:2]), "model": what["model"],
+            record(file, {"suite": asked.suite, "evidence": what["evidence"], **engine(asked.suite, where), "model": what["model"],
                           "run": what["run"], "measured": measured, "environment": environment,
                           "key": key(what, where, device)})  # fmt: skip
             outcome, ran = ", ".join(f"{k} {v:,}" for k, v in list(measured.items())[:4]), ran + 1

@@ -58,6 +58,9 @@ def compare(records: Iterable[Record]) -> tuple[list[Comparison], list[Refusal]]
     comparisons: list[Comparison] = []
     refusals: list[Refusal] = []
     for record in records:
+        if record.suite == "training":
+            refusals.append(Refusal(record, "training steps have no formulas yet"))
+            continue
         try:
             estimated = _estimate(record)
         except CalculatorError as e:
@@ -79,6 +82,11 @@ def _lines(*, component: str = "", name: str = "", host: bool = False) -> Callab
         return _sum(line for line in estimated.ledger.lines if wanted(line))
 
     return pick
+
+
+def _generate(estimated: Estimate) -> Figure:
+    """All tensors of a run of generate(), as a CPU holds them: without CUDA's workspace."""
+    return _sum(n for n in estimated.ledger.on_devices if n.component != "overhead" or n.name == "input ids")
 
 
 def _levels(*levels: str) -> Callable[[Estimate], Figure]:
@@ -105,6 +113,7 @@ FIGURES: dict[str, tuple[str, Callable[[Estimate], Figure]]] = {
     "compute_bytes": ("compute buffer", _lines(name="compute buffer")),
     "host_compute_bytes": ("compute buffer, host", _lines(name="compute buffer, host", host=True)),
     "output_bytes": ("output buffer", lambda e: _sum(line for line in e.ledger.lines if line.name == "output buffer")),
+    "generate_peak_bytes": ("peak of generate()", _generate),
     "allocated_bytes": ("allocated", _levels("allocated")),
     "reserved_bytes": ("reserved", _levels("allocated", "reserved")),
     "process_bytes": ("process", _levels("allocated", "reserved", "process")),

@@ -61,6 +61,31 @@ def test_traces_at_both_ends_of_the_range(name, context, tmp_path):
         assert passed.act_bytes == passed.predicted_act_bytes
 
 
+@pytest.fixture
+def runs(monkeypatch):
+    """Loaded as the probe does: a script's neighbour, not a module of the package."""
+    from calculator import checks
+
+    monkeypatch.syspath_prepend(checks.__path__[0])
+    return importlib.import_module("runs")
+
+
+def test_generate_stays_within_what_one_pass_over_its_context_needs(runs):
+    """Tensors of `generate()`, prompt and answer 1,024 tokens, within 0.1 % of the estimate at that context."""
+    ran = runs.trace_generate(CONFIGS["qwen2.5-0.5b"], prompt=1016, tokens=8)
+    said = sum(predicted("qwen2.5-0.5b", context=1024).values()) + 8 * 1024
+    assert ran["peak_bytes"] == pytest.approx(said, rel=1e-3)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_training_step_is_the_same_executed_and_fake(runs, checkpointing):
+    config = CONFIGS["llama-3.2-1b-card"] | {"num_hidden_layers": 3}
+    fake, cpu = (runs.trace_training(config, checkpointing=checkpointing, seq=128, backend=b) for b in ("fake_cpu", "cpu"))
+    assert fake == cpu
+    assert cpu["gradient_bytes"] == cpu["trained_bytes"]
+    assert cpu["optimizer_bytes"] >= 2 * cpu["trained_bytes"]
+
+
 def test_a_model_type_without_formulas_is_traced_and_says_so(tmp_path):
     from calculator.checks.trace import trace
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Literal, NamedTuple
 
+from calculator.engines.base import Job, record
+from calculator.engines.vllm.deployment import batch_limits, element_bytes, rank_of, version_of
 from calculator.spec import ModelSpec
 from calculator.steps import Buffer, Peak, Step, largest
 
@@ -78,3 +81,31 @@ def profile(rank: ModelSpec, run: Profile) -> Peak:
     symbols = {"e": e, "B": b, "V": v, "T": t, "h": h, "f": f, "w": run.workspace, "c": run.hidden_copies,
                "M": min(b, run.multiprocessors), "r": run.sort_buffers}  # fmt: skip
     return Peak("prefill", step, nbytes, symbols)
+
+
+def peaks(job: Job, length: int, *, samples: bool = True) -> tuple[int, Peak, int]:
+    """Low end, peak and high end of the profiling run on one GPU [bytes]."""
+    version, gpu = version_of(job), job.gpu
+    tokens, sequences = batch_limits(job, length)
+    capability = gpu.compute_capability if gpu else None
+    major = capability.split(".")[0] if capability else ""
+    workspace = record("torch", "cublas_workspace_unknown" if not major else "cublas_workspace_sm90" if major in ("9", "10", "12") else "cublas_workspace")
+    rows = record("vllm", "multiprocessors_9" if major == "9" else "multiprocessors")
+    small = version.sampler == "sort" or sequences < 8
+    run = Profile(tokens, sequences, job.model.vocab_size, element_bytes(job), version.sampler,
+                  4 if version.v1 or major == "7" else 3, workspace.value, rows.value)  # fmt: skip
+    run = run._replace(samples=samples)
+    return _bounds(rank_of(job), run, (workspace.low, workspace.high), (rows.low, rows.high), small and sequences < 128)
+
+
+@lru_cache(maxsize=4096)
+def _bounds(rank: ModelSpec, run: Profile, workspace: tuple[int, int], rows: tuple[int, int], full_sort: bool) -> tuple[int, Peak, int]:
+    peak = profile(rank, run)
+    if peak.step.name == "mlp":
+        copies = (run.hidden_copies - 1, run.hidden_copies + 1)
+    else:
+        copies = (run.hidden_copies, run.hidden_copies)
+    low = profile(rank, run._replace(workspace=workspace[0], multiprocessors=rows[0], hidden_copies=copies[0])).nbytes
+    high = profile(rank, run._replace(workspace=workspace[1], multiprocessors=rows[1], hidden_copies=copies[1],
+                                      sort_buffers=24 if full_sort else 12)).nbytes  # fmt: skip
+    return min(low, peak.nbytes), peak, max(high, peak.nbytes)

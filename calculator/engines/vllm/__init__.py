@@ -6,29 +6,36 @@ from typing import Any, ClassVar, Literal
 
 from calculator.engines.base import COUNT, Dynamic, Job, Pool, Real, Record, Setting, record
 from calculator.engines.vllm import weights
-from calculator.engines.vllm.deployment import (
+from calculator.engines.vllm.blocks import (
     BLOCK_SOURCE,
+    GROUPS_SOURCE,
+    block_bytes,
+    block_of,
+    blocks_for,
+    groups_of,
+    layers_of_block,
+)
+from calculator.engines.vllm.deployment import (
     VERSIONS,
     VOCAB_MULTIPLE,
     batch_limits,
-    block_of,
     element_bytes,
     kv_element_bytes,
     length_of,
     rank_of,
     ranks_of,
+    release,
     shares_of,
     version_of,
 )  # fmt: skip
 from calculator.engines.vllm.pool import for_one, pool_of
-from calculator.engines.vllm.profile import SORT_SOURCE, SOURCE, TRITON_SOURCE, peaks
+from calculator.engines.vllm.profile import SORT_SOURCE, SOURCE, TRITON_SOURCE, peaks, samples_on
 from calculator.errors import BadValue, NotModelled, Unsupported
 from calculator.ledger import Formula, Ledger, Line
 from calculator.parallelism import pipeline_stages, tensor_rank
 from calculator.quantization import Scheme, compute_dtype
 from calculator.spec import ModelSpec
 from calculator.steps import Peak
-from calculator.units import ceil_div
 
 _SHORT = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
 
@@ -37,7 +44,8 @@ class Vllm:
     """vLLM's server on NVIDIA GPUs: tensor parallel by `tensor_parallel_size`, pipeline stages over the rest."""
 
     name = "vllm"
-    versions = tuple(VERSIONS)
+    versions = VERSIONS
+    beside = ("CUDA graphs",)
     settings: ClassVar[dict[str, Setting]] = {
         "gpu_memory_utilization": Setting(0.9, Real(0, 1), "share of the GPU's memory that the engine takes"),
         "max_model_len": Setting(None, COUNT, "longest sequence [tokens]; default --context"),
@@ -46,10 +54,15 @@ class Vllm:
         "block_size": Setting(16, range(1, 4097), "tokens of a cache block"),
         "tensor_parallel_size": Setting(1, range(1, 1025), "ranks that each layer is split over"),
         "enforce_eager": Setting(False, bool, "no CUDA graphs"),
+        "use_v1": Setting(None, bool, "VLLM_USE_V1: the V1 engine or not; default by version and card (0.8 to 0.10)"),
         "kv_pool_bytes": Setting(None, COUNT, "cache pool of a GPU, given instead of derived (kv_cache_memory_bytes) [bytes]"),
         "total_memory_bytes": Setting(None, COUNT, "memory of a GPU as a program sees it, in place of a named GPU [bytes]"),
         "allow_long_max_model_len": Setting(False, bool, "VLLM_ALLOW_LONG_MAX_MODEL_LEN: contexts beyond the model's limit"),
     }  # fmt: skip
+
+    def covers(self, version: str) -> bool:
+        """Releases between the modelled ones, by what was in force before them."""
+        return release(version) is not None
 
     def phases(self, job: Job) -> tuple[str, ...]:  # noqa: ARG002
         """The profiling run decides once."""
@@ -73,12 +86,11 @@ class Vllm:
                 f"(max_position_embeddings={model.max_position_embeddings} or model_max_length=None in model's config.json)",
                 hint="--set allow_long_max_model_len=1 (VLLM_ALLOW_LONG_MAX_MODEL_LEN=1)",
             )
+        if settings.get("use_v1") is not None and not (0, 8) <= (release(job.deployment.engine_version) or (0, 0)) <= (0, 10):
+            raise BadValue(f"use_v1 has no choice in vllm {job.deployment.engine_version}", hint="leaving it out: 0.8 to 0.10 have both engines")
         if job.workload.context > length:
             raise BadValue(f"max_model_len {length:,} is below the context of {job.workload.context:,}", hint="leaving max_model_len out")
-        if model.num_experts or model.full_every:
-            what = "experts" if model.num_experts else "sliding-window layers"
-            raise NotModelled(f"vllm with {what}: {model.model_type} comes in a later version", hint="--engine transformers or llama.cpp")
-        if model.sliding_window and job.workload.context > model.sliding_window:
+        if model.sliding_window and not model.full_every and job.workload.context > model.sliding_window:
             raise NotModelled(
                 f"vllm with sliding-window attention beyond its window of {model.sliding_window:,} tokens",
                 hint=f"--context {model.sliding_window}",
@@ -95,14 +107,19 @@ class Vllm:
 
     def cache_lines(self, job: Job, phase: str) -> list[Line]:  # noqa: ARG002
         """Blocks of the sequences."""
-        work, size = job.workload, int(job.deployment.settings["block_size"])
-        blocks, rank = ceil_div(work.context, size), rank_of(job)
+        work, size, rank, groups = job.workload, int(job.deployment.settings["block_size"]), rank_of(job), groups_of(job)
+        blocks = blocks_for(job, work.context)
         symbols = {"B": work.sequences, "n": blocks, "s": size, "K": rank.num_key_value_heads, "d": rank.head_dim, "e": kv_element_bytes(job)}
+        notes = []
+        if ranks_of(job) > job.model.num_key_value_heads:
+            notes.append("KV heads are held by several ranks each")
+        if groups.windowed:
+            notes.append(f"{groups.full} group of layers keeps everything, {groups.windowed} keep {job.model.sliding_window:,} tokens and those of a step")
         return [
             Line("kv_cache", "KV blocks", work.sequences * blocks * block_of(job, share),
-                 Formula("{B} × {n} (blocks) × 2 × {s} (tokens) × {K} × {d} × {e} × {L} (layers)", symbols | {"L": len(share.layers)}),
-                 BLOCK_SOURCE, device=share.device,
-                 note="KV heads are held by several ranks each" if ranks_of(job) > job.model.num_key_value_heads else "")
+                 Formula("{B} × {n} (blocks) × 2 × {s} (tokens) × {K} × {d} × {e} × {L} (layers)",
+                         symbols | {"L": layers_of_block(job, share)}),
+                 GROUPS_SOURCE if groups.windowed else BLOCK_SOURCE, device=share.device, note="; ".join(notes))
             for share in shares_of(job)
         ]  # fmt: skip
 
@@ -111,7 +128,7 @@ class Vllm:
         source = f"{SOURCE}; {TRITON_SOURCE if version_of(job).sampler == 'triton' else SORT_SOURCE}"
         lines = []
         for share in shares_of(job):
-            low, peak, high = peaks(job, length_of(job), samples=share.last)
+            low, peak, high = peaks(job, length_of(job), samples=samples_on(job, share))
             basis: Literal["derived", "modelled"] = "derived" if low == peak.nbytes == high else "modelled"
             lines.append(Line("activations", "peak activation", peak.nbytes, peak.formula, source, basis=basis, low=low, high=high,
                               device=share.device, note=f"profiling run, peak at {peak.step.name}"))  # fmt: skip
@@ -135,8 +152,12 @@ class Vllm:
         return peaks(job, length_of(job))[1]
 
     def kv_bytes_per_token(self, job: Job) -> int:
-        """Over all layers and ranks."""
-        return sum(block_of(job, share) for share in shares_of(job)) // int(job.deployment.settings["block_size"])
+        """Over all layers and ranks; beyond their window, windowed layers don't grow where they have groups of their own."""
+        rank, model = rank_of(job), job.model
+        grows = model.num_hidden_layers
+        if groups_of(job).windowed and job.workload.context > (model.sliding_window or 0):
+            grows = model.full_layers
+        return block_bytes(rank, grows, block_size=1, element_bytes=kv_element_bytes(job)) * ranks_of(job)
 
     def dynamic_key(self, job: Job) -> tuple[Any, ...]:
         """What cache and profiling run depend on."""
@@ -145,15 +166,16 @@ class Vllm:
 
     def dynamic(self, job: Job, phase: str) -> Dynamic:  # noqa: ARG002
         """Cache, and the profiling run where its batch follows the context."""
-        block, size = sum(block_of(job, s) for s in shares_of(job)), int(job.deployment.settings["block_size"])
-        given, tp = job.deployment.settings.get("max_model_len"), ranks_of(job)
-        others = job.deployment.gpus - tp
+        block = sum(block_of(job, s) for s in shares_of(job))
+        given, shares = job.deployment.settings.get("max_model_len"), shares_of(job)
+        sampling = sum(samples_on(job, share) for share in shares)
+        others = len(shares) - sampling
 
         def held(context: int, sequences: int) -> tuple[int, int]:
-            cache = sequences * ceil_div(context, size) * block
             length = int(given or context)
+            cache = sequences * blocks_for(job, context, length) * block
             _, peak, high = peaks(job, length)
-            point, high = cache + peak.nbytes * tp, cache + high * tp
+            point, high = cache + peak.nbytes * sampling, cache + high * sampling
             if others:
                 _, before, before_high = peaks(job, length, samples=False)
                 point, high = point + before.nbytes * others, high + before_high * others
@@ -177,7 +199,9 @@ class Vllm:
 
     def _records(self, job: Job) -> tuple[Record, Record]:
         version = version_of(job)
-        several = "_tp" if job.deployment.gpus > 1 else ""
+        capability = (job.gpu.compute_capability or "") if job.gpu else ""
+        hopper = "_sm90" if capability.startswith("9.") and not version.v1 else ""
+        several = "_tp" if job.deployment.gpus > 1 else hopper
         return record("vllm", f"non_torch_{version.non_torch}{several}"), record("vllm", f"cuda_graphs_{'v1' if version.v1 else 'v0'}")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from functools import lru_cache
 from typing import Literal, NamedTuple
 
 from calculator.engines.base import Job
@@ -14,7 +16,6 @@ from calculator.units import GIB
 VOCAB_MULTIPLE = 64  # vllm v0.19.0 model_executor/layers/vocab_parallel_embedding.py L28
 LARGE_MEMORY = 70 * GIB  # vllm v0.19.0 engine/arg_utils.py L2053
 LONG_CONTEXT = 32768  # vllm v0.6.6 engine/arg_utils.py L1081: chunked prefill beyond it
-BLOCK_SOURCE = "vllm v0.19.0 v1/core/kv_cache_utils.py L802-820, get_num_blocks; v0.6.6 worker/worker.py L206-222"
 
 
 class Version(NamedTuple):
@@ -28,19 +29,53 @@ class Version(NamedTuple):
     a100_is_large: bool = False
     locks_a_column: bool = False
     """Marlin's locks are counted by output columns, not by multiprocessors."""
+    hybrid: bool = False
+    """Windowed layers keep their window alone, in groups of their own."""
+    experts_share: bool = True
+    """The experts' first and last buffers share memory."""
+    workspaces_wide: bool = False
+    """The experts' two workspaces are both wide enough for the hidden size."""
+    needs_ampere: bool = False
+    """Cards before compute capability 8.0 fall back to the V0 engine."""
 
 
-VERSIONS: dict[str, Version] = {
-    "0.6.6": Version(v1=False, sampler="sort", in_blocks=False, non_torch="v0", locks_a_column=True),
-    "0.8.5": Version(v1=True, sampler="sort", in_blocks=False, non_torch="v1", a100_is_large=True, locks_a_column=True),
-    "0.11.0": Version(v1=True, sampler="sort", in_blocks=True, non_torch="v1"),
-    "0.19.0": Version(v1=True, sampler="triton", in_blocks=True, non_torch="0.19"),
+# the release since which each holds; read in the sources of VERSIONS, the releases between behave like the one before
+SINCE: dict[tuple[int, int], Version] = {
+    (0, 6): Version(v1=False, sampler="sort", in_blocks=False, non_torch="v0", locks_a_column=True, experts_share=False),
+    (0, 8): Version(v1=True, sampler="sort", in_blocks=False, non_torch="v1", a100_is_large=True, locks_a_column=True, needs_ampere=True),
+    (0, 9): Version(v1=True, sampler="sort", in_blocks=True, non_torch="v1", hybrid=True, needs_ampere=True),
+    (0, 11): Version(v1=True, sampler="sort", in_blocks=True, non_torch="v1", hybrid=True),
+    (0, 17): Version(v1=True, sampler="triton", in_blocks=True, non_torch="0.19", hybrid=True, workspaces_wide=True),
 }
+VERSIONS = ("0.6.6", "0.8.5", "0.9.2", "0.11.0", "0.14.0", "0.19.0")  # sources read
+NEWEST = (0, 20)  # 0.21 takes CUDA graphs out of the pool, with a profile of its own
+
+
+def release(version: str) -> tuple[int, int] | None:
+    """Major and minor number of a release that the formulas cover; None for others."""
+    match = re.fullmatch(r"v?(\d{1,2})\.(\d{1,2})(\.\d{1,3})?([.]?(post|dev|rc)\d{0,4}.{0,40})?", version.strip())
+    found = (int(match[1]), int(match[2])) if match else (0, 0)
+    return found if min(SINCE) <= found <= NEWEST else None
+
+
+@lru_cache(maxsize=256)
+def _behaviour(version: str) -> Version:
+    found = release(version)
+    assert found is not None
+    return SINCE[max(since for since in SINCE if since <= found)]
 
 
 def version_of(job: Job) -> Version:
-    """What differs in the release of this job."""
-    return VERSIONS[job.deployment.engine_version]
+    """What differs in the release of this job: the V0 engine where it is asked for or fallen back to.
+
+    Source: vllm v0.8.5 engine/arg_utils.py L1348-1354, v0.9.2 L1355-1361: no V1 below compute capability 8.0.
+    """
+    version = _behaviour(job.deployment.engine_version)
+    capability = job.gpu.compute_capability if job.gpu else None
+    old_card = version.needs_ampere and capability is not None and int(capability.split(".")[0]) < 8
+    if version.v1 and (old_card or job.deployment.settings.get("use_v1") is False):
+        return version._replace(v1=False, in_blocks=False, non_torch="v0", hybrid=False)
+    return version
 
 
 def length_of(job: Job) -> int:
@@ -86,24 +121,8 @@ def batch_limits(job: Job, length: int) -> tuple[int, int]:
     return tokens, min(int(settings.get("max_num_seqs", sequences)), tokens)
 
 
-def block_bytes(rank: ModelSpec, layers: int, *, block_size: int, element_bytes: int) -> int:
-    """One block of all layers on one rank [bytes].
-
-    bytes = 2 x block_size x K x d x e x L        K the rank's KV heads
-
-    Equals every printed pair of pool and tokens in the tests.                                        derived
-    """
-    return 2 * block_size * rank.num_key_value_heads * rank.head_dim * element_bytes * layers
-
-
 def shares_of(job: Job) -> tuple[Share, ...]:
     """Every GPU: pipeline stages, each over its tensor-parallel ranks."""
     tp = ranks_of(job)
     stages = pipeline_stages(job.model.num_hidden_layers, job.deployment.gpus // tp)
     return tuple(stage._replace(device=stage.device * tp + rank) for stage in stages for rank in range(tp))
-
-
-def block_of(job: Job, share: Share) -> int:
-    """One block of the layers of a GPU [bytes]."""
-    size = int(job.deployment.settings["block_size"])
-    return block_bytes(rank_of(job), len(share.layers), block_size=size, element_bytes=kv_element_bytes(job))

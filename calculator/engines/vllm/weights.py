@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import lru_cache
 
+from calculator.architectures import build_inventory
+from calculator.architectures.inventory import LINEAR_ROLES
 from calculator.engines.base import Job
 from calculator.engines.vllm.allocator import unsplit
 from calculator.engines.vllm.deployment import element_bytes, rank_of, ranks_of, shares_of, version_of
@@ -26,7 +28,8 @@ FP8_SINCE = (8, 9)  # compute capability: below it, FP8 weights run on the Marli
 def lines_of(job: Job) -> list[Line]:
     """Stored tensors, the rotary table, scales, and what the allocator doesn't split off."""
     model, size = job.model, element_bytes(job)
-    table = model.max_position_embeddings * model.head_dim * size
+    tables = _rotary_tables(model)
+    table = tables * model.max_position_embeddings * model.head_dim * size
     rank, marlin = rank_of(job), _marlin(job.scheme)
     lines = []
     for share in shares_of(job):
@@ -70,8 +73,8 @@ def _marlin_line(job: Job, rank: ModelSpec, share: Share) -> Line:
           = L x (e x columns [a scale a tensor] + 4 x ceil512(4 x SMs))      locks: one int32 a multiprocessor, since
     """
     spread = element_bytes(job) if job.scheme.name == "fp8" else 0
-    q, kv = rank.num_attention_heads * rank.head_dim, rank.num_key_value_heads * rank.head_dim
-    symbols = {"L": len(share.layers), "e": spread, "N": q + 2 * kv + 2 * rank.intermediate_size + 2 * rank.hidden_size}
+    columns = sum(group.rows for group in build_inventory(rank).groups if group.role in LINEAR_ROLES)
+    symbols = {"L": len(share.layers), "e": spread, "N": columns}
     scales = symbols["e"] * symbols["N"]
     if version_of(job).locks_a_column:
         locks, formula = symbols["N"], "{L} (layers) × ({e} + 1) × {N} (output columns)"
@@ -98,19 +101,32 @@ def _rank_stored(rank: ModelSpec, scheme: Scheme) -> Stored:
     return tuple(replace(g, parts=tuple(p for p in g.parts if p.name not in ("qzeros", "g_idx"))) for g in stored)
 
 
+def _rotary_tables(model: ModelSpec) -> int:
+    """Gemma 3 turns its windowed layers by another base: a second table. Source: vllm v0.8.5 models/gemma3.py L147-167."""
+    return 2 if model.model_type == "gemma3_text" else 1
+
+
 def _unsplit(rank: ModelSpec, share: Share, size: int) -> int:
     """Bytes that the allocator counts beyond the tensors, in the order in which vLLM makes them."""
     h, d, positions = rank.hidden_size, rank.head_dim, rank.max_position_embeddings
     q, kv, f = rank.num_attention_heads * d, rank.num_key_value_heads * d, rank.intermediate_size
+    names = [group.name for group in build_inventory(rank).groups]
     vocabulary = rank.vocab_size * h * size
     layer = [(q + 2 * kv) * h * size, h * q * size]
     if rank.attention_bias != "none":
         layer.insert(1, (q + 2 * kv) * size)
-    layer += [2 * f * h * size, h * f * size, h * size, h * size]
+    attention = len(layer)
+    if any(name.endswith("q_norm.weight") for name in names):
+        layer += [d * size, d * size]
+    if rank.num_experts:
+        experts, f = rank.num_experts, rank.expert_intermediate_size
+        layer += [experts * h * size, experts * 2 * f * h * size, experts * h * f * size]
+    else:
+        layer += [2 * f * h * size, h * f * size]
+    layer += [h * size] * sum(".layers." in name and name.endswith("layernorm.weight") for name in names)
     table = positions * d
     rope = (4 * positions, 2 * table, 2 * table, 2 * table, 4 * table, size * table)
     first = (vocabulary,) if share.first or rank.tie_word_embeddings else ()
     last = (h * size, *(() if rank.tie_word_embeddings else (vocabulary,))) if share.last else ()
-    return unsplit(first, tuple(layer), last, len(share.layers), rope)
-
-
+    made = (0, rank.full_every - 1) if _rotary_tables(rank) == 2 else (0,)
+    return unsplit(first, tuple(layer), last, len(share.layers), rope, attention - 1, made)

@@ -147,6 +147,15 @@ class Reserves(Protocol):
 
 
 @runtime_checkable
+class Starts(Protocol):
+    """An engine with a command line that gives the estimated deployment."""
+
+    def start_command(self, job: Job) -> str | None:
+        """The command; None where no flag gives one of the settings."""
+        ...
+
+
+@runtime_checkable
 class Releases(Protocol):
     """An engine whose releases between the modelled ones are known to behave like the one before."""
 

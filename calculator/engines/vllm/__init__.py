@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar, Literal
 
 from calculator.engines.base import COUNT, Dynamic, Job, Pool, Real, Record, Setting, record
+from calculator.engines.ranks import VOCAB_MULTIPLE, element_bytes, kv_element_bytes, rank_of, ranks_of, shares_of
 from calculator.engines.vllm import weights
 from calculator.engines.vllm.blocks import (
     BLOCK_SOURCE,
@@ -15,19 +16,8 @@ from calculator.engines.vllm.blocks import (
     groups_of,
     layers_of_block,
 )
-from calculator.engines.vllm.deployment import (
-    VERSIONS,
-    VOCAB_MULTIPLE,
-    batch_limits,
-    element_bytes,
-    kv_element_bytes,
-    length_of,
-    rank_of,
-    ranks_of,
-    release,
-    shares_of,
-    version_of,
-)  # fmt: skip
+from calculator.engines.vllm.command import start_command
+from calculator.engines.vllm.deployment import VERSIONS, batch_limits, length_of, release, version_of
 from calculator.engines.vllm.pool import for_one, pool_of
 from calculator.engines.vllm.profile import SORT_SOURCE, SOURCE, TRITON_SOURCE, peaks, samples_on
 from calculator.errors import BadValue, NotModelled, Unsupported
@@ -196,6 +186,10 @@ class Vllm:
     def pool(self, job: Job) -> Pool | None:
         """What is left for blocks on the tightest GPU, or kv_pool_bytes."""
         return pool_of(job, lambda j: Ledger.of(self.weight_lines(j), self.activation_lines(j, "prefill"), self.overhead_lines(j, "prefill")))
+
+    def start_command(self, job: Job) -> str | None:
+        """`vllm serve` with the flags of this deployment."""
+        return start_command(job)
 
     def _records(self, job: Job) -> tuple[Record, Record]:
         version = version_of(job)

@@ -6,7 +6,8 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from calculator.engines.base import Job
-from calculator.engines.vllm.deployment import batch_limits, kv_element_bytes, length_of, rank_of, version_of
+from calculator.engines.ranks import kv_element_bytes, rank_of
+from calculator.engines.vllm.deployment import batch_limits, length_of, version_of
 from calculator.parallelism import Share
 from calculator.spec import ModelSpec
 from calculator.units import ceil_div

@@ -7,13 +7,8 @@ from functools import lru_cache
 from typing import Literal, NamedTuple
 
 from calculator.engines.base import Job
-from calculator.parallelism import Share, pipeline_stages, tensor_rank
-from calculator.quantization import compute_dtype
-from calculator.quantization.hf import DTYPE_BYTES
-from calculator.spec import ModelSpec
 from calculator.units import GIB
 
-VOCAB_MULTIPLE = 64  # vllm v0.19.0 model_executor/layers/vocab_parallel_embedding.py L28
 LARGE_MEMORY = 70 * GIB  # vllm v0.19.0 engine/arg_utils.py L2053
 LONG_CONTEXT = 32768  # vllm v0.6.6 engine/arg_utils.py L1081: chunked prefill beyond it
 
@@ -83,26 +78,6 @@ def length_of(job: Job) -> int:
     return int(job.deployment.settings.get("max_model_len") or job.workload.context)
 
 
-def ranks_of(job: Job) -> int:
-    """Ranks that each layer is split over."""
-    return int(job.deployment.settings["tensor_parallel_size"])
-
-
-def element_bytes(job: Job) -> int:
-    """Bytes of an element of the activations."""
-    return DTYPE_BYTES[compute_dtype(job.model, job.scheme)]
-
-
-def kv_element_bytes(job: Job) -> int:
-    """Bytes of an element of the cache."""
-    return 1 if job.deployment.kv_dtype == "fp8" else element_bytes(job)
-
-
-def rank_of(job: Job) -> ModelSpec:
-    """What one rank holds, as a model of its own."""
-    return tensor_rank(job.model, ranks_of(job), vocab_multiple=VOCAB_MULTIPLE)
-
-
 def batch_limits(job: Job, length: int) -> tuple[int, int]:
     """max_num_batched_tokens and max_num_seqs: as set, or as the server chooses them.
 
@@ -119,10 +94,3 @@ def batch_limits(job: Job, length: int) -> tuple[int, int]:
         tokens, sequences = (8192, 1024) if large else (2048, 256)
     tokens = int(settings.get("max_num_batched_tokens", tokens))
     return tokens, min(int(settings.get("max_num_seqs", sequences)), tokens)
-
-
-def shares_of(job: Job) -> tuple[Share, ...]:
-    """Every GPU: pipeline stages, each over its tensor-parallel ranks."""
-    tp = ranks_of(job)
-    stages = pipeline_stages(job.model.num_hidden_layers, job.deployment.gpus // tp)
-    return tuple(stage._replace(device=stage.device * tp + rank) for stage in stages for rank in range(tp))

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from calculator.engines.base import Job, Pool
+from calculator.engines.ranks import shares_of
 from calculator.engines.vllm.blocks import block_of, blocks_for, groups_of
-from calculator.engines.vllm.deployment import batch_limits, length_of, shares_of, version_of
+from calculator.engines.vllm.deployment import batch_limits, length_of, version_of
 from calculator.ledger import Ledger
 from calculator.memory import usable_memory
 from calculator.spec import Quantity

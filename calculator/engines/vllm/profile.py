@@ -6,7 +6,8 @@ from functools import lru_cache
 from typing import Literal, NamedTuple
 
 from calculator.engines.base import Job, record
-from calculator.engines.vllm.deployment import batch_limits, element_bytes, rank_of, ranks_of, version_of
+from calculator.engines.ranks import element_bytes, rank_of, ranks_of
+from calculator.engines.vllm.deployment import batch_limits, version_of
 from calculator.parallelism import Share
 from calculator.spec import ModelSpec
 from calculator.steps import Buffer, Peak, Step, largest

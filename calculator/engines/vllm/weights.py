@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import lru_cache
 
 from calculator.architectures import build_inventory
 from calculator.architectures.inventory import LINEAR_ROLES
 from calculator.engines.base import Job
+from calculator.engines.ranks import element_bytes, held_by, rank_of, ranks_of, repacked, rotary_tables, shares_of
 from calculator.engines.vllm.allocator import unsplit
-from calculator.engines.vllm.deployment import element_bytes, rank_of, ranks_of, shares_of, version_of
+from calculator.engines.vllm.deployment import version_of
 from calculator.engines.weights import weight_lines
 from calculator.ledger import Formula, Line
-from calculator.parallelism import Share, share_of
-from calculator.quantization import Scheme, Stored, quantize
+from calculator.parallelism import Share
 from calculator.spec import ModelSpec
 from calculator.units import MIB
 
 ROPE_SOURCE = "vllm v0.19.0 model_executor/layers/rotary_embedding/base.py, _compute_cos_sin_cache"
 SCALES_SOURCE = "vllm v0.19.0 model_executor/layers/attention/attention.py: q, k, v and probability scales and ranges"
 ROUNDING_SOURCE = "pytorch c10/cuda/CUDACachingAllocator.cpp should_split: up to 1 MiB of a block is not split off"
-MARLIN_SOURCE = "vllm v0.19.0 model_executor/kernels/linear/mixed_precision/marlin.py: symmetric codes keep no zero points, g_idx emptied"
 FP8_MARLIN_SOURCE = "vllm v0.6.6 model_executor/layers/quantization/utils/marlin_utils_fp8.py prepare_fp8_layer_for_marlin; marlin_utils.py"
 FP8_SINCE = (8, 9)  # compute capability: below it, FP8 weights run on the Marlin kernel. vllm v0.6.6 layers/quantization/fp8.py
 
@@ -28,9 +26,9 @@ FP8_SINCE = (8, 9)  # compute capability: below it, FP8 weights run on the Marli
 def lines_of(job: Job) -> list[Line]:
     """Stored tensors, the rotary table, scales, and what the allocator doesn't split off."""
     model, size = job.model, element_bytes(job)
-    tables = _rotary_tables(model)
+    tables = rotary_tables(model)
     table = tables * model.max_position_embeddings * model.head_dim * size
-    rank, marlin = rank_of(job), _marlin(job.scheme)
+    rank, marlin = rank_of(job), repacked(job.scheme)
     lines = []
     for share in shares_of(job):
         held = held_by(job, share)
@@ -57,10 +55,6 @@ def lines_of(job: Job) -> list[Line]:
     return lines
 
 
-def _marlin(scheme: Scheme) -> bool:
-    return scheme.name.startswith(("gptq-int4", "gptq-int8"))
-
-
 def _fp8_by_marlin(job: Job) -> bool:
     capability = job.gpu.compute_capability if job.gpu else None
     return job.scheme.name.startswith("fp8") and capability is not None and tuple(map(int, capability.split("."))) < FP8_SINCE
@@ -82,28 +76,6 @@ def _marlin_line(job: Job, rank: ModelSpec, share: Share) -> Line:
         locks, formula = 4 * 1024, "{L} (layers) × ({e} × {N} (output columns) + 4 × 1,024 (locks as allocated))"
     return Line("weights", "Marlin scales and locks", symbols["L"] * (scales + locks), Formula(formula, symbols),
                 FP8_MARLIN_SOURCE, device=share.device, note="no FP8 units: weights alone are in FP8")  # fmt: skip
-
-
-def held_by(job: Job, share: Share) -> Stored:
-    """Stored tensors of one GPU, as they are after repacking."""
-    stored = _rank_stored(rank_of(job), job.scheme)
-    held = share_of(stored, share, head_with_embedding=True)
-    if job.model.tie_word_embeddings and share.last and not share.first:
-        held = (*(g for g in stored if g.group.role == "embedding"), *held)
-    return held
-
-
-@lru_cache(maxsize=1024)
-def _rank_stored(rank: ModelSpec, scheme: Scheme) -> Stored:
-    stored = quantize(rank, scheme)
-    if not _marlin(scheme):
-        return stored
-    return tuple(replace(g, parts=tuple(p for p in g.parts if p.name not in ("qzeros", "g_idx"))) for g in stored)
-
-
-def _rotary_tables(model: ModelSpec) -> int:
-    """Gemma 3 turns its windowed layers by another base: a second table. Source: vllm v0.8.5 models/gemma3.py L147-167."""
-    return 2 if model.model_type == "gemma3_text" else 1
 
 
 def _unsplit(rank: ModelSpec, share: Share, size: int) -> int:
@@ -128,5 +100,5 @@ def _unsplit(rank: ModelSpec, share: Share, size: int) -> int:
     rope = (4 * positions, 2 * table, 2 * table, 2 * table, 4 * table, size * table)
     first = (vocabulary,) if share.first or rank.tie_word_embeddings else ()
     last = (h * size, *(() if rank.tie_word_embeddings else (vocabulary,))) if share.last else ()
-    made = (0, rank.full_every - 1) if _rotary_tables(rank) == 2 else (0,)
+    made = (0, rank.full_every - 1) if rotary_tables(rank) == 2 else (0,)
     return unsplit(first, tuple(layer), last, len(share.layers), rope, attention - 1, made)

@@ -60,7 +60,8 @@ def fit(estimated: Estimate, gpu: GpuSpec) -> Fit:
 def _fit_reserving(estimated: Estimate, engine: Reserves, gpu: GpuSpec) -> Fit:
     """Weights, activations, overhead and one sequence within what the engine takes; `required` is all the workload's.
 
-    Fewer sequences at once than asked is tight: the others queue. Source: docs/method.md, Serving engines.
+    Fewer sequences at once than asked is tight: the others queue. What the engine allocates beside its share (CUDA graphs)
+    must find room in the rest of the card. Source: docs/method.md, Serving engines.
     """
     job = replace(estimated.job, gpu=gpu)
     pool, one = engine.pool(job), engine.for_one(job)
@@ -74,9 +75,12 @@ def _fit_reserving(estimated: Estimate, engine: Reserves, gpu: GpuSpec) -> Fit:
     usable = total if given else pool.usable
     for index in ledger.devices:
         part = ledger.on(index)
+        beside = Ledger(tuple(line for line in part.lines if line.name in engine.beside))
         cache = part.component_bytes("kv_cache")
         needed = int(given) if given else one
-        verdict = judge(part.total_bytes - cache + needed, part.high_bytes - cache + needed, usable)
+        verdict = judge(part.total_bytes - beside.total_bytes - cache + needed, part.high_bytes - beside.high_bytes - cache + needed, usable)
+        if verdict == "fits" and not given and (usable.high or usable.value) + beside.high_bytes > total.low_value:
+            verdict = "tight"
         if pool.nbytes < one:
             verdict = "does_not_fit"
         elif verdict == "fits" and pool.queues:

@@ -57,7 +57,8 @@ def tensor_rank(model: ModelSpec, size: int, *, vocab_multiple: int) -> ModelSpe
     """What one tensor-parallel rank holds, as a model of its own: heads, feed-forward and vocabulary divided.
 
     Query heads, feed-forward and the vocabulary (padded to a multiple) are divided; KV heads are divided, or held by
-    several ranks each where there are fewer than ranks; norms and the biases of row-split layers stay whole.
+    several ranks each where there are fewer than ranks; norms, routers and the biases of row-split layers stay whole.
+    Every expert is divided like a feed-forward.
 
     Source: vllm v0.19.0 model_executor/models/llama.py L146-155, layers/vocab_parallel_embedding.py L75.
     """
@@ -67,10 +68,11 @@ def tensor_rank(model: ModelSpec, size: int, *, vocab_multiple: int) -> ModelSpe
             raise Unsupported(f"Total number of attention heads ({model.num_attention_heads}) must be divisible by "
                               f"tensor parallel size ({size})", allowed=possible)  # fmt: skip
         raise Unsupported(f"tensor_parallel_size {size} doesn't split {model.num_key_value_heads} key/value heads, "
-                          f"feed-forward {model.intermediate_size} and vocabulary {model.vocab_size}", allowed=possible)  # fmt: skip
+                          f"feed-forward {model.expert_intermediate_size or model.intermediate_size} and vocabulary {model.vocab_size}", allowed=possible)  # fmt: skip
     return replace(
         model, num_attention_heads=model.num_attention_heads // size, num_key_value_heads=max(1, model.num_key_value_heads // size),
-        intermediate_size=model.intermediate_size // size, vocab_size=align_up(model.vocab_size, vocab_multiple) // size,
+        intermediate_size=model.intermediate_size // size, expert_intermediate_size=model.expert_intermediate_size // size,
+        vocab_size=align_up(model.vocab_size, vocab_multiple) // size,
     )  # fmt: skip
 
 
@@ -90,5 +92,6 @@ def pipeline_stages(layers: int, stages: int) -> tuple[Share, ...]:
 
 def _splits(model: ModelSpec, size: int) -> bool:
     heads, kv = model.num_attention_heads, model.num_key_value_heads
-    even = heads % size == 0 and model.intermediate_size % size == 0 and align_up(model.vocab_size, 64) % size == 0
+    feed_forward = model.expert_intermediate_size or model.intermediate_size
+    even = heads % size == 0 and feed_forward % size == 0 and align_up(model.vocab_size, 64) % size == 0
     return even and (kv % size == 0 if kv >= size else size % kv == 0)

@@ -8,6 +8,7 @@ Needs llama-cpp-python (any build: with a CUDA one the figures are a GPU's), ggu
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import json
 import os
 import re
@@ -96,6 +97,16 @@ def write(path: str, config: dict[str, Any]) -> None:
     os.truncate(path, -(-os.path.getsize(path) // 32) * 32 + size)
 
 
+def file_of(config: dict[str, Any]) -> str:
+    """The file of a model, written once: next to no disk, but torch takes its time to say the shapes."""
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:16]
+    path = os.path.join(tempfile.gettempdir(), f"probe-{digest}.gguf")
+    if not os.path.exists(path):
+        write(path + ".part", config)
+        os.replace(path + ".part", path)
+    return path
+
+
 def recipe(path: str, quant: str) -> dict[str, int]:
     """Bytes of all tensors, by the library's own dry run."""
     how = ll.llama_model_quantize_default_params()
@@ -137,10 +148,8 @@ def main() -> int:
     run = task["run"]
     ll.llama_log_set(keep, None)
     ll.llama_backend_init()
-    with tempfile.TemporaryDirectory(prefix="probe-") as folder:
-        path = os.path.join(folder, "model.gguf")
-        write(path, task["model"])
-        measured = context(path, run["settings"]) if "settings" in run else recipe(path, run["quant"])
+    path = file_of(task["model"])
+    measured = context(path, run["settings"]) if "settings" in run else recipe(path, run["quant"])
     print(json.dumps({"measured": measured, "environment": {"llama-cpp-python": __import__("llama_cpp").__version__, "rounding_bytes": 5243,
                                                             "gpu_offload": bool(ll.llama_supports_gpu_offload())}}))  # fmt: skip
     return 0

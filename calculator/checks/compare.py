@@ -12,6 +12,9 @@ from calculator.errors import CalculatorError
 from calculator.estimate import Estimate, estimate
 from calculator.ledger import Line
 from calculator.readers.hf_config import model_from_config
+from calculator.units import GIB
+
+SERVERS = ("vllm", "sglang")  # records of these have a version and a card that count
 
 
 class Figure(NamedTuple):
@@ -29,6 +32,8 @@ class Comparison(NamedTuple):
     component: str
     predicted: Figure
     recorded: int
+    rounding: int = 0
+    """Half the last digit of what a log prints [bytes]."""
 
     @property
     def error(self) -> float:
@@ -36,9 +41,14 @@ class Comparison(NamedTuple):
         return self.predicted.point / self.recorded - 1 if self.recorded else float(self.predicted.point != 0)
 
     @property
+    def exact(self) -> bool:
+        """Whether the point is what was recorded, as far as the record's digits tell."""
+        return abs(self.predicted.point - self.recorded) <= self.rounding
+
+    @property
     def covered(self) -> bool:
-        """Whether the band holds the record."""
-        return self.predicted.low <= self.recorded <= self.predicted.high
+        """Whether the band holds the record, to half its last printed digit."""
+        return self.predicted.low - self.rounding <= self.recorded <= self.predicted.high + self.rounding
 
     @property
     def width(self) -> float:
@@ -69,8 +79,16 @@ def compare(records: Iterable[Record]) -> tuple[list[Comparison], list[Refusal]]
         for name, recorded in record.measured.items():
             if name in FIGURES:
                 component, pick = FIGURES[name]
-                comparisons.append(Comparison(record, component, pick(estimated), recorded))
+                if (figure := pick(estimated)) is not None:
+                    comparisons.append(Comparison(record, component, figure, recorded, _rounding(record, name)))
     return comparisons, refusals
+
+
+def _rounding(record: Record, name: str) -> int:
+    if "rounding_bytes" in record.environment:
+        return int(record.environment["rounding_bytes"])
+    printed = str(record.environment.get("printed", {}).get(name, ""))
+    return -(-GIB // (2 * 10 ** len(printed.partition(".")[2]))) if printed else 0
 
 
 def _lines(*, component: str = "", name: str = "", host: bool = False) -> Callable[[Estimate], Figure]:
@@ -89,6 +107,27 @@ def _generate(estimated: Estimate) -> Figure:
     return _sum(n for n in estimated.ledger.on_devices if n.component != "overhead" or n.name == "input ids")
 
 
+def _printed_tokens(estimated: Estimate) -> Figure | None:
+    """Tokens of a pool that is printed to 0.01 GiB: the band is what its rounding leaves open."""
+    pool = estimated.pool
+    if pool is None or not pool.tokens:
+        return None
+    open_ = GIB // 200 * pool.tokens // pool.nbytes + pool.tokens // pool.blocks
+    return Figure(pool.tokens, pool.tokens - open_, pool.tokens + open_)
+
+
+def _rank(*, component: str = "", name: str = "") -> Callable[[Estimate], Figure]:
+    """On the first rank of the last pipeline stage, which prints a serving engine's figures."""
+
+    def pick(estimated: Estimate) -> Figure:
+        deployment = estimated.job.deployment
+        ranks = next((int(deployment.settings[s]) for s in ("tensor_parallel_size", "tp_size") if s in deployment.settings), 1)
+        lines = estimated.ledger.on(deployment.gpus - ranks).lines
+        return _sum(line for line in lines if component in ("", line.component) and name in ("", line.name))
+
+    return pick
+
+
 def _levels(*levels: str) -> Callable[[Estimate], Figure]:
     return lambda e: _sum(line for line in e.ledger.on_devices if line.level in levels)
 
@@ -103,7 +142,7 @@ def _tensors(estimated: Estimate) -> Figure:
 
 
 # a record's figure -> the component it is one of, and where an estimate has it
-FIGURES: dict[str, tuple[str, Callable[[Estimate], Figure]]] = {
+FIGURES: dict[str, tuple[str, Callable[[Estimate], Figure | None]]] = {
     "weights_bytes": ("weights", _lines(component="weights")),
     "kv_bytes": ("kv_cache", _lines(component="kv_cache")),
     "act_bytes": ("activations", _lines(component="activations")),
@@ -114,6 +153,12 @@ FIGURES: dict[str, tuple[str, Callable[[Estimate], Figure]]] = {
     "host_compute_bytes": ("compute buffer, host", _lines(name="compute buffer, host", host=True)),
     "output_bytes": ("output buffer", lambda e: _sum(line for line in e.ledger.lines if line.name == "output buffer")),
     "generate_peak_bytes": ("peak of generate()", _generate),
+    "rank_weights_bytes": ("weights", _rank(component="weights")),
+    "peak_activation_bytes": ("activations", _rank(component="activations")),
+    "non_torch_bytes": ("non-torch memory", _rank(name="non-torch memory")),
+    "cuda_graphs_bytes": ("CUDA graphs", _rank(name="CUDA graphs")),
+    "pool_bytes": ("kv pool", lambda e: Figure(e.pool.nbytes, e.pool.low, e.pool.high) if e.pool else None),
+    "pool_tokens": ("tokens of the printed pool", _printed_tokens),
     "allocated_bytes": ("allocated", _levels("allocated")),
     "reserved_bytes": ("reserved", _levels("allocated", "reserved")),
     "process_bytes": ("process", _levels("allocated", "reserved", "process")),
@@ -126,11 +171,16 @@ def _estimate(record: Record) -> Estimate:
     if "n_ctx" in settings:  # a context of llama.cpp: its cells are what was asked for
         slots = int(settings.get("n_seq_max", 1))
         run |= {"context": max(1, int(settings["n_ctx"]) // slots), "sequences": slots}
+    if "output_tokens" in run:  # generate() of a few tokens: the prompt's pass is the peak
+        run |= {"context": run["context"] - run["output_tokens"], "phase": "prefill"}
     if "phase" in run:
         settings["phase"] = run["phase"]
+    if "printed_pool_bytes" in run:  # tokens are held against the pool as printed, not as predicted
+        settings["kv_pool_bytes"] = run["printed_pool_bytes"]
+    served = {"engine_version": record.engine_version, "gpu": run.get("gpu"), "gpus": run.get("gpus", 1)} if record.engine in SERVERS else {}
     return estimate(
         _model(tuple(sorted((k, _freeze(v)) for k, v in record.model.items()))), quant=run.get("quant"), context=run.get("context", 1024),
-        sequences=run.get("sequences", 1), kv_dtype=run.get("kv_dtype"), engine=record.engine, settings=settings,
+        sequences=run.get("sequences", 1), kv_dtype=run.get("kv_dtype"), engine=record.engine, settings=settings, **served,
     )  # fmt: skip
 
 

@@ -114,7 +114,7 @@ def _context(c: Comparison) -> int | None:
 
 def _group(key: tuple[str, str, str], cases: list[Comparison]) -> Group:
     errors = sorted(abs(c.error) * 100 for c in cases)
-    exact = sum(c.predicted.point == c.recorded for c in cases)
+    exact = sum(c.exact for c in cases)
     covered = sum(c.covered for c in cases)
     return Group(
         *key, len(cases), 100 * exact / len(cases), statistics.median(errors), errors[min(len(errors) - 1, int(0.95 * len(errors)))],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from calculator.engines.base import Engine, Job
+from calculator.engines.base import Engine, Job, Releases
 from calculator.engines.llama_cpp import LlamaCpp
 from calculator.engines.transformers import Transformers
 from calculator.engines.vllm import Vllm
@@ -63,6 +63,7 @@ def load(name: str, version: str | None = None) -> tuple[Engine, str]:
     if name in LATER:
         raise NotModelled(f"engine {name} is not modelled yet: {LATER[name].why}", hint=" or ".join(ENGINES))
     engine = ENGINES[name]
-    if version is not None and version not in engine.versions:
-        raise BadValue(f"{name} {version[:40]!r} is not a modelled version", allowed=", ".join(engine.versions))
+    if version is not None and version not in engine.versions and not (isinstance(engine, Releases) and engine.covers(version)):
+        between = ", and the releases between them" if isinstance(engine, Releases) else ""
+        raise BadValue(f"{name} {version[:40]!r} is not a modelled version", allowed=", ".join(engine.versions) + between)
     return engine, version or engine.versions[-1]

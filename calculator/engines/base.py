@@ -132,12 +132,35 @@ class Pool(NamedTuple):
 class Reserves(Protocol):
     """An engine that takes a pool at start-up, whatever the workload needs of it."""
 
+    @property
+    def beside(self) -> tuple[str, ...]:
+        """Names of lines that are outside of what the engine reserves."""
+        ...
+
     def pool(self, job: Job) -> Pool | None:
         """The pool on the job's GPU; None where nothing says how much memory there is."""
         ...
 
     def for_one(self, job: Job) -> int:
         """Bytes of cache that one sequence of the context takes on a GPU, in whole blocks."""
+        ...
+
+
+@runtime_checkable
+class Starts(Protocol):
+    """An engine with a command line that gives the estimated deployment."""
+
+    def start_command(self, job: Job) -> str | None:
+        """The command; None where no flag gives one of the settings."""
+        ...
+
+
+@runtime_checkable
+class Releases(Protocol):
+    """An engine whose releases between the modelled ones are known to behave like the one before."""
+
+    def covers(self, version: str) -> bool:
+        """Whether a release is described by the formulas."""
         ...
 
 

@@ -37,7 +37,7 @@ EXACT = [
 @pytest.mark.parametrize(("engine", "component"), EXACT, ids=str)
 def test_exact_components_are_exact_on_every_record(engine, component):
     cases = [c for c in compared()[0] if (c.record.engine, c.component) == (engine, component)]
-    wrong = [(c.record.model["id"], c.record.run, c.predicted.point, c.recorded) for c in cases if c.predicted.point != c.recorded]
+    wrong = [(c.record.model["id"], c.record.run, c.predicted.point, c.recorded) for c in cases if not c.exact]
     assert cases
     assert not wrong, wrong[:3]
 
@@ -46,7 +46,7 @@ def test_simulated_compute_buffers_are_exact():
     """All but 8 contexts with an IQ4_NL cache on CUDA, which the mock device took into flash attention; CUDA doesn't."""
     cases = [c for c in compared()[0] if c.component in ("compute buffer", "compute buffer, host")]
     assert len(cases) > 5_900
-    wrong = [c for c in cases if c.predicted.point != c.recorded]
+    wrong = [c for c in cases if not c.exact]
     assert len({id(c.record) for c in wrong}) == 8
     assert all("iq4_nl" in (c.record.run["settings"]["type_k"], c.record.run["settings"]["type_v"]) for c in wrong)
 
@@ -57,11 +57,11 @@ def test_bands_cover_the_records_and_are_narrow():
     assert sorted(c.width for c in cases)[len(cases) // 2] < 0.01
 
 
-def test_only_records_of_families_without_formulas_are_refused_and_none_is_lost():
+def test_only_records_without_formulas_are_refused_and_none_is_lost():
     comparisons, refusals = compared()
-    for r in refusals:  # transformers has no formulas for layers with windows
+    for r in refusals:
         assert r.record.engine == "transformers"
-        assert ARCHITECTURES[r.record.model["model_type"]].full_every
+        assert r.record.suite == "training" or ARCHITECTURES[r.record.model["model_type"]].full_every  # static caches with windows
     assert len({id(c.record) for c in comparisons}) + len(refusals) == len(read_records())
 
 

@@ -48,10 +48,11 @@ def _segment(size: int) -> int:
 
 
 @lru_cache(maxsize=256)
-def unsplit(before: tuple[int, ...], layer: tuple[int, ...], after: tuple[int, ...], layers: int, rope: tuple[int, ...]) -> int:
+def unsplit(before: tuple[int, ...], layer: tuple[int, ...], after: tuple[int, ...], layers: int, rope: tuple[int, ...],
+            at: int = 1, rope_layers: tuple[int, ...] = (0,)) -> int:  # fmt: skip
     """Bytes counted beyond the requests, for tensors in the order in which they are made.
 
-    `rope` is made in the first layer after its second tensor: temporaries, then the table that stays.
+    `rope` is made in `rope_layers` after the tensor at `at`: temporaries, then the table that stays.
     """
     allocator = Allocator()
     extra = 0
@@ -60,7 +61,7 @@ def unsplit(before: tuple[int, ...], layer: tuple[int, ...], after: tuple[int, .
     for i in range(layers):
         for j, size in enumerate(layer):
             extra += allocator.take(size) - size
-            if i == 0 and j == 1 and rope:
+            if i in rope_layers and j == at and rope:
                 blocks = [allocator.take(n) for n in rope[:-1]]
                 extra += allocator.take(rope[-1]) - rope[-1]
                 for block in blocks:

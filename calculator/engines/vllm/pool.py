@@ -2,33 +2,29 @@
 
 from __future__ import annotations
 
-from calculator.spec import ModelSpec
-from calculator.units import GIB, ceil_div
+from collections.abc import Callable
 
-BLOCK_SOURCE = "vllm v0.19.0 v1/core/kv_cache_utils.py L802-820, get_num_blocks; v0.6.6 worker/worker.py L206-222"
-
-
-def block_bytes(rank: ModelSpec, layers: int, *, block_size: int, element_bytes: int) -> int:
-    """One block of all layers on one rank [bytes].
-
-    bytes = 2 x block_size x K x d x e x L        K the rank's KV heads
-
-    Equals every printed pair of pool and tokens in the tests.                                        derived
-    """
-    return 2 * block_size * rank.num_key_value_heads * rank.head_dim * element_bytes * layers
+from calculator.engines.base import Job, Pool
+from calculator.engines.ranks import shares_of
+from calculator.engines.vllm.blocks import block_of, blocks_for, groups_of
+from calculator.engines.vllm.deployment import batch_limits, length_of, version_of
+from calculator.ledger import Ledger
+from calculator.memory import usable_memory
+from calculator.spec import Quantity
+from calculator.units import GIB
 
 
-def concurrency(blocks: int, *, block_size: int, context: int, in_blocks: bool) -> float:
-    """Sequences of the context that the pool holds, as the log prints it.
+def concurrency(blocks: int, *, block_size: int, context: int, needed: int, in_blocks: bool) -> float:
+    """Sequences of the context that the pool holds, as the log prints it; `needed` blocks each.
 
     in_blocks (since 0.9):  blocks / ceil(context / block_size);  before:  blocks x block_size / context
 
     Source: vllm v0.19.0 v1/core/kv_cache_utils.py L802-820; v0.8.5 L636; v0.6.6 executor/gpu_executor.py L78.
     """
-    return blocks / ceil_div(context, block_size) if in_blocks else blocks * block_size / context
+    return blocks / needed if in_blocks else blocks * block_size / context
 
 
-def refusal(*, blocks: int, block_size: int, context: int, pool: int, needed: int, in_gib: bool) -> str:
+def refusal(*, blocks: int, longest: int, context: int, pool: int, needed: int, in_gib: bool) -> str:
     """What the engine says when the pool doesn't hold one sequence; "" where it does.
 
     Source: vllm v0.6.6 worker/worker.py L492-503; v0.19.0 v1/core/kv_cache_utils.py L627-653.
@@ -39,11 +35,55 @@ def refusal(*, blocks: int, block_size: int, context: int, pool: int, needed: in
     if in_gib:
         if needed <= pool:
             return ""
-        longest = blocks * block_size
         return (f"vllm refuses: To serve at least one request with the models's max seq len ({context}), ({needed / GIB:.2f} GiB KV "
                 f"cache is needed, which is larger than the available KV cache memory ({pool / GIB:.2f} GiB). Based on the "
                 f"available memory, the estimated maximum model length is {longest}. {advice}")  # fmt: skip
-    if context <= blocks * block_size:
+    if context <= longest:
         return ""
     return (f"vllm refuses: The model's max seq len ({context}) is larger than the maximum number of tokens that can be stored in "
-            f"KV cache ({blocks * block_size}). {advice}")  # fmt: skip
+            f"KV cache ({longest}). {advice}")  # fmt: skip
+
+
+def pool_of(job: Job, taken_by: Callable[[Job], Ledger]) -> Pool | None:
+    """What is left for blocks on the tightest GPU, or kv_pool_bytes.
+
+    pool = gpu_memory_utilization x total - weights - peak activation - non-torch memory
+
+    Source: vllm v0.19.0 v1/worker/gpu_worker.py determine_available_memory; v0.11.0 L214-288; v0.6.6 worker/worker.py L206-219.
+    """
+    settings, version, length = job.deployment.settings, version_of(job), length_of(job)
+    total, given = usable_memory(job.gpu) if job.gpu else None, int(settings.get("kv_pool_bytes", 0))
+    if total is None and not given:
+        return None
+    size = int(settings["block_size"])
+    ledger = taken_by(job)
+    usable = share_of_memory(total, float(settings["gpu_memory_utilization"])) if total else Quantity(value=given, source="setting kv_pool_bytes")
+    stages = []
+    for share in shares_of(job):
+        taken = [line for line in ledger.on(share.device).lines if line.name != "CUDA graphs"]
+        bounds = (given, given, given) if given else (
+            usable.value - sum(line.nbytes for line in taken),
+            usable.low_value - sum(line.high_bytes for line in taken),
+            (usable.high or usable.value) - sum(line.low_bytes for line in taken),
+        )  # fmt: skip
+        stages.append((max(bounds[0], 0) // block_of(job, share), bounds))
+    blocks, (point, low, high) = min(stages)
+    many = concurrency(blocks, block_size=size, context=length, needed=blocks_for(job, length), in_blocks=version.in_blocks)
+    said = refusal(blocks=blocks, longest=blocks // groups_of(job).tables * size, context=length, pool=point, needed=for_one(job), in_gib=version.v1)
+    at_once = min(many, batch_limits(job, length)[1])
+    queues = not said and at_once < job.workload.sequences
+    queue = f"{int(at_once):,} of {job.workload.sequences:,} sequences of {length:,} tokens run at once; the others queue"
+    reserved = ledger.total_bytes + given * job.deployment.gpus if given else usable.value * job.deployment.gpus
+    return Pool(point, low, high, blocks, blocks // groups_of(job).tables * size, many, usable, reserved, queues,
+                (said,) if said else (queue,) if queues else ())  # fmt: skip
+
+
+def for_one(job: Job) -> int:
+    """Cache of one sequence on the fullest GPU [bytes]."""
+    return blocks_for(job, length_of(job)) * max(block_of(job, share) for share in shares_of(job))
+
+
+def share_of_memory(total: Quantity, share: float) -> Quantity:
+    """gpu_memory_utilization of a GPU's memory, with its band."""
+    return Quantity(value=int(total.value * share), low=int(total.low_value * share), high=int((total.high or total.value) * share),
+                    source=f"{share:g} x {total.source}", verified=total.verified)  # fmt: skip

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Literal, NamedTuple
 
+from calculator.engines.base import Job, record
+from calculator.engines.ranks import element_bytes, rank_of, ranks_of
+from calculator.engines.vllm.deployment import batch_limits, version_of
+from calculator.parallelism import Share
 from calculator.spec import ModelSpec
 from calculator.steps import Buffer, Peak, Step, largest
 
 SOURCE = "vllm v0.19.0 v1/worker/gpu_model_runner.py L5556-5597, L5782-5793; v1/sample/sampler.py forward, sample"
 SORT_SOURCE = "vllm v0.11.0 v1/sample/ops/topk_topp_sampler.py apply_top_k_top_p; pytorch aten/src/ATen/native/cuda/Sort.cu"
 TRITON_SOURCE = "vllm v0.19.0 v1/sample/ops/topk_topp_sampler.py L245-255, topk_topp_triton.py L1010-1021"
+EXPERT_CHUNK = 32768  # VLLM_FUSED_MOE_CHUNK_SIZE: vllm v0.11.0 envs.py L778
 SORT_BELOW = 8  # sequences from which the Triton kernel replaces the sort: topk_topp_sampler.py L251
 
 
@@ -30,6 +36,8 @@ class Profile(NamedTuple):
     """Bytes an element of the radix sort's second buffers."""
     samples: bool = True
     """The last pipeline stage does."""
+    experts_share: bool = True
+    workspaces_wide: bool = False
 
 
 def profile(rank: ModelSpec, run: Profile) -> Peak:
@@ -38,6 +46,8 @@ def profile(rank: ModelSpec, run: Profile) -> Peak:
     sampler, sort:    B V (e + 4 + 4 + 8 + 8 + 12) + e T h + 2 e B h + workspace
     sampler, Triton:  B V (e + 4 + 4 + 4) + 4 V min(B, multiprocessors) + e T h + 2 e B h + workspace
     feed-forward:     e T (3 f + c h) + workspace              c = 3 (V0, eager), 4 (V1, compiled; V0 with XFormers)
+    experts:          e M k (max(2 f, h) + f) + e c T h + 4 T E + workspace          k of E experts a token
+                      (until 0.7 2 f + h + f; since 0.17 max(2 f, h) + max(f, h));   M = min(T, 32,768) until 0.16
 
     T tokens, B sequences, V vocabulary, e bytes an element, f the rank's share of the feed-forward.    derived, c fitted
 
@@ -74,7 +84,71 @@ def profile(rank: ModelSpec, run: Profile) -> Peak:
         Buffer("hidden states", run.hidden_copies * e * t * h, "{c} × {e} × {T} × {h}"),
         workspace,
     ]
-    step, nbytes = largest([*([Step("sampler", tuple(sampler))] if run.samples else []), Step("mlp", tuple(mlp))])
+    if rank.num_experts:
+        mlp = experts_step(rank, run, workspace)
+    step, nbytes = largest([*([Step("sampler", tuple(sampler))] if run.samples else []), Step("experts" if rank.num_experts else "mlp", tuple(mlp))])
     symbols = {"e": e, "B": b, "V": v, "T": t, "h": h, "f": f, "w": run.workspace, "c": run.hidden_copies,
-               "M": min(b, run.multiprocessors), "r": run.sort_buffers}  # fmt: skip
+               "M": min(b, run.multiprocessors), "r": run.sort_buffers, "E": rank.num_experts, "k": rank.num_experts_per_tok,
+               "F": rank.expert_intermediate_size, "m": _chunk(run)}  # fmt: skip
     return Peak("prefill", step, nbytes, symbols)
+
+
+def _chunk(run: Profile) -> int:
+    """Tokens that the experts take at once."""
+    return run.tokens if run.workspaces_wide else min(run.tokens, EXPERT_CHUNK)
+
+
+def experts_step(rank: ModelSpec, run: Profile, workspace: Buffer) -> list[Buffer]:
+    """Buffers of the fused experts: each token k times, through gate and up, their product, and back to the hidden size.
+
+    Source: vllm v0.8.5 layers/fused_moe/fused_moe.py L1295-1305 (first and last buffer share memory), v0.6.6 (they don't);
+    v0.19.0 fused_moe.py L1976-1991, workspace_shapes. The router's float32 logits of 4 T E bytes are beside.
+    """
+    m, k, f, h, e, t = _chunk(run), rank.num_experts_per_tok, rank.expert_intermediate_size, rank.hidden_size, run.element_bytes, run.tokens
+    first = 2 * f + h if not run.experts_share else max(2 * f, h)
+    second = max(f, h) if run.workspaces_wide else f
+    wide = "(2 × {F} + {h})" if not run.experts_share else "2 × {F}" if 2 * f >= h else "{h}"
+    return [
+        Buffer("gate and up, and back", e * m * k * first, "{e} × {m} × {k} × " + wide),
+        Buffer("gate * up", e * m * k * second, "{e} × {m} × {k} × " + ("{F}" if second == f else "{h}")),
+        Buffer("router logits", 4 * t * rank.num_experts, "4 × {T} × {E}"),
+        Buffer("hidden states", run.hidden_copies * e * t * h, "{c} × {e} × {T} × {h}"),
+        workspace,
+    ]
+
+
+def samples_on(job: Job, share: Share) -> bool:
+    """Whether a GPU samples: the ranks of the last stage, in V0 the first of them alone.
+
+    Source: vllm v0.19.0 v1/worker/gpu_model_runner.py L5782-5793; v0.6.6 worker/model_runner.py execute_model, is_driver_worker.
+    vllm#13061 prints 0.19 GiB on the second rank, where the tokens of the pool leave 1.41 on the first.
+    """
+    return share.last and (version_of(job).v1 or share.device % ranks_of(job) == 0)
+
+
+def peaks(job: Job, length: int, *, samples: bool = True) -> tuple[int, Peak, int]:
+    """Low end, peak and high end of the profiling run on one GPU [bytes]."""
+    version, gpu = version_of(job), job.gpu
+    tokens, sequences = batch_limits(job, length)
+    capability = gpu.compute_capability if gpu else None
+    major = capability.split(".")[0] if capability else ""
+    workspace = record("torch", "cublas_workspace_unknown" if not major else "cublas_workspace_sm90" if major in ("9", "10", "12") else "cublas_workspace")
+    rows = record("vllm", "multiprocessors_9" if major == "9" else "multiprocessors")
+    small = version.sampler == "sort" or sequences < 8
+    run = Profile(tokens, sequences, job.model.vocab_size, element_bytes(job), version.sampler,
+                  4 if version.v1 or major == "7" else 3, workspace.value, rows.value)  # fmt: skip
+    run = run._replace(samples=samples, experts_share=version.experts_share, workspaces_wide=version.workspaces_wide)
+    return _bounds(rank_of(job), run, (workspace.low, workspace.high), (rows.low, rows.high), small and sequences < 128)
+
+
+@lru_cache(maxsize=4096)
+def _bounds(rank: ModelSpec, run: Profile, workspace: tuple[int, int], rows: tuple[int, int], full_sort: bool) -> tuple[int, Peak, int]:
+    peak = profile(rank, run)
+    if peak.step.name in ("mlp", "experts"):
+        copies = (run.hidden_copies - 1, run.hidden_copies + 1)
+    else:
+        copies = (run.hidden_copies, run.hidden_copies)
+    low = profile(rank, run._replace(workspace=workspace[0], multiprocessors=rows[0], hidden_copies=copies[0])).nbytes
+    high = profile(rank, run._replace(workspace=workspace[1], multiprocessors=rows[1], hidden_copies=copies[1],
+                                      sort_buffers=24 if full_sort else 12)).nbytes  # fmt: skip
+    return min(low, peak.nbytes), peak, max(high, peak.nbytes)

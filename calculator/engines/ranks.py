@@ -1,0 +1,69 @@
+"""A serving engine's GPUs: pipeline stages of tensor-parallel ranks, and the tensors that each holds after repacking."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import lru_cache
+
+from calculator.engines.base import Job
+from calculator.parallelism import Share, pipeline_stages, share_of, tensor_rank
+from calculator.quantization import Scheme, Stored, compute_dtype, quantize
+from calculator.quantization.hf import DTYPE_BYTES
+from calculator.spec import ModelSpec
+
+VOCAB_MULTIPLE = 64  # vllm v0.19.0 model_executor/layers/vocab_parallel_embedding.py L28
+MARLIN_SOURCE = "vllm v0.19.0 model_executor/kernels/linear/mixed_precision/marlin.py: symmetric codes keep no zero points, g_idx emptied"
+
+
+def ranks_of(job: Job) -> int:
+    """Ranks that each layer is split over."""
+    return int(job.deployment.settings["tensor_parallel_size"])
+
+
+def element_bytes(job: Job) -> int:
+    """Bytes of an element of the activations."""
+    return DTYPE_BYTES[compute_dtype(job.model, job.scheme)]
+
+
+def kv_element_bytes(job: Job) -> int:
+    """Bytes of an element of the cache."""
+    return 1 if job.deployment.kv_dtype == "fp8" else element_bytes(job)
+
+
+def rank_of(job: Job) -> ModelSpec:
+    """What one rank holds, as a model of its own."""
+    return tensor_rank(job.model, ranks_of(job), vocab_multiple=VOCAB_MULTIPLE)
+
+
+def shares_of(job: Job) -> tuple[Share, ...]:
+    """Every GPU: pipeline stages, each over its tensor-parallel ranks."""
+    tp = ranks_of(job)
+    stages = pipeline_stages(job.model.num_hidden_layers, job.deployment.gpus // tp)
+    return tuple(stage._replace(device=stage.device * tp + rank) for stage in stages for rank in range(tp))
+
+
+def repacked(scheme: Scheme) -> bool:
+    """Marlin kernels keep neither zero points nor a group index of symmetric codes. Source: MARLIN_SOURCE."""
+    return scheme.name.startswith(("gptq-int4", "gptq-int8"))
+
+
+def held_by(job: Job, share: Share) -> Stored:
+    """Stored tensors of one GPU, as they are after repacking."""
+    stored = _rank_stored(rank_of(job), job.scheme)
+    held = share_of(stored, share, head_with_embedding=True)
+    if job.model.tie_word_embeddings and share.last and not share.first:
+        held = (*(g for g in stored if g.group.role == "embedding"), *held)
+    return held
+
+
+@lru_cache(maxsize=1024)
+def _rank_stored(rank: ModelSpec, scheme: Scheme) -> Stored:
+    stored = quantize(rank, scheme)
+    if not repacked(scheme):
+        return stored
+    return tuple(replace(g, parts=tuple(p for p in g.parts if p.name not in ("qzeros", "g_idx"))) for g in stored)
+
+
+def rotary_tables(model: ModelSpec) -> int:
+    """Gemma 3 turns its windowed layers by another base: a second table. Source: vllm v0.8.5 models/gemma3.py L147-167."""
+    return 2 if model.model_type == "gemma3_text" else 1

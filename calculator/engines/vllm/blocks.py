@@ -1,0 +1,93 @@
+"""Blocks of the cache: groups of layers that share a block table, a block's bytes, and how many blocks a sequence takes."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import NamedTuple
+
+from calculator.engines.base import Job
+from calculator.engines.ranks import kv_element_bytes, rank_of
+from calculator.engines.vllm.deployment import batch_limits, length_of, version_of
+from calculator.parallelism import Share
+from calculator.spec import ModelSpec
+from calculator.units import ceil_div
+
+BLOCK_SOURCE = "vllm v0.19.0 v1/core/kv_cache_utils.py L802-820, get_num_blocks; v0.6.6 worker/worker.py L206-222"
+GROUPS_SOURCE = "vllm v0.19.0 v1/core/kv_cache_utils.py, _get_kv_cache_groups_uniform_page_size; v1/kv_cache_interface.py SlidingWindowSpec"
+
+
+class Groups(NamedTuple):
+    """Groups of layers with a block table of their own; a block holds one layer of each place in a group."""
+
+    full: int
+    windowed: int
+    size: int
+    """Layers of a group; the last one of a kind is padded."""
+
+    @property
+    def tables(self) -> int:
+        """Block tables: one a group."""
+        return self.full + self.windowed
+
+
+def groups_of(job: Job) -> Groups:
+    """One group of all layers; since 0.9 one for every so many windowed layers as there are others.
+
+    Gemma 3 27B: 62 layers, 10 of them full -> 1 group of 10 full layers, 6 of 10 windowed ones (8 places padded).
+    Source: GROUPS_SOURCE; before 0.9, and in the V0 engine, windowed layers keep everything.
+    """
+    return _groups(job.model, version_of(job).hybrid)
+
+
+@lru_cache(maxsize=256)
+def _groups(model: ModelSpec, hybrid: bool) -> Groups:
+    full = model.full_layers
+    windowed = model.num_hidden_layers - full
+    if not hybrid or not full or not windowed:
+        return Groups(1, 0, model.num_hidden_layers)
+    size = min(full, windowed)
+    return Groups(ceil_div(full, size), ceil_div(windowed, size), size)
+
+
+def block_bytes(rank: ModelSpec, layers: int, *, block_size: int, element_bytes: int) -> int:
+    """One block of all layers, or of one layer of each group, on one rank [bytes].
+
+    bytes = 2 x block_size x K x d x e x L        K the rank's KV heads, L layers that a block holds
+
+    Equals every printed pair of pool and tokens in the tests.                                        derived
+    """
+    return 2 * block_size * rank.num_key_value_heads * rank.head_dim * element_bytes * layers
+
+
+def layers_of_block(job: Job, share: Share) -> int:
+    """Layers that a block of a GPU holds: its own, or the largest part that a group has on it."""
+    groups = groups_of(job)
+    if groups.tables == 1:
+        return len(share.layers)
+    every = job.model.full_every
+    kinds: tuple[list[int], list[int]] = ([], [])
+    for layer in range(job.model.num_hidden_layers):
+        kinds[(layer + 1) % every != 0].append(layer)
+    members = [kind[i::count] for kind, count in zip(kinds, (groups.full, groups.windowed), strict=True) for i in range(count)]
+    return max(sum(layer in share.layers for layer in group) for group in members)
+
+
+def block_of(job: Job, share: Share) -> int:
+    """One block of a GPU [bytes]."""
+    size = int(job.deployment.settings["block_size"])
+    return block_bytes(rank_of(job), layers_of_block(job, share), block_size=size, element_bytes=kv_element_bytes(job))
+
+
+def blocks_for(job: Job, context: int, length: int = 0) -> int:
+    """Blocks of one sequence, over all groups; `length` where max_model_len isn't the job's.
+
+    full group: ceil(S / block_size);  windowed group: ceil(min(W - 1 + T, S) / block_size) + 1
+
+    Source: vllm v0.11.0 v1/kv_cache_interface.py L83-91, L196-214: the window and the tokens of one step.
+    """
+    groups, size = groups_of(job), int(job.deployment.settings["block_size"])
+    whole = ceil_div(context, size)
+    if not groups.windowed:
+        return whole
+    window = (job.model.sliding_window or 0) - 1 + batch_limits(job, length or length_of(job))[0]
+    return groups.full * whole + groups.windowed * (ceil_div(min(window, context), size) + 1)

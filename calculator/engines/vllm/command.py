@@ -1,0 +1,49 @@
+"""The `vllm serve` call of a deployment, none of its limits left to the server.
+
+Source: vllm v0.19.0 engine/arg_utils.py add_cli_args; v0.6.6 the same flags; --kv-cache-memory-bytes since v0.11.0.
+"""
+
+from __future__ import annotations
+
+import shlex
+
+from calculator.engines.base import Job
+from calculator.engines.ranks import ranks_of
+from calculator.engines.vllm.deployment import batch_limits, length_of, release
+from calculator.quantization import compute_dtype
+
+ON_LOAD = {"fp8": "fp8", "bnb-nf4": "bitsandbytes"}  # formats that the engine makes of a 16-bit checkpoint
+
+
+def start_command(job: Job) -> str | None:
+    """`vllm serve` and its environment; None where the release has no flag for a setting.
+
+    The model is named as here; a format that isn't made on loading is a checkpoint of that name.
+    """
+    settings, version = job.deployment.settings, release(job.deployment.engine_version) or (0, 0)
+    given = settings.get("kv_pool_bytes")
+    if given is not None and version < (0, 11):
+        return None
+    words = []
+    if settings["allow_long_max_model_len"]:
+        words.append("VLLM_ALLOW_LONG_MAX_MODEL_LEN=1")
+    if (v1 := settings.get("use_v1")) is not None:
+        words.append(f"VLLM_USE_V1={int(bool(v1))}")
+    scheme = job.scheme
+    made = scheme.family == "plain" or scheme.name in ON_LOAD
+    tokens, sequences = batch_limits(job, length_of(job))
+    words += ["vllm", "serve", job.model.id if made else f"{job.model.id}-{scheme.name}", "--dtype", compute_dtype(job.model, scheme)]
+    if scheme.name in ON_LOAD:
+        words += ["--quantization", ON_LOAD[scheme.name]]
+    words += [
+        "--tensor-parallel-size", str(ranks_of(job)), "--pipeline-parallel-size", str(job.deployment.gpus // ranks_of(job)),
+        "--max-model-len", str(length_of(job)), "--max-num-seqs", str(sequences), "--max-num-batched-tokens", str(tokens),
+        "--gpu-memory-utilization", f"{float(settings['gpu_memory_utilization']):g}", "--block-size", str(settings["block_size"]),
+    ]  # fmt: skip
+    if job.deployment.kv_dtype == "fp8":
+        words += ["--kv-cache-dtype", "fp8"]
+    if settings["enforce_eager"]:
+        words.append("--enforce-eager")
+    if given is not None:
+        words += ["--kv-cache-memory-bytes", str(given)]
+    return shlex.join(words)

@@ -1,0 +1,96 @@
+"""vLLM's releases, and what a job's settings resolve to: batch limits, ranks, shares, blocks."""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from typing import Literal, NamedTuple
+
+from calculator.engines.base import Job
+from calculator.units import GIB
+
+LARGE_MEMORY = 70 * GIB  # vllm v0.19.0 engine/arg_utils.py L2053
+LONG_CONTEXT = 32768  # vllm v0.6.6 engine/arg_utils.py L1081: chunked prefill beyond it
+
+
+class Version(NamedTuple):
+    """What differs between releases."""
+
+    v1: bool
+    sampler: Literal["sort", "triton"]
+    in_blocks: bool
+    """Concurrency counts whole blocks."""
+    non_torch: str
+    a100_is_large: bool = False
+    locks_a_column: bool = False
+    """Marlin's locks are counted by output columns, not by multiprocessors."""
+    hybrid: bool = False
+    """Windowed layers keep their window alone, in groups of their own."""
+    experts_share: bool = True
+    """The experts' first and last buffers share memory."""
+    workspaces_wide: bool = False
+    """The experts' two workspaces are both wide enough for the hidden size."""
+    needs_ampere: bool = False
+    """Cards before compute capability 8.0 fall back to the V0 engine."""
+
+
+# the release since which each holds; read in the sources of VERSIONS, the releases between behave like the one before
+SINCE: dict[tuple[int, int], Version] = {
+    (0, 6): Version(v1=False, sampler="sort", in_blocks=False, non_torch="v0", locks_a_column=True, experts_share=False),
+    (0, 8): Version(v1=True, sampler="sort", in_blocks=False, non_torch="v1", a100_is_large=True, locks_a_column=True, needs_ampere=True),
+    (0, 9): Version(v1=True, sampler="sort", in_blocks=True, non_torch="v1", hybrid=True, needs_ampere=True),
+    (0, 11): Version(v1=True, sampler="sort", in_blocks=True, non_torch="v1", hybrid=True),
+    (0, 17): Version(v1=True, sampler="triton", in_blocks=True, non_torch="0.19", hybrid=True, workspaces_wide=True),
+}
+VERSIONS = ("0.6.6", "0.8.5", "0.9.2", "0.11.0", "0.14.0", "0.19.0")  # sources read
+NEWEST = (0, 20)  # 0.21 takes CUDA graphs out of the pool, with a profile of its own
+
+
+def release(version: str) -> tuple[int, int] | None:
+    """Major and minor number of a release that the formulas cover; None for others."""
+    match = re.fullmatch(r"v?(\d{1,2})\.(\d{1,2})(\.\d{1,3})?([.]?(post|dev|rc)\d{0,4}.{0,40})?", version.strip())
+    found = (int(match[1]), int(match[2])) if match else (0, 0)
+    return found if min(SINCE) <= found <= NEWEST else None
+
+
+@lru_cache(maxsize=256)
+def _behaviour(version: str) -> Version:
+    found = release(version)
+    assert found is not None
+    return SINCE[max(since for since in SINCE if since <= found)]
+
+
+def version_of(job: Job) -> Version:
+    """What differs in the release of this job: the V0 engine where it is asked for or fallen back to.
+
+    Source: vllm v0.8.5 engine/arg_utils.py L1348-1354, v0.9.2 L1355-1361: no V1 below compute capability 8.0.
+    """
+    version = _behaviour(job.deployment.engine_version)
+    capability = job.gpu.compute_capability if job.gpu else None
+    old_card = version.needs_ampere and capability is not None and int(capability.split(".")[0]) < 8
+    if version.v1 and (old_card or job.deployment.settings.get("use_v1") is False):
+        return version._replace(v1=False, in_blocks=False, non_torch="v0", hybrid=False)
+    return version
+
+
+def length_of(job: Job) -> int:
+    """max_model_len: as set, or the context [tokens]."""
+    return int(job.deployment.settings.get("max_model_len") or job.workload.context)
+
+
+def batch_limits(job: Job, length: int) -> tuple[int, int]:
+    """max_num_batched_tokens and max_num_seqs: as set, or as the server chooses them.
+
+    Source: vllm v0.19.0 engine/arg_utils.py L2046-2072, L2180-2205; v0.8.5 L1593-1621; v0.6.6 config.py L1428-1442.
+    """
+    settings, version = job.deployment.settings, version_of(job)
+    gpu = job.gpu
+    if not version.v1:
+        tokens = max(length, 2048) if length <= LONG_CONTEXT else 2048
+        sequences = 256
+    else:
+        memory = (gpu.cuda_total_bytes or gpu.memory_sold_bytes).value if gpu else 0
+        large = memory >= LARGE_MEMORY and (version.a100_is_large or not (gpu and "a100" in gpu.name.lower()))
+        tokens, sequences = (8192, 1024) if large else (2048, 256)
+    tokens = int(settings.get("max_num_batched_tokens", tokens))
+    return tokens, min(int(settings.get("max_num_seqs", sequences)), tokens)

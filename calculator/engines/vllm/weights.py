@@ -1,0 +1,104 @@
+"""Weights as a rank holds them: stored tensors after repacking, the rotary table, scales, what the allocator rounds up."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from calculator.architectures import build_inventory
+from calculator.architectures.inventory import LINEAR_ROLES
+from calculator.engines.base import Job
+from calculator.engines.ranks import element_bytes, held_by, rank_of, ranks_of, repacked, rotary_tables, shares_of
+from calculator.engines.vllm.allocator import unsplit
+from calculator.engines.vllm.deployment import version_of
+from calculator.engines.weights import weight_lines
+from calculator.ledger import Formula, Line
+from calculator.parallelism import Share
+from calculator.spec import ModelSpec
+from calculator.units import MIB
+
+ROPE_SOURCE = "vllm v0.19.0 model_executor/layers/rotary_embedding/base.py, _compute_cos_sin_cache"
+SCALES_SOURCE = "vllm v0.19.0 model_executor/layers/attention/attention.py: q, k, v and probability scales and ranges"
+ROUNDING_SOURCE = "pytorch c10/cuda/CUDACachingAllocator.cpp should_split: up to 1 MiB of a block is not split off"
+FP8_MARLIN_SOURCE = "vllm v0.6.6 model_executor/layers/quantization/utils/marlin_utils_fp8.py prepare_fp8_layer_for_marlin; marlin_utils.py"
+FP8_SINCE = (8, 9)  # compute capability: below it, FP8 weights run on the Marlin kernel. vllm v0.6.6 layers/quantization/fp8.py
+
+
+def lines_of(job: Job) -> list[Line]:
+    """Stored tensors, the rotary table, scales, and what the allocator doesn't split off."""
+    model, size = job.model, element_bytes(job)
+    tables = rotary_tables(model)
+    table = tables * model.max_position_embeddings * model.head_dim * size
+    rank, marlin = rank_of(job), repacked(job.scheme)
+    lines = []
+    for share in shares_of(job):
+        held = held_by(job, share)
+        mine = weight_lines(job.scheme, held, device=share.device, tied=model.tie_word_embeddings)
+        if rank.vocab_size * ranks_of(job) != model.vocab_size:
+            note = f"vocabulary of {model.vocab_size:,} padded to {rank.vocab_size * ranks_of(job):,}"
+            mine = [replace(line, note=note) if line.name in ("embedding", "output head") and line.nbytes else line for line in mine]
+        lines += mine
+        lines.append(Line("weights", "rotary cos and sin", table,
+                          Formula("{P} (positions) × {d} (head_dim) × {e}", {"P": model.max_position_embeddings, "d": model.head_dim, "e": size}),
+                          ROPE_SOURCE, device=share.device, note="one table, shared by the layers"))  # fmt: skip
+        if version_of(job).v1:
+            lines.append(Line("weights", "attention scales", 7 * 512 * len(share.layers),
+                              Formula("7 × 512 (allocated bytes of a scalar) × {L} (layers)", {"L": len(share.layers)}),
+                              SCALES_SOURCE, device=share.device))  # fmt: skip
+        if _fp8_by_marlin(job):
+            lines.append(_marlin_line(job, rank, share))
+        matrices = sum(g.count for g in held if len(g.parts) > 1)
+        point = 0 if matrices else _unsplit(rank, share, size)
+        lines.append(Line("weights", "allocator rounding", point, Formula("{n}", {"n": point}), ROUNDING_SOURCE,
+                          basis="modelled", low=0, high=point + 4 * MIB + MIB * matrices, device=share.device,
+                          note="quantized weights are repacked: up to 1 MiB a matrix" if marlin or matrices else
+                          "simulated over the tensors in the order in which they are made"))  # fmt: skip
+    return lines
+
+
+def _fp8_by_marlin(job: Job) -> bool:
+    capability = job.gpu.compute_capability if job.gpu else None
+    return job.scheme.name.startswith("fp8") and capability is not None and tuple(map(int, capability.split("."))) < FP8_SINCE
+
+
+def _marlin_line(job: Job, rank: ModelSpec, share: Share) -> Line:
+    """Scales spread over the output columns, and the kernel's locks, on GPUs without FP8 units.
+
+    bytes = L x (e x columns [a scale a tensor] + columns)                   locks: 16 int32 for 64 columns, until 0.9
+          = L x (e x columns [a scale a tensor] + 4 x ceil512(4 x SMs))      locks: one int32 a multiprocessor, since
+    """
+    spread = element_bytes(job) if job.scheme.name == "fp8" else 0
+    columns = sum(group.rows for group in build_inventory(rank).groups if group.role in LINEAR_ROLES)
+    symbols = {"L": len(share.layers), "e": spread, "N": columns}
+    scales = symbols["e"] * symbols["N"]
+    if version_of(job).locks_a_column:
+        locks, formula = symbols["N"], "{L} (layers) × ({e} + 1) × {N} (output columns)"
+    else:
+        locks, formula = 4 * 1024, "{L} (layers) × ({e} × {N} (output columns) + 4 × 1,024 (locks as allocated))"
+    return Line("weights", "Marlin scales and locks", symbols["L"] * (scales + locks), Formula(formula, symbols),
+                FP8_MARLIN_SOURCE, device=share.device, note="no FP8 units: weights alone are in FP8")  # fmt: skip
+
+
+def _unsplit(rank: ModelSpec, share: Share, size: int) -> int:
+    """Bytes that the allocator counts beyond the tensors, in the order in which vLLM makes them."""
+    h, d, positions = rank.hidden_size, rank.head_dim, rank.max_position_embeddings
+    q, kv, f = rank.num_attention_heads * d, rank.num_key_value_heads * d, rank.intermediate_size
+    names = [group.name for group in build_inventory(rank).groups]
+    vocabulary = rank.vocab_size * h * size
+    layer = [(q + 2 * kv) * h * size, h * q * size]
+    if rank.attention_bias != "none":
+        layer.insert(1, (q + 2 * kv) * size)
+    attention = len(layer)
+    if any(name.endswith("q_norm.weight") for name in names):
+        layer += [d * size, d * size]
+    if rank.num_experts:
+        experts, f = rank.num_experts, rank.expert_intermediate_size
+        layer += [experts * h * size, experts * 2 * f * h * size, experts * h * f * size]
+    else:
+        layer += [2 * f * h * size, h * f * size]
+    layer += [h * size] * sum(".layers." in name and name.endswith("layernorm.weight") for name in names)
+    table = positions * d
+    rope = (4 * positions, 2 * table, 2 * table, 2 * table, 4 * table, size * table)
+    first = (vocabulary,) if share.first or rank.tie_word_embeddings else ()
+    last = (h * size, *(() if rank.tie_word_embeddings else (vocabulary,))) if share.last else ()
+    made = (0, rank.full_every - 1) if rotary_tables(rank) == 2 else (0,)
+    return unsplit(first, tuple(layer), last, len(share.layers), rope, attention - 1, made)

@@ -1,0 +1,66 @@
+"""Public start-up logs of serving engines against the formulas: what each printed figure may be off by."""
+
+from __future__ import annotations
+
+import statistics
+from functools import cache
+
+import pytest
+
+from calculator.checks.compare import _estimate, compare
+from calculator.checks.records import read_records
+from calculator.fit import fit
+
+ENGINES = ("vllm",)
+
+
+@cache
+def compared(engine):
+    return compare(r for r in read_records() if r.engine == engine)
+
+
+def cases(engine, component):
+    found = [c for c in compared(engine)[0] if c.component == component]
+    assert found
+    return found
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_every_log_is_sized_and_names_its_source(engine):
+    assert not compared(engine)[1]
+    assert all(r.evidence == "log" and r.environment["source"] for r in read_records() if r.engine == engine)
+
+
+def test_weights_are_within_one_percent_and_half_of_them_to_a_ten_thousandth():
+    errors = [abs(c.error) for c in cases("vllm", "weights")]
+    assert max(errors) < 0.01
+    assert statistics.median(errors) < 0.0001
+    assert all(c.covered for c in cases("vllm", "weights"))
+
+
+def test_tokens_of_a_printed_pool_are_exact_to_its_rounding():
+    assert all(c.covered for c in cases("vllm", "tokens of the printed pool"))
+
+
+@pytest.mark.parametrize(("component", "median", "worst"), [("activations", 0.002, 0.02), ("kv pool", 0.01, 0.11)])
+def test_activations_and_pools_are_near_what_is_printed(component, median, worst):
+    errors = [abs(c.error) for c in cases("vllm", component)]
+    assert statistics.median(errors) < median
+    assert max(errors) < worst
+
+
+def test_pools_and_memory_outside_torch_are_within_their_bands():
+    for component in ("kv pool", "non-torch memory", "CUDA graphs"):
+        assert all(c.covered for c in cases("vllm", component)), component
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_what_a_log_shows_refused_never_fits_and_what_ran_is_not_refused(engine):
+    verdicts = {"refused": [], "started": []}
+    for r in read_records():
+        if r.engine == engine and "outcome" in r.environment:
+            found = _estimate(r)
+            verdicts[r.environment["outcome"]].append(fit(found, found.job.gpu).verdict)
+    assert verdicts["refused"]
+    assert "fits" not in verdicts["refused"]
+    assert verdicts["started"].count("does_not_fit") <= 0.05 * len(verdicts["started"])

@@ -11,7 +11,7 @@ from calculator import engines
 from calculator.architectures import build_inventory
 from calculator.catalog import Model, load_gpu, load_model
 from calculator.engines import Engine, Job
-from calculator.engines.base import Pool, Reserves, parse_settings
+from calculator.engines.base import Pool, Reserves, Starts, parse_settings
 from calculator.errors import BadValue, NotModelled, Unsupported
 from calculator.ledger import Ledger, Line
 from calculator.memory import with_total
@@ -51,6 +51,11 @@ class Estimate:
     def pool(self) -> Pool | None:
         """What a serving engine sets aside for the cache; None for others, or without a GPU."""
         return self.engine.pool(self.job) if isinstance(self.engine, Reserves) else None
+
+    @property
+    def start_command(self) -> str | None:
+        """What to type for this deployment; None where the engine has no command line, or no flag for a setting."""
+        return self.engine.start_command(self.job) if isinstance(self.engine, Starts) else None
 
     @property
     def tensor_bytes(self) -> int:

@@ -141,6 +141,24 @@ class Reserves(Protocol):
         ...
 
 
+@runtime_checkable
+class Starts(Protocol):
+    """An engine with a command line that gives the estimated deployment."""
+
+    def start_command(self, job: Job) -> str | None:
+        """The command; None where no flag gives one of the settings."""
+        ...
+
+
+@runtime_checkable
+class ReadsHost(Protocol):
+    """An engine that may keep a part of what each token reads in host memory."""
+
+    def host_read_bytes(self, job: Job) -> int:
+        """Bytes of weights and cache in host memory that one decode step reads."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Real:
     """Allowed values of a setting that is not whole: low < value <= high."""
@@ -149,11 +167,16 @@ class Real:
     high: float
 
 
+@dataclass(frozen=True, slots=True)
+class Shares:
+    """Allowed values of a setting that is a list of shares: numbers from 0, separated by commas or slashes."""
+
+
 class Setting(NamedTuple):
-    """One knob: its default and what is allowed: a tuple of words, bool, a range of integers, or of real numbers."""
+    """One knob: its default and what is allowed: words, bool, a range of integers or of real numbers, or shares."""
 
     default: str | int | bool | float | None
-    allowed: tuple[str, ...] | type[bool] | range | Real
+    allowed: tuple[str, ...] | type[bool] | range | Real | Shares
     meaning: str
 
     def parse(self, name: str, value: str | int | bool | float) -> str | int | bool | float:
@@ -174,6 +197,10 @@ class Setting(NamedTuple):
             if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{0,15})?|\.[0-9]{1,15}", text) or not self.allowed.low < float(text) <= self.allowed.high:
                 raise BadValue(f"{name}={text[:30]!r}", allowed=f"above {self.allowed.low:g}, up to {self.allowed.high:g}")
             return float(text)
+        if isinstance(self.allowed, Shares):
+            if len(text) > 400 or not re.fullmatch(rf"{_SHARE}(\s*[,/]\s*{_SHARE})*", text):
+                raise BadValue(f"{name}={text[:30]!r}", allowed="numbers separated by commas: 3,1")
+            return re.sub(r"\s*[,/]\s*", ",", text)
         assert isinstance(self.allowed, tuple)
         if text.lower() not in self.allowed:
             raise BadValue(f"{name}={text[:30]!r}", allowed=", ".join(self.allowed))
@@ -181,6 +208,7 @@ class Setting(NamedTuple):
 
 
 COUNT = range(1, MAX_COUNT + 1)
+_SHARE = r"[0-9]{1,9}(\.[0-9]{1,9})?"
 
 
 def parse_settings(engine: str, table: Mapping[str, Setting], given: Mapping[str, Any]) -> dict[str, str | int | bool | float]:

@@ -55,7 +55,7 @@ def estimate_document(estimated: Estimate) -> dict[str, Any]:
             for line in ledger.lines
         ],
         devices=_devices(estimated, held),
-        speed=None, start_command=None, related=related(estimated),
+        speed=None, start_command=estimated.start_command, related=related(estimated),
         verdict=held.verdict if held else None, warnings=list(estimated.warnings),
     )  # fmt: skip
 

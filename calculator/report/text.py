@@ -62,6 +62,8 @@ def estimate_text(estimated: Estimate, *, explain: bool) -> str:
         out.append(pool_text(pool, devices=len(ledger.devices)))
     if estimated.file_bytes is not None:
         out.append(f"file {estimated.file_bytes / 1e9:.2f} GB ({estimated.file_bytes:,} bytes, predicted)")
+    if (command := estimated.start_command) is not None:
+        out.append(f"start with  {command}")
     if explain:
         out += ["", *explanations(ledger.lines)]
     out += [f"warning: {text}" for text in estimated.warnings]

@@ -30,7 +30,15 @@ def test_a_quantized_cache_makes_the_compute_buffer_larger():
     [
         ({"settings": {"flash_attn": "0", "type_v": "q8_0"}}, "needs flash attention"),
         ({"kv_dtype": "fp8"}, "no fp8 cache"),
-        ({"settings": {"n_gpu_layers": "4"}}, "later version"),
+        ({"settings": {"n_gpu_layers": "-3"}}, "allowed"),
+        ({"settings": {"n_gpu_layers": "4", "backend": "cpu"}}, "no GPU"),
+        ({"settings": {"n_cpu_moe": "4"}}, "no experts"),
+        ({"settings": {"tensor_split": "3,1"}}, "2 shares for 1 GPU"),
+        ({"settings": {"tensor_split": "3,-1"}, "gpus": 2}, "allowed"),
+        ({"settings": {"tensor_split": "0,0"}, "gpus": 2}, "zeros"),
+        ({"settings": {"split_mode": "row"}, "gpus": 2}, "split buffers"),
+        ({"settings": {"split_mode": "tensor"}, "gpus": 2}, "experimental"),
+        ({"gpus": 17}, "1 to 16"),
         ({"settings": {"n_gpu_layer": "4"}}, "try: n_gpu_layers"),
         ({"sequences": 257}, "1 to 256"),
         ({"settings": {"n_seq_max": "5"}}, "cells a sequence"),
@@ -54,4 +62,4 @@ def test_between_two_contexts_of_equal_decisions_the_buffer_is_affine(model, tok
     """What a sweep reads between simulated contexts is what the simulation gives there."""
     v = k if flash else "F16"
     context = Context(tokens * slots, 2048, 512, slots, 512 if all_outputs else slots, False, flash, k, v, cuda)
-    assert device_bytes(model.spec, context) == compute(model.spec, context)[0].nbytes
+    assert device_bytes(model.spec, context) == compute(model.spec, context).devices[0].nbytes

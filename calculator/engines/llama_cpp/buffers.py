@@ -39,11 +39,29 @@ class Context(NamedTuple):
     type_v: str
     cuda: bool
     swa_full: bool = False
-    split: tuple[int, ...] = (1,)  # shares of the layers, a GPU each (--tensor-split)
+    split: tuple[float, ...] = (1,)  # shares of the layers, a GPU each (--tensor-split)
     n_gpu_layers: int = -1  # layers on GPUs, the last ones first, the output counted as one; -1 all
     n_cpu_moe: int = 0  # first layers whose experts stay on the host
     kv_offload: bool = True  # the cache follows its layer; otherwise it is the host's
     op_offload: bool = True  # large products with weights of the host run on a GPU
+
+    @property
+    def gpus(self) -> int:
+        """Number of GPUs; also the index of the host among the places."""
+        return len(self.split) if self.cuda else 0
+
+    @property
+    def on_gpus_alone(self) -> bool:
+        """Whether nothing that a layer reads is on the host beside GPUs; n_gpu_layers is -1 where it covers all."""
+        return not self.cuda or (self.n_gpu_layers < 0 and self.kv_offload and not self.n_cpu_moe)
+
+    @property
+    def pipelined(self) -> bool:
+        """Whether micro-batches run on several GPUs at once, each with inputs of its own.
+
+        Source: src/llama-context.cpp L430 @0c1e57098; the build's GGML_SCHED_MAX_COPIES.
+        """
+        return self.gpus > 1 and self.on_gpus_alone
 
 
 def layout(context: Context) -> Layout:
@@ -96,16 +114,3 @@ def cuda_tensor_bytes(nbytes: int, row_elements: int, fmt: Format) -> int:
     if left and fmt.block_elements > 1:
         nbytes += fmt.nbytes(CUDA_ROW_PADDING - left)
     return align_up(nbytes, CUDA_ALIGNMENT)
-
-
-PIPELINE_COPIES = 4  # GGML_SCHED_MAX_COPIES, ggml/src/ggml-backend.cpp @0c1e57098
-
-
-def pipeline_inputs(context: Context) -> int:
-    """Bytes that pipeline parallelism adds to the compute buffer of each of several devices: further copies of the inputs.
-
-    3 (copies) x n c m (mask), the inputs that grow with the context. Modelled: no record has two devices.
-    """
-    where = layout(context)
-    n = min(where.cells * where.streams, context.n_ubatch, context.n_batch)
-    return (PIPELINE_COPIES - 1) * n * where.cells * (2 if context.flash_attn else 4)

@@ -102,6 +102,7 @@ FIGURES: dict[str, tuple[str, Callable[[Estimate], Figure]]] = {
     "tensor_bytes": ("weights", _tensors),
     "model_buffer_bytes": ("model buffer", _lines(component="weights")),
     "host_model_buffer_bytes": ("model buffer, host", _lines(component="weights", host=True)),
+    "host_kv_bytes": ("kv_cache, host", _lines(component="kv_cache", host=True)),
     "compute_bytes": ("compute buffer", _lines(name="compute buffer")),
     "host_compute_bytes": ("compute buffer, host", _lines(name="compute buffer, host", host=True)),
     "output_bytes": ("output buffer", lambda e: _sum(line for line in e.ledger.lines if line.name == "output buffer")),
@@ -122,6 +123,7 @@ def _estimate(record: Record) -> Estimate:
     return estimate(
         _model(tuple(sorted((k, _freeze(v)) for k, v in record.model.items()))), quant=run.get("quant"), context=run.get("context", 1024),
         sequences=run.get("sequences", 1), kv_dtype=run.get("kv_dtype"), engine=record.engine, settings=settings,
+        gpus=run.get("gpus", 1),
     )  # fmt: skip
 
 

@@ -1,11 +1,16 @@
 from __future__ import annotations
 
+import shlex
+
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from calculator.checks.compare import compare as compare_records
+from calculator.checks.records import read_records
 from calculator.engines.llama_cpp.buffers import Context
 from calculator.engines.llama_cpp.compute import compute, device_bytes
+from calculator.engines.llama_cpp.placement import places_of_layers
 from calculator.errors import CalculatorError
 from calculator.estimate import estimate
 from tests.strategies import models
@@ -54,6 +59,111 @@ def test_what_is_refused(kw, words):
     with pytest.raises(CalculatorError, match=words) as error:
         estimate("llama-3.2-1b", **({"quant": "Q4_K_M"} | kw))
     assert "\n" not in str(error.value)
+
+
+def test_layers_on_the_host_and_on_several_gpus_are_exact():
+    """Buffers of 500 contexts of random models on one to three pretend GPUs, some layers, experts or the cache on the host."""
+    records = [r for r in read_records() if r.suite == "llama-cpp-offload"]
+    assert len(records) > 400
+    assert {r.run["gpus"] for r in records} == {1, 2, 3}
+    found, refused = compare_records(records)
+    assert not refused
+    for c in found:
+        assert c.predicted.point == c.recorded, (c.component, c.record.model, c.record.run)
+
+
+def test_the_last_layers_are_on_the_gpu_and_the_output_counts_as_one():
+    whole, half = (estimate("llama-3.1-8b", quant="Q8_0", settings={"n_gpu_layers": n}) for n in (-1, 9))
+    on_host = [line for line in half.ledger.lines if line.device == "host" and line.name == "model buffer, layers"]
+    assert on_host[0].note == "layers 0 to 23"
+    assert half.ledger.component_bytes("kv_cache") == whole.ledger.component_bytes("kv_cache") * 8 // 32
+    output_only = estimate("llama-3.1-8b", quant="Q8_0", settings={"n_gpu_layers": 1})
+    assert output_only.ledger.component_bytes("weights") == 128256 * 4096 * 34 // 32 + 4096 * 4  # and the last norm
+    for layers in (33, 99):
+        assert estimate("llama-3.1-8b", quant="Q8_0", settings={"n_gpu_layers": layers}).total_bytes == whole.total_bytes
+
+
+def test_weights_and_cache_are_somewhere_whatever_the_split():
+    for chosen in ({"n_gpu_layers": 7}, {"n_gpu_layers": 0}, {"offload_kqv": False}, {"n_gpu_layers": 3, "offload_kqv": False}):
+        found = estimate("llama-3.1-8b", quant="Q4_K_M", context=4096, settings=chosen)
+        kv = sum(line.nbytes for line in found.ledger.lines if line.component == "kv_cache")
+        weights = sum(line.nbytes for line in found.ledger.lines if line.component == "weights")
+        assert kv == 4096 * found.kv_bytes_per_token
+        assert 0 <= weights - found.tensor_bytes <= 512  # the table of rotary frequencies, once more
+
+
+def test_shares_of_layers_in_the_arithmetic_of_llama_cpp():
+    """i / n on the first GPU whose cumulated share exceeds it: src/llama-model.cpp L1600."""
+    def places(layers, **kw):
+        return list(places_of_layers(layers, Context(512, 512, 512, 1, 1, False, True, "F16", "F16", True, **kw)))
+
+    assert places(3, split=(1, 1)) == [0, 0, 1, 1]
+    assert places(7, split=(3, 1)) == [0] * 6 + [1] * 2
+    assert places(4, split=(0, 1)) == [1] * 5
+    assert places(5, split=(1, 1), n_gpu_layers=3) == [2, 2, 2, 0, 0, 1]
+
+
+@settings(max_examples=60, deadline=None)
+@given(models(), st.integers(-1, 30), st.booleans(), st.integers(1, 3), st.integers(1, 20_000), st.integers(1, 20_000), st.integers(1, 8))
+def test_with_a_part_on_the_host_the_lines_change_as_dynamic_says(model, layers, offload_kqv, gpus, one, other, slots):
+    assume(gpus <= model.spec.num_hidden_layers)
+    chosen = {"n_gpu_layers": layers, "offload_kqv": offload_kqv}
+    small, large = (estimate(model, quant="Q4_K_M", context=n, sequences=slots, gpus=gpus, settings=chosen) for n in sorted((one, other)))
+    a, b = (e.engine.dynamic(e.job, "prefill")(e.job.workload.context, slots) for e in (small, large))
+    assert (large.total_bytes - small.total_bytes, large.ledger.high_bytes - small.ledger.high_bytes) == (b[0] - a[0], b[1] - a[1])
+
+
+def settings_of(command):
+    """What llama-server's flags set, in this engine's names."""
+    words = shlex.split(command)
+    assert words.pop(0) == "llama-server"
+    names = {"-c": "n_ctx", "-np": "n_seq_max", "-ngl": "n_gpu_layers", "-ctk": "type_k", "-ctv": "type_v", "-b": "n_batch",
+             "-ub": "n_ubatch", "-ts": "tensor_split", "-sm": "split_mode", "--n-cpu-moe": "n_cpu_moe", "-fa": "flash_attn"}  # fmt: skip
+    flags = {"--kv-unified": ("kv_unified", 1), "--no-kv-unified": ("kv_unified", 0), "--swa-full": ("swa_full", 1),
+             "--no-kv-offload": ("offload_kqv", 0), "--no-op-offload": ("op_offload", 0)}  # fmt: skip
+    found, file = {}, ""
+    while words:
+        word = words.pop(0)
+        if word in flags:
+            name, value = flags[word]
+            found[name] = value
+        elif word == "-m":
+            file = words.pop(0)
+        elif word == "--device":
+            assert words.pop(0) == "none"
+            found["backend"] = "cpu"
+        elif word == "--fit":
+            assert words.pop(0) == "off"
+        else:
+            found[names[word]] = words.pop(0)
+    return file, found
+
+
+@pytest.mark.parametrize(
+    ("gpus", "settings"),
+    [
+        (1, {}),
+        (1, {"n_gpu_layers": 7, "offload_kqv": 0}),
+        (1, {"n_gpu_layers": 0, "op_offload": 0, "type_k": "q8_0", "n_ubatch": 256}),
+        (1, {"backend": "cpu", "flash_attn": 0}),
+        (1, {"n_ctx": 50_000, "n_seq_max": 6, "kv_unified": 1, "n_batch": 100, "n_ubatch": 4000}),
+        (2, {}),
+        (3, {"tensor_split": "3/1, 0.5", "n_gpu_layers": 20}),
+    ],
+)
+def test_the_start_command_gives_the_estimate_again(gpus, settings):
+    asked = {"quant": "Q4_K_M", "context": "8k", "sequences": 4}
+    first = estimate("llama-3.1-8b", **asked, gpus=gpus, settings=settings)
+    file, flags = settings_of(first.start_command)
+    assert file == "llama-3.1-8b-Q4_K_M.gguf"
+    again = estimate("llama-3.1-8b", **asked, gpus=gpus, settings=flags)
+    assert (again.total_bytes, again.ledger.host_bytes) == (first.total_bytes, first.ledger.host_bytes)
+    assert [line.nbytes for line in again.ledger.lines] == [line.nbytes for line in first.ledger.lines]
+
+
+def test_no_start_command_where_no_flag_gives_a_setting():
+    assert estimate("llama-3.1-8b", quant="Q4_K_M", settings={"n_outputs_max": 0}).start_command is None
+    assert estimate("llama-3.1-8b", quant="bf16").start_command is None  # transformers
 
 
 @settings(max_examples=150, deadline=None)

@@ -78,7 +78,7 @@ class Attention(Base):
         """Self-attention with the cache, up to the output projection."""
         g, m, family = self.g, self.m, self.family
         q, k, v = self.qkv(cur)
-        factors = (self.weight("rope_freqs", m.head_dim // 2, fmt=F32),) if m.rope_factors else ()
+        factors = (self.rope_factors(),) if m.rope_factors else ()
         if family.qk_norm:
             q = self.norm("Qcur_normed", q)
         q = g.like("Qcur", "rope", q, positions, *factors)
@@ -97,6 +97,12 @@ class Attention(Base):
         if m.output_bias:
             cur = g.like("attn_out", "add", cur, self.weight("attn_output.bias", m.hidden, fmt=F32))
         return cur
+
+    def rope_factors(self) -> Tensor:
+        """The one tensor that all layers of a place share, and with it one copy on each GPU that reads the host's."""
+        if self.home not in self.shared:
+            self.shared[self.home] = self.weight("rope_freqs", self.m.head_dim // 2, fmt=F32)
+        return self.shared[self.home]
 
     def stored(self, k: Tensor, v: Tensor, inputs: Inputs, layer: Layer) -> tuple[Tensor, Tensor]:
         """Write keys and values into the cache, and see all of it. Without flash attention values lie transposed."""

@@ -108,6 +108,7 @@ class Base:
         self.caches, self.layers, self.output, self.host = caches, layers, output, host
         self.home = host  # backend of the current layer's weights
         self.formats: dict[str, Format] = {}
+        self.shared: dict[int, Tensor] = {}  # rope factors by place
 
     def enter(self, layer: Layer) -> None:
         """Weights are this layer's from now on."""

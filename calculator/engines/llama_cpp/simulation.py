@@ -17,7 +17,7 @@ from calculator.engines.llama_cpp.families import FAMILIES, Batch, Cache, Decode
 from calculator.engines.llama_cpp.graph import F16
 from calculator.engines.llama_cpp.models import Builder
 from calculator.engines.llama_cpp.placement import places_of_layers
-from calculator.engines.llama_cpp.scheduler import Machine, schedule
+from calculator.engines.llama_cpp.scheduler import OFFLOAD_MIN_BATCH, Machine, schedule
 from calculator.formats import FORMATS, Format
 from calculator.units import align_up
 
@@ -61,8 +61,19 @@ class Task(NamedTuple):
 
 @lru_cache(maxsize=4096)
 def compute_buffers(model: Decoder, context: Context, weights: Weights = Weights()) -> tuple[Buffer, ...]:  # noqa: B008
-    """Compute buffers of the devices, in order, and the host's last; without a GPU the host's alone."""
-    return tuple(run(task(model, context, weights)))
+    """Compute buffers of the devices, in order, and the host's last; without a GPU the host's alone.
+
+    A second graph is reserved after the first, of one token a sequence. Where the host computes it without the GPU's
+    help, its buffer may be the larger; each buffer keeps the largest (src/llama-context.cpp L673 to L722).
+    """
+    whole = task(model, context, weights)
+    buffers = run(whole)
+    if not context.on_gpus_alone:
+        n = context.n_seq_max
+        pin = whole.batch.pin or n < OFFLOAD_MIN_BATCH
+        decode = run(whole._replace(batch=whole.batch._replace(tokens=n, outputs=n, pin=pin)))
+        buffers = [max(pair, key=lambda buffer: buffer.nbytes) for pair in zip(buffers, decode, strict=True)]
+    return tuple(buffers)
 
 
 def task(model: Decoder, context: Context, weights: Weights = Weights()) -> Task:  # noqa: B008
@@ -86,7 +97,7 @@ def task(model: Decoder, context: Context, weights: Weights = Weights()) -> Task
     )
     machine = Machine((*(cuda(i) for i in range(host)), CPU), context.op_offload, on_gpus and context._replace(n_gpu_layers=-1).pipelined)
     rows = align_up(tokens, context.n_seq_max)
-    batch = Batch(rows, min(tokens, context.n_outputs), context.flash_attn, pin=on_gpus or (context.cuda and rows < 32),
+    batch = Batch(rows, min(tokens, context.n_outputs), context.flash_attn, pin=on_gpus or (context.cuda and rows < OFFLOAD_MIN_BATCH),
                   attend_on_host=not context.kv_offload)  # fmt: skip
     return Task(model, batch, caches, layers, Layer(False, homes[-1], host, host, (("output", weights.output),)), machine)
 

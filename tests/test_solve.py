@@ -99,7 +99,7 @@ def test_layers_on_the_host_cost_speed_and_host_memory():
 
 def test_n_gpu_layers_is_llama_cpp_s():
     model, gpu = load_model("llama-3.2-1b"), load_gpu("t4")
-    with pytest.raises(CalculatorError, match="setting of llama.cpp"):
+    with pytest.raises(CalculatorError, match=r"setting of llama\.cpp"):
         solve(model, gpu, "n_gpu_layers", {"engine": "vllm"})
     with pytest.raises(CalculatorError, match="both given"):
         solve(model, gpu, "n_gpu_layers", {"settings": {"n_gpu_layers": "3"}})

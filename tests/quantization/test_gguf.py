@@ -31,7 +31,8 @@ def test_file_bytes_equal_the_published_q4_k_m(id, size):
 
 @pytest.mark.parametrize(
     ("recipe", "gigabytes"),
-    [("F16", "2.48"), ("Q8_0", "1.32"), ("Q6_K", "1.02"), ("Q5_K_M", "0.91"), ("Q5_K_S", "0.89"), ("Q4_K_M", "0.81"), ("Q4_K_S", "0.78")],
+    [("F16", "2.48"), ("Q8_0", "1.32"), ("Q6_K", "1.02"), ("Q5_K_M", "0.91"), ("Q5_K_S", "0.89"), ("Q4_K_M", "0.81"), ("Q4_K_S", "0.78"),
+     ("Q6_K_L", "1.09"), ("Q5_K_L", "0.98"), ("Q4_K_L", "0.87"), ("Q3_K_XL", "0.80")],
 )
 def test_other_files_of_the_1b_to_the_printed_digit(recipe, gigabytes):
     """bartowski/Llama-3.2-1B-Instruct-GGUF card, llama.cpp b3821, decimal GB; metadata from the Q4_K_M file alone."""
@@ -52,7 +53,17 @@ def test_model_sizes_printed_by_llama_cpp_for_the_8b():
     assert f"{host / 2**20:.2f}" == "281.81"
 
 
-@given(models(), st.sampled_from(sorted(gguf.RECIPES)), st.booleans())
+def test_a_publishers_wide_recipe_differs_in_output_and_embedding_alone():
+    for wide, base in gguf.WIDE_OUTER.items():
+        for name in ("llama-3.2-1b", "llama-3.1-8b", "qwen2.5-0.5b"):
+            model = load_model(name).spec
+            a, b = (quantize(model, parse(q)) for q in (wide, base))
+            outer = [g for g in a if g.group.role in ("output", "embedding")]
+            assert {g.format for g in outer} == {"Q8_0"}
+            assert [g for g in a if g not in outer] == [g for g in b if g.group.role not in ("output", "embedding")]
+
+
+@given(models(), st.sampled_from(sorted((*gguf.RECIPES, *gguf.WIDE_OUTER))), st.booleans())
 def test_every_element_is_stored_once(model, recipe, imatrix):
     inventory = build_inventory(model.spec)
     stored = gguf.quantize(model.spec, inventory, recipe, imatrix=imatrix)

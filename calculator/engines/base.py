@@ -151,6 +151,20 @@ class Starts(Protocol):
 
 
 @runtime_checkable
+class HasPresets(Protocol):
+    """An engine with a preset: defaults that follow from model, workload and GPU. What the user sets goes before them."""
+
+    def preset_context(self, chosen: Mapping[str, Any], model: ModelSpec, gpu: GpuSpec | None, gpus: int) -> int | None:
+        """The context where none is asked for; None without a preset."""
+        ...
+
+    def preset(self, chosen: Mapping[str, Any], model: ModelSpec, scheme: Scheme, workload: Workload, gpu: GpuSpec | None,
+               gpus: int) -> Mapping[str, Any]:  # fmt: skip
+        """The preset's settings; empty without one."""
+        ...
+
+
+@runtime_checkable
 class ReadsHost(Protocol):
     """An engine that may keep a part of what each token reads in host memory."""
 

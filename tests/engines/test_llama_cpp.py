@@ -113,6 +113,34 @@ def test_with_a_part_on_the_host_the_lines_change_as_dynamic_says(model, layers,
     assert (large.total_bytes - small.total_bytes, large.ledger.high_bytes - small.ledger.high_bytes) == (b[0] - a[0], b[1] - a[1])
 
 
+@pytest.mark.parametrize(
+    ("gpu", "gpus", "context", "batch"),
+    [
+        (None, 1, 4096, 512),
+        ("rtx 3060 12gb", 1, 4096, 512),
+        ("rtx 4090", 1, 32_768, 1024),
+        ("rtx 4090", 2, 131_072, 2048),  # trained for 128k; 4.6 GiB and a cache of 16 are within 60 % of the memory
+        ("h100", 1, 131_072, 2048),
+    ],
+)
+def test_ollama_s_defaults_by_the_memory_of_the_gpus(gpu, gpus, context, batch):
+    """ollama @fb30760: server/routes.go L2050, server/sched.go L822."""
+    found = estimate("llama-3.1-8b", quant="Q4_K_M", gpu=gpu, gpus=gpus, settings={"preset": "ollama"})
+    work, used = found.job.workload, found.job.deployment.settings
+    assert (work.context, used["n_batch"], used["n_ubatch"], used["flash_attn"]) == (context, batch, batch, True)
+    same = estimate("llama-3.1-8b", quant="Q4_K_M", context=context, gpu=gpu, gpus=gpus, settings={"n_batch": batch, "n_ubatch": batch})
+    assert same.total_bytes == found.total_bytes
+    crowded = estimate("llama-3.3-70b", quant="Q4_K_M", gpu="h100", settings={"preset": "ollama"})
+    assert crowded.job.deployment.settings["n_batch"] == 512  # 40 GiB and a cache of 40
+
+
+def test_what_the_user_sets_goes_before_ollama_s_defaults():
+    found = estimate("llama-3.1-8b", quant="Q4_K_M", context="8k", gpu="h100", settings={"preset": "ollama", "n_ubatch": 128, "n_batch": 256})
+    assert (found.job.workload.context, found.job.deployment.settings["n_ubatch"], found.job.deployment.settings["n_batch"]) == (8192, 128, 256)
+    with pytest.raises(CalculatorError, match="ollama lowers"):
+        estimate("tinyllama-1.1b", quant="Q4_K_M", context="8k", settings={"preset": "ollama"})
+
+
 def settings_of(command):
     """What llama-server's flags set, in this engine's names."""
     words = shlex.split(command)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any, ClassVar, Literal
 
 from calculator.engines.base import Dynamic, Job, Record, Setting, record, residual_band
-from calculator.engines.llama_cpp import buffers, placement
+from calculator.engines.llama_cpp import buffers, ollama, placement
 from calculator.engines.llama_cpp.command import start_command
 from calculator.engines.llama_cpp.compute import NONE_ON_HOST, Compute, compute, device_bytes
 from calculator.engines.llama_cpp.compute import SOURCE as COMPUTE_SOURCE
@@ -19,7 +19,7 @@ from calculator.formats import FORMATS
 from calculator.ledger import Formula, Line
 from calculator.quantization import Scheme, StoredGroup
 from calculator.quantization.gguf import SOURCE as RECIPE_SOURCE
-from calculator.spec import ModelSpec
+from calculator.spec import GpuSpec, ModelSpec, Workload
 from calculator.steps import Peak
 
 KV_SOURCE = "llama.cpp src/llama-kv-cache.cpp @0c1e57098; equals 6,080 of 6,080 measured contexts of llama-like models"
@@ -57,6 +57,17 @@ class LlamaCpp:
                                   hint="f16 or bf16")  # fmt: skip
         same = settings["type_k"] == settings["type_v"]
         return str(settings["type_k"]) if same else f"{settings['type_k']}/{settings['type_v']}"
+
+    def preset_context(self, chosen: Mapping[str, Any], model: ModelSpec, gpu: GpuSpec | None, gpus: int) -> int | None:
+        """Context that ollama takes by the memory of the GPUs."""
+        return ollama.default_context(model, gpu, gpus) if chosen.get("preset") == "ollama" else None
+
+    def preset(self, chosen: Mapping[str, Any], model: ModelSpec, scheme: Scheme, workload: Workload, gpu: GpuSpec | None,
+               gpus: int) -> Mapping[str, Any]:  # fmt: skip
+        """What ollama passes to llama-server."""
+        if chosen.get("preset") != "ollama":
+            return {}
+        return ollama.settings(model, scheme, workload, gpu, gpus, chosen.get("backend") != "cpu")
 
     def check(self, job: Job) -> None:
         """Refuse what this engine's formulas don't cover."""
@@ -150,7 +161,7 @@ class LlamaCpp:
 
     def dynamic_key(self, job: Job) -> tuple[Any, ...]:
         """What the buffers depend on beside model, context and sequences."""
-        chosen = {k: v for k, v in job.deployment.settings.items() if k != "imatrix"}
+        chosen = {k: v for k, v in job.deployment.settings.items() if k not in ("imatrix", "preset")}
         return (self.name, tuple(chosen.items()), job.deployment.gpus, _weights(job, context_of(job)))
 
     def dynamic(self, job: Job, phase: str) -> Dynamic:  # noqa: ARG002

@@ -12,6 +12,7 @@ MAX_GPUS = 16  # GGML_CUDA_MAX_DEVICES, ggml/include/ggml-cuda.h @0c1e57098
 
 SETTINGS: dict[str, Setting] = {
     "backend": Setting("cuda", ("cuda", "cpu"), "CUDA (any GPU, by CUDA's rules), or the CPU as device 0"),
+    "preset": Setting("llama-server", ("llama-server", "ollama"), "whose defaults: llama-server's, or those that ollama passes to it"),
     "n_ctx": Setting(None, COUNT, "total cells over all sequences; default context x sequences"),
     "flash_attn": Setting(True, bool, "flash attention"),
     "n_batch": Setting(2048, COUNT, "logical batch [tokens]"),
@@ -58,6 +59,9 @@ def split_of(job: Job) -> tuple[float, ...]:
 def check(job: Job) -> None:
     """Refuse what the formulas don't cover, or the engine itself refuses."""
     settings = job.deployment.settings
+    if settings["preset"] == "ollama" and job.workload.context > job.model.max_position_embeddings:
+        raise BadValue(f"ollama lowers a context of {job.workload.context:,} to the {job.model.max_position_embeddings:,} that the model was "
+                       "trained for", hint=f"--context {job.model.max_position_embeddings}, or --set preset=llama-server")  # fmt: skip
     if job.workload.sequences > MAX_SEQUENCES:
         raise BadValue(f"sequences {job.workload.sequences} is out of range for llama.cpp", allowed=f"1 to {MAX_SEQUENCES}")
     _check_cells(job, context_of(job))

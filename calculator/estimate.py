@@ -158,7 +158,7 @@ def resolve(
         sequences=parse_count(sequences, name="sequences", example="1"),
     )
     filled = {name: s.default for name, s in runner.settings.items() if s.default is not None}
-    filled |= {**(presets.preset(chosen, spec, scheme, workload, card, gpus) if presets else {}), **chosen}
+    filled |= {**(presets.preset(chosen, version, spec, scheme, workload, card, gpus) if presets else {}), **chosen}
     kv_dtype = runner.resolve_kv_dtype(spec, scheme, kv_dtype, filled)
     if total := filled.get("total_memory_bytes"):
         card = with_total(card, int(total))

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from calculator.catalog import Model
 from calculator.checks.records import Record
+from calculator.engines import ENGINES
 from calculator.errors import CalculatorError
 from calculator.estimate import Estimate, estimate
 from calculator.ledger import Line
@@ -123,7 +124,7 @@ def _estimate(record: Record) -> Estimate:
     return estimate(
         _model(tuple(sorted((k, _freeze(v)) for k, v in record.model.items()))), quant=run.get("quant"), context=run.get("context", 1024),
         sequences=run.get("sequences", 1), kv_dtype=run.get("kv_dtype"), engine=record.engine, settings=settings,
-        gpus=run.get("gpus", 1),
+        gpus=run.get("gpus", 1), engine_version=record.engine_version if record.engine_version in ENGINES[record.engine].versions else None,
     )  # fmt: skip
 
 

@@ -158,9 +158,9 @@ class HasPresets(Protocol):
         """The context where none is asked for; None without a preset."""
         ...
 
-    def preset(self, chosen: Mapping[str, Any], model: ModelSpec, scheme: Scheme, workload: Workload, gpu: GpuSpec | None,
+    def preset(self, chosen: Mapping[str, Any], version: str, model: ModelSpec, scheme: Scheme, workload: Workload, gpu: GpuSpec | None,
                gpus: int) -> Mapping[str, Any]:  # fmt: skip
-        """The preset's settings; empty without one."""
+        """Defaults that the preset, or this version, has in place of the usual ones."""
         ...
 
 

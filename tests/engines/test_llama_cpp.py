@@ -72,6 +72,26 @@ def test_layers_on_the_host_and_on_several_gpus_are_exact():
         assert c.predicted.point == c.recorded, (c.component, c.record.model, c.record.run)
 
 
+def test_contexts_of_august_2025_are_exact():
+    """What llama.cpp 4227c9be itself allocated, on the CPU and on a pretend GPU."""
+    records = [r for r in read_records() if r.suite == "llama-cpp-2025"]
+    assert len(records) > 250
+    assert {r.model["model_type"] for r in records} == {"llama", "mixtral", "qwen2", "qwen3", "qwen3_moe", "gemma2", "gemma3_text"}
+    found, refused = compare_records(records)
+    assert not refused
+    for c in found:
+        assert abs(c.predicted.point - c.recorded) <= (c.record.model["num_hidden_layers"] if c.component == "kv_cache" else 1), c
+
+
+def test_what_was_not_held_against_the_older_version_is_refused():
+    for chosen, gpus in (({"n_gpu_layers": 3}, 1), ({"offload_kqv": 0}, 1), ({}, 2), ({"n_outputs_max": 1}, 1), ({"preset": "ollama"}, 1)):
+        with pytest.raises(CalculatorError, match="4227c9be"):
+            estimate("llama-3.1-8b", quant="Q4_K_M", engine_version="4227c9be", settings=chosen, gpus=gpus)
+    old = estimate("llama-3.1-8b", quant="Q4_K_M", engine_version="4227c9be")
+    assert old.job.deployment.settings["flash_attn"] is False
+    assert "-fa" not in old.start_command.split()
+
+
 def test_the_last_layers_are_on_the_gpu_and_the_output_counts_as_one():
     whole, half = (estimate("llama-3.1-8b", quant="Q8_0", settings={"n_gpu_layers": n}) for n in (-1, 9))
     on_host = [line for line in half.ledger.lines if line.device == "host" and line.name == "model buffer, layers"]

@@ -11,7 +11,7 @@ from calculator.engines.llama_cpp import buffers, ollama, placement
 from calculator.engines.llama_cpp.command import start_command
 from calculator.engines.llama_cpp.compute import NONE_ON_HOST, Compute, compute, device_bytes
 from calculator.engines.llama_cpp.compute import SOURCE as COMPUTE_SOURCE
-from calculator.engines.llama_cpp.settings import KV_TYPES, SETTINGS, check, context_of
+from calculator.engines.llama_cpp.settings import KV_TYPES, RELEASES, SETTINGS, check, context_of
 from calculator.engines.llama_cpp.simulation import Weights
 from calculator.engines.weights import stored_formula
 from calculator.errors import Unsupported
@@ -30,7 +30,7 @@ class LlamaCpp:
     """llama.cpp as its server runs it; n_ctx is the total over its slots."""
 
     name = "llama.cpp"
-    versions = ("0c1e57098",)
+    versions = tuple(RELEASES)
     settings: ClassVar[dict[str, Setting]] = SETTINGS
 
     def phases(self, job: Job) -> tuple[str, ...]:  # noqa: ARG002
@@ -62,11 +62,11 @@ class LlamaCpp:
         """Context that ollama takes by the memory of the GPUs."""
         return ollama.default_context(model, gpu, gpus) if chosen.get("preset") == "ollama" else None
 
-    def preset(self, chosen: Mapping[str, Any], model: ModelSpec, scheme: Scheme, workload: Workload, gpu: GpuSpec | None,
+    def preset(self, chosen: Mapping[str, Any], version: str, model: ModelSpec, scheme: Scheme, workload: Workload, gpu: GpuSpec | None,
                gpus: int) -> Mapping[str, Any]:  # fmt: skip
-        """What ollama passes to llama-server."""
+        """What ollama passes to llama-server; and flash attention off where that was the default."""
         if chosen.get("preset") != "ollama":
-            return {}
+            return {} if RELEASES[version] is buffers.NEWEST else {"flash_attn": False}
         return ollama.settings(model, scheme, workload, gpu, gpus, chosen.get("backend") != "cpu")
 
     def check(self, job: Job) -> None:
@@ -100,7 +100,7 @@ class LlamaCpp:
         context, model = context_of(job), job.model
         where = buffers.layout(context)
         rows = {"k": buffers.row_bytes(model, FORMATS[context.type_k]), "v": buffers.row_bytes(model, FORMATS[context.type_v])}
-        note = f"K {context.type_k}, V {context.type_v}; cells are padded to 256"
+        note = f"K {context.type_k}, V {context.type_v}; cells are padded to {buffers.padding_of(context)}"
         lines = []
         for device, layers in _cache_places(model, context).items():
             for name, cells, count in _kinds(model, context, layers):

@@ -13,6 +13,8 @@ from calculator.engines.llama_cpp.families import Base, Cache, Layer
 from calculator.engines.llama_cpp.graph import F16, F32, I64, Tensor
 from calculator.units import align_up
 
+_MASK_ROWS = 64  # GGML_KQ_MASK_PAD, until 2025
+
 
 class Inputs(NamedTuple):
     """What attention layers of one kind read beside the hidden states."""
@@ -33,9 +35,14 @@ class Attention(Base):
         g, m, b = self.g, self.m, self.b
         k_rows = g.input("attn_inp_k_idxs", I64, b.tokens)
         v_rows = g.input("attn_inp_v_idxs", I64, b.tokens if b.flash else b.tokens * m.kv_heads * m.head_dim)
-        mask = g.input("attn_inp_kq_mask", F16 if b.flash else F32, cache.cells, b.tokens // cache.streams, 1, cache.streams)
+        rows, cast = b.tokens // cache.streams, b.release.mask_cast
+        if cast:
+            rows = align_up(rows, _MASK_ROWS)
+        mask = g.input("attn_inp_kq_mask", F16 if b.flash and not cast else F32, cache.cells, rows, 1, cache.streams)
+        if cast and b.flash:
+            mask = g.new("attn_inp_kq_mask (f16)", "cpy", mask.ne, mask, fmt=F16)
         k_rot = v_rot = None
-        if b.rotate and m.head_dim % 64 == 0:
+        if b.release.rotates and m.head_dim % 64 == 0:
             if cache.type_k.block_elements > 1:
                 r = (m.head_dim & -m.head_dim)
                 k_rot = g.input("attn_inp_k_rot", F32, r, r)
@@ -88,7 +95,7 @@ class Attention(Base):
         if family.q_scaled:
             q = g.like("Qcur", "scale", q)
         q, k, v = self.rotate(q, inputs.k_rot), self.rotate(k, inputs.k_rot), self.rotate(v, inputs.v_rot)
-        for t in (q, k, v) if family.windows else (q, v, k):
+        for t in (q, k, v) if family.windows or self.b.release.key_before_value else (q, v, k):
             g.forward(t)
         keys, values = self.stored(k, v, inputs, layer)
         cur = self.attend(q, keys, values, inputs)
@@ -143,7 +150,7 @@ class Attention(Base):
         if b.flash:
             k, v = (g.new("K (f16)" if t is k else "V (f16)", "cpy", t.ne, t, fmt=F16) if t.fmt is F32 else t for t in (k, v))
             cur = g.new("kqv_out", "flash_attn", (v.ne[0], q.ne[2], q.ne[1], q.ne[3]), q, k, v, inputs.mask)
-            cur.scratch = _converted(cur, k, v)
+            cur.scratch = _converted(cur, k, v) if b.release.scratch else 0
             cur = g.reshape(cur, cur.ne[0] * cur.ne[1], b.tokens)
             g.forward(cur)
             return cur

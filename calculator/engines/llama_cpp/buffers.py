@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from calculator.formats import Format
 from calculator.spec import ModelSpec
-from calculator.units import align_up
+from calculator.units import align_up, ceil_div
 
 CELL_PADDING = 256
 CUDA_ALIGNMENT = 128
@@ -23,6 +23,27 @@ class Layout(NamedTuple):
 
     cells: int  # a stream
     streams: int
+
+
+class Release(NamedTuple):
+    """What sets a version of llama.cpp apart, as far as buffers depend on it."""
+
+    cell_padding: int = 256  # of cells without flash attention; with it always 256
+    least_batch: int = 1  # a smaller one is raised to it
+    embedding_input: bool = True  # the vectors that may come in place of tokens are allocated always
+    rotates: bool = True  # quantized K and V are rotated
+    mask_cast: bool = False  # the mask is float32, its rows padded to 64, and cast for flash attention
+    key_before_value: bool = False  # order of the nodes
+    scratch: bool = True  # CUDA's 16-bit copies of K and V lie behind the kernel's result, not in a pool
+    clamps_weights: bool = True  # the sum of the weights of a token's experts
+    outputs_by_slots: bool = True  # llama-server reserves one output a slot, not the whole micro-batch
+
+
+NEWEST = Release()
+AUGUST_2025 = Release(
+    cell_padding=32, least_batch=64, embedding_input=False, rotates=False, mask_cast=True, key_before_value=True, scratch=False,
+    clamps_weights=False, outputs_by_slots=False,
+)  # fmt: skip
 
 
 class Context(NamedTuple):
@@ -44,6 +65,7 @@ class Context(NamedTuple):
     n_cpu_moe: int = 0  # first layers whose experts stay on the host
     kv_offload: bool = True  # the cache follows its layer; otherwise it is the host's
     op_offload: bool = True  # large products with weights of the host run on a GPU
+    release: Release = NEWEST
 
     @property
     def gpus(self) -> int:
@@ -64,6 +86,11 @@ class Context(NamedTuple):
         return self.gpus > 1 and self.on_gpus_alone
 
 
+def padding_of(context: Context) -> int:
+    """Multiple that the cells of a stream are padded to."""
+    return CELL_PADDING if context.flash_attn else context.release.cell_padding
+
+
 def layout(context: Context) -> Layout:
     """Cells and streams of the KV cache.
 
@@ -72,10 +99,18 @@ def layout(context: Context) -> Layout:
 
     Source: src/llama-context.cpp n_ctx_seq, @0c1e57098.
     """
+    if not context.release.outputs_by_slots:  # the older rule: src/llama-model.cpp L18091 @4227c9be
+        streams = 1 if context.kv_unified else context.n_seq_max
+        return Layout(align_up(ceil_div(context.n_ctx, streams), padding_of(context)), streams)
     padded = align_up(context.n_ctx, CELL_PADDING)
     if context.kv_unified or context.n_seq_max == 1:
         return Layout(padded, 1)
     return Layout(align_up(padded // context.n_seq_max, CELL_PADDING), context.n_seq_max)
+
+
+def micro_batch(context: Context) -> int:
+    """Tokens of a full micro-batch."""
+    return min(max(min(context.n_ctx, context.n_batch), context.release.least_batch), context.n_ubatch)
 
 
 def window_cells(window: int, context: Context) -> int:
@@ -89,8 +124,7 @@ def window_cells(window: int, context: Context) -> int:
     if context.swa_full:
         return cells
     sharing = context.n_seq_max if context.kv_unified else 1
-    ubatch = min(context.n_ctx, context.n_batch, context.n_ubatch)
-    return align_up(min(cells, window * sharing + ubatch), CELL_PADDING)
+    return align_up(min(cells, window * sharing + micro_batch(context)), padding_of(context))
 
 
 def row_bytes(model: ModelSpec, fmt: Format) -> int:

@@ -13,6 +13,8 @@ from calculator.engines.llama_cpp.buffers import Context
 
 def start_command(job: Job, context: Context) -> str | None:
     """`llama-server` with the flags that give this context, none left to --fit; None where no flag gives a setting."""
+    if not context.release.outputs_by_slots:
+        return _in_2025(job, context)
     if min(context.n_outputs, context.n_ubatch) != min(context.n_seq_max, context.n_ubatch):
         return None
     layers = job.model.num_hidden_layers + 1 if context.n_gpu_layers < 0 else context.n_gpu_layers
@@ -35,3 +37,16 @@ def start_command(job: Job, context: Context) -> str | None:
         if context.n_cpu_moe:
             words += ["--n-cpu-moe", str(context.n_cpu_moe)]
     return shlex.join([*words, "--fit", "off"])
+
+
+def _in_2025(job: Job, context: Context) -> str:
+    """Flags of August 2025: flash attention is a switch, layers go to the GPU only where told, nothing is fitted."""
+    words = [
+        "llama-server", "-m", f"{job.model.id.replace('/', '_')}-{job.scheme.recipe}.gguf", "-c", str(context.n_ctx),
+        "-np", str(context.n_seq_max), *(("--kv-unified",) if context.kv_unified else ()),
+        *(("-ngl", str(job.model.num_hidden_layers + 1)) if context.cuda else ("--device", "none")),
+        *(("-fa",) if context.flash_attn else ()), "-ctk", context.type_k.lower(), "-ctv", context.type_v.lower(),
+        "-b", str(int(job.deployment.settings["n_batch"])), "-ub", str(context.n_ubatch),
+        *(("--swa-full",) if context.swa_full else ()),
+    ]  # fmt: skip
+    return shlex.join(words)

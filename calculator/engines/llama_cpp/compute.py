@@ -9,7 +9,7 @@ from typing import NamedTuple
 from calculator.architectures import architecture
 from calculator.engines.llama_cpp import simulation
 from calculator.engines.llama_cpp.allocator import Live
-from calculator.engines.llama_cpp.buffers import CELL_PADDING, Context, layout
+from calculator.engines.llama_cpp.buffers import CELL_PADDING, NEWEST, Context, layout
 from calculator.engines.llama_cpp.families import Decoder
 from calculator.spec import ModelSpec
 from calculator.steps import Buffer, Peak, Step
@@ -52,7 +52,7 @@ def device_bytes(model: ModelSpec, context: Context) -> int:
     low = CELL_PADDING
     while low * streams < context.n_ubatch:  # the micro-batch would be smaller
         low *= 2
-    if cells < low or context.n_ctx < context.n_ubatch or context.kv_unified or model.full_every:
+    if cells < low or context.n_ctx < context.n_ubatch or context.kv_unified or model.full_every or context.release is not NEWEST:
         return compute(model, context).devices[0].nbytes
     known = _intervals(model, context._replace(n_ctx=0))
     for found in known:

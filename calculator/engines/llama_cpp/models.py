@@ -18,10 +18,10 @@ class Builder(Attention):
         """The whole pass."""
         g, m, b, family = self.g, self.m, self.b, self.family
         tokens = g.input("inp_tokens", I32, b.tokens)
-        vectors = g.input("inp_embd", F32, m.hidden, b.tokens)
         x = g.get_rows("embd", self.weight("token_embd", m.hidden, m.vocabulary), tokens)
         g.forward(x)
-        g.forward(vectors)
+        if b.release.embedding_input:
+            g.forward(g.input("inp_embd", F32, m.hidden, b.tokens))
         if family.embedding_scaled:
             x = g.like("inp_scaled", "scale", x)
         positions = g.input("inp_pos", I32, b.tokens)
@@ -87,7 +87,8 @@ class Builder(Attention):
         weights = g.get_rows("ffn_moe_weights", g.reshape(probs, 1, m.experts, n), chosen)
         weights = g.reshape(weights, used, n)
         total = g.new("ffn_moe_weights_sum", "sum_rows", (1, n), weights)
-        total = g.like("ffn_moe_weights_sum", "clamp", total)
+        if self.b.release.clamps_weights:
+            total = g.like("ffn_moe_weights_sum", "clamp", total)
         weights = g.reshape(g.like("ffn_moe_weights_norm", "div", weights, total), 1, used, n)
         g.forward(weights)
         cur = g.reshape(cur, m.hidden, 1, n)

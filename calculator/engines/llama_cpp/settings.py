@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from calculator.engines.base import COUNT, Job, Setting, Shares
 from calculator.engines.llama_cpp import buffers
-from calculator.errors import BadValue, NotModelled
+from calculator.errors import BadValue, NotModelled, Unsupported
 
+RELEASES = {"4227c9be": buffers.AUGUST_2025, "0c1e57098": buffers.NEWEST}  # oldest first
 KV_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
 MAX_SEQUENCES = 256  # LLAMA_MAX_SEQ, src/llama-cparams.h @0c1e57098
 MAX_GPUS = 16  # GGML_CUDA_MAX_DEVICES, ggml/include/ggml-cuda.h @0c1e57098
@@ -37,16 +38,17 @@ def context_of(job: Job, context: int = 0, sequences: int = 0) -> buffers.Contex
     """The context that llama-server would make for the job's workload, or for another."""
     s = job.deployment.settings
     context, sequences = context or job.workload.context, sequences or job.workload.sequences
-    n_ubatch = min(int(s["n_ubatch"]), int(s["n_batch"]))
+    release = RELEASES[job.deployment.engine_version]
+    n_ubatch = min(int(s["n_ubatch"]), max(int(s["n_batch"]), release.least_batch))
     n_seq_max = int(s.get("n_seq_max", sequences))
-    n_outputs = int(s.get("n_outputs_max", n_seq_max)) or n_ubatch
+    n_outputs = int(s.get("n_outputs_max", n_seq_max if release.outputs_by_slots else 0)) or n_ubatch
     wanted = int(s.get("n_gpu_layers", -1))
     return buffers.Context(
         n_ctx=int(s.get("n_ctx", context * sequences)), n_batch=int(s["n_batch"]), n_ubatch=n_ubatch,
         n_seq_max=n_seq_max, n_outputs=n_outputs, kv_unified=bool(s["kv_unified"]), flash_attn=bool(s["flash_attn"]),
         type_k=str(s["type_k"]).upper(), type_v=str(s["type_v"]).upper(), cuda=s["backend"] == "cuda", swa_full=bool(s["swa_full"]),
         split=split_of(job), n_gpu_layers=-1 if wanted > job.model.num_hidden_layers else wanted, n_cpu_moe=int(s["n_cpu_moe"]),
-        kv_offload=bool(s["offload_kqv"]), op_offload=bool(s["op_offload"]),
+        kv_offload=bool(s["offload_kqv"]), op_offload=bool(s["op_offload"]), release=release,
     )  # fmt: skip
 
 
@@ -69,8 +71,26 @@ def check(job: Job) -> None:
         _check_cpu(job)
     else:
         _check_gpus(job)
+    _check_release(job, context_of(job))
     if int(settings["n_cpu_moe"]) and not job.model.num_experts:
         raise BadValue(f"n_cpu_moe={settings['n_cpu_moe']}: {job.model.id} has no experts", hint="n_gpu_layers")
+
+
+def _check_release(job: Job, context: buffers.Context) -> None:
+    """What was not held against the older engine itself is refused."""
+    if context.release is buffers.NEWEST:
+        return
+    version = f"llama.cpp {job.deployment.engine_version}"
+    if not context.on_gpus_alone or context.gpus > 1:
+        raise NotModelled(f"{version} with a part on the host or on several GPUs", hint="leaving --engine-version out")
+    if job.model.model_type == "phi3":
+        raise NotModelled(f"{version} with phi3", hint="leaving --engine-version out")
+    if job.scheme.recipe in ("Q1_0", "Q2_0"):
+        raise Unsupported(f"{version} doesn't know {job.scheme.recipe}", hint="leaving --engine-version out")
+    if int(job.deployment.settings.get("n_outputs_max", 0)) not in (0, context.n_ubatch):
+        raise Unsupported(f"{version} has no n_outputs_max: it reserves all outputs of a micro-batch", hint="leaving n_outputs_max out")
+    if job.deployment.settings["preset"] == "ollama":
+        raise NotModelled(f"preset=ollama with {version}", hint="leaving --engine-version out")
 
 
 def _check_cells(job: Job, context: buffers.Context) -> None:

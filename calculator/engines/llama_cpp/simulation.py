@@ -12,7 +12,14 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from calculator.engines.llama_cpp.allocator import Allocation, Live, Place
-from calculator.engines.llama_cpp.buffers import CUDA_ALIGNMENT, HOST_ALIGNMENT, Context, layout, window_cells
+from calculator.engines.llama_cpp.buffers import (
+    CUDA_ALIGNMENT,
+    HOST_ALIGNMENT,
+    Context,
+    layout,
+    micro_batch,
+    window_cells,
+)
 from calculator.engines.llama_cpp.families import FAMILIES, Batch, Cache, Decoder, Formats, Layer
 from calculator.engines.llama_cpp.graph import F16
 from calculator.engines.llama_cpp.models import Builder
@@ -83,8 +90,7 @@ def task(model: Decoder, context: Context, weights: Weights = Weights()) -> Task
     outputs = min(tokens before that, n_outputs)
     """
     where = layout(context)
-    ubatch = min(context.n_ctx, context.n_batch, context.n_ubatch)
-    tokens = min(where.cells * where.streams, ubatch)
+    tokens = min(where.cells * where.streams, micro_batch(context))
     k, v = FORMATS[context.type_k], FORMATS[context.type_v]
     caches = (Cache(where.cells, where.streams, k, v), Cache(window_cells(model.window, context), where.streams, k, v))
     homes = places_of_layers(model.layers, context)
@@ -96,9 +102,9 @@ def task(model: Decoder, context: Context, weights: Weights = Weights()) -> Task
         for i in range(model.layers)
     )
     machine = Machine((*(cuda(i) for i in range(host)), CPU), context.op_offload, on_gpus and context._replace(n_gpu_layers=-1).pipelined)
-    rows = align_up(tokens, context.n_seq_max)
+    rows = align_up(tokens, context.n_seq_max if context.release.outputs_by_slots else where.streams)
     batch = Batch(rows, min(tokens, context.n_outputs), context.flash_attn, pin=on_gpus or (context.cuda and rows < OFFLOAD_MIN_BATCH),
-                  attend_on_host=not context.kv_offload)  # fmt: skip
+                  attend_on_host=not context.kv_offload, release=context.release)  # fmt: skip
     return Task(model, batch, caches, layers, Layer(False, homes[-1], host, host, (("output", weights.output),)), machine)
 
 

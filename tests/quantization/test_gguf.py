@@ -8,6 +8,7 @@ from strategies import models
 from calculator.architectures import build_inventory
 from calculator.catalog import load_model
 from calculator.quantization import gguf, parse, quantize, stored_nbytes
+from calculator.spec import ModelSpec
 
 # exact sizes of published files, each quoted in public repositories with its sha256
 PUBLISHED_FILES = {
@@ -51,6 +52,24 @@ def test_model_sizes_printed_by_llama_cpp_for_the_8b():
     assert f"{total / 2**30:.2f}" == "4.58"
     assert f"{(total - host) / 2**20:.2f}" == "4403.49"
     assert f"{host / 2**20:.2f}" == "281.81"
+
+
+QWEN3_32B = ModelSpec("qwen3-32b", "qwen3", 5120, 64, 64, 8, 128, 25600, 151936, False, 40960, "bfloat16")
+GEMMA2_9B = ModelSpec("gemma-2-9b", "gemma2", 3584, 42, 16, 8, 256, 14336, 256000, True, 8192, "bfloat16", sliding_window=4096, full_every=2)
+
+
+@pytest.mark.parametrize(
+    ("model", "tokenizer", "printed"),
+    [
+        (QWEN3_32B, 5_930_000, {"Q8_0": 34.82, "Q6_K_L": 27.26, "Q6_K": 26.88, "Q5_K_L": 23.69, "Q5_K_M": 23.21, "Q4_K_L": 20.34, "Q4_K_M": 19.76,
+                                "Q3_K_XL": 18.01, "Q3_K_L": 17.33, "Q2_K_L": 13.10, "Q2_K": 12.34}),
+        (GEMMA2_9B, 4_240_000, {"Q6_K_L": 7.81, "Q6_K": 7.59, "Q5_K_L": 6.87, "Q5_K_M": 6.65, "Q4_K_L": 5.98, "Q4_K_M": 5.76, "Q2_K_L": 4.03, "Q2_K": 3.81}),
+    ],
+)  # fmt: skip
+def test_published_files_of_larger_models(model, tokenizer, printed):
+    """Cards of bartowski/Qwen_Qwen3-32B-GGUF (b5200) and gemma-2-9b-it-GGUF (b3389) [GB]; the tokenizer's bytes are about these."""
+    for recipe, size in printed.items():
+        assert abs(gguf.file_nbytes(quantize(model, parse(recipe), imatrix=True), metadata_bytes=tokenizer) / 1e9 - size) <= 0.01
 
 
 def test_a_publishers_wide_recipe_differs_in_output_and_embedding_alone():

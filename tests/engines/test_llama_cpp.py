@@ -6,13 +6,16 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from calculator.catalog import Model
 from calculator.checks.compare import compare as compare_records
 from calculator.checks.records import read_records
 from calculator.engines.llama_cpp.buffers import Context
 from calculator.engines.llama_cpp.compute import compute, device_bytes
 from calculator.engines.llama_cpp.placement import places_of_layers
+from calculator.engines.llama_cpp.settings import HELD_IN, RELEASES
 from calculator.errors import CalculatorError
 from calculator.estimate import estimate
+from calculator.spec import ModelSpec
 from tests.strategies import models
 
 
@@ -72,11 +75,12 @@ def test_layers_on_the_host_and_on_several_gpus_are_exact():
         assert c.predicted.point == c.recorded, (c.component, c.record.model, c.record.run)
 
 
-def test_contexts_of_august_2025_are_exact():
-    """What llama.cpp 4227c9be itself allocated, on the CPU and on a pretend GPU."""
-    records = [r for r in read_records() if r.suite == "llama-cpp-2025"]
-    assert len(records) > 250
-    assert {r.model["model_type"] for r in records} == {"llama", "mixtral", "qwen2", "qwen3", "qwen3_moe", "gemma2", "gemma3_text"}
+@pytest.mark.parametrize("version", ["794fe23f", "4227c9be"])
+def test_contexts_of_2025_are_exact(version):
+    """What llama.cpp of February and of August 2025 itself allocated, on the CPU and on a pretend GPU."""
+    records = [r for r in read_records() if r.suite == "llama-cpp-2025" and r.engine_version == version]
+    assert len(records) > 200
+    assert {r.model["model_type"] for r in records} == set(HELD_IN[RELEASES[version]]) - {"mistral"}  # whose graph is llama's
     found, refused = compare_records(records)
     assert not refused
     for c in found:
@@ -87,6 +91,8 @@ def test_what_was_not_held_against_the_older_version_is_refused():
     for chosen, gpus in (({"n_gpu_layers": 3}, 1), ({"offload_kqv": 0}, 1), ({}, 2), ({"n_outputs_max": 1}, 1), ({"preset": "ollama"}, 1)):
         with pytest.raises(CalculatorError, match="4227c9be"):
             estimate("llama-3.1-8b", quant="Q4_K_M", engine_version="4227c9be", settings=chosen, gpus=gpus)
+    with pytest.raises(CalculatorError, match="qwen2"):
+        estimate(Model(ModelSpec("q", "qwen3", 256, 4, 4, 4, 64, 512, 1000, False, 4096, "bfloat16"), {}), quant="Q8_0", engine_version="794fe23f")
     old = estimate("llama-3.1-8b", quant="Q4_K_M", engine_version="4227c9be")
     assert old.job.deployment.settings["flash_attn"] is False
     assert "-fa" not in old.start_command.split()

@@ -269,4 +269,5 @@ def _kinds(model: ModelSpec, context: buffers.Context, layers: Sequence[int]) ->
 def _kv_layer(model: ModelSpec, context: buffers.Context, cells: int, place: Place) -> int:
     where = buffers.layout(context)._replace(cells=cells)
     on_gpu = context.cuda and place != "host"
-    return sum(buffers.kv_tensor_bytes(model, FORMATS[t], where, cuda=on_gpu) for t in (context.type_k, context.type_v))
+    rows = context.release.row_indices
+    return sum(buffers.kv_tensor_bytes(model, FORMATS[t], where, cuda=on_gpu, rows=rows) for t in (context.type_k, context.type_v))

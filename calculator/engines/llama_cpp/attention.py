@@ -20,8 +20,8 @@ class Inputs(NamedTuple):
     """What attention layers of one kind read beside the hidden states."""
 
     cache: Cache
-    k_rows: Tensor
-    v_rows: Tensor
+    k_rows: Tensor | None
+    v_rows: Tensor | None
     mask: Tensor
     k_rot: Tensor | None
     v_rot: Tensor | None
@@ -33,8 +33,10 @@ class Attention(Base):
     def attention_inputs(self, cache: Cache) -> Inputs:
         """Row indices, mask and rotations of one cache."""
         g, m, b = self.g, self.m, self.b
-        k_rows = g.input("attn_inp_k_idxs", I64, b.tokens)
-        v_rows = g.input("attn_inp_v_idxs", I64, b.tokens if b.flash else b.tokens * m.kv_heads * m.head_dim)
+        k_rows = v_rows = None
+        if b.release.row_indices:
+            k_rows = g.input("attn_inp_k_idxs", I64, b.tokens)
+            v_rows = g.input("attn_inp_v_idxs", I64, b.tokens if b.flash else b.tokens * m.kv_heads * m.head_dim)
         rows, cast = b.tokens // cache.streams, b.release.mask_cast
         if cast:
             rows = align_up(rows, _MASK_ROWS)
@@ -126,6 +128,10 @@ class Attention(Base):
         def all_streams(t: Tensor) -> Tensor:
             return g.reshape(t, row, cells * streams) if streams > 1 else t
 
+        if inputs.k_rows is None or inputs.v_rows is None:
+            for t, cache in ((k, cache_k), (v, cache_v)):
+                g.forward(g.copy_into(cache, rows(t) if b.flash or t is k else g.swap(rows(t), 0, 1, "transpose")))
+            return self.seen(cache_k, cache_v, inputs.cache)
         g.forward(g.set_rows(all_streams(cache_k), rows(k), inputs.k_rows))
         if b.flash:
             g.forward(g.set_rows(all_streams(cache_v), rows(v), inputs.v_rows))
@@ -133,8 +139,15 @@ class Attention(Base):
             flat = g.reshape(v, row, b.tokens) if v.nb[2] == 4 * row else g.new("Vcur", "cont", (row, b.tokens), v)
             elements = g.reshape(cache_v, 1, row * cells * streams)
             g.forward(g.set_rows(elements, g.reshape(flat, 1, row * b.tokens), inputs.v_rows))
+        return self.seen(cache_k, cache_v, inputs.cache)
+
+    def seen(self, cache_k: Tensor, cache_v: Tensor, cache: Cache) -> tuple[Tensor, Tensor]:
+        """The whole cache as heads."""
+        g, d, heads = self.g, self.m.head_dim, self.m.kv_heads
+        cells, streams, type_k, type_v = cache
+        row = d * heads
         keys = g.view(cache_k, (d, heads, cells, streams), (type_k.block_bytes, type_k.nbytes(d), type_k.nbytes(row), cache_k.nb[2]))
-        if b.flash:
+        if self.b.flash:
             values = g.view(cache_v, (d, heads, cells, streams), (type_v.block_bytes, type_v.nbytes(d), type_v.nbytes(row), cache_v.nb[2]))
         else:
             values = g.view(cache_v, (cells, heads, d, streams), (type_v.block_bytes, type_v.nbytes(cells * d), type_v.nbytes(cells), cache_v.nb[2]))

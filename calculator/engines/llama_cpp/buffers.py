@@ -36,6 +36,9 @@ class Release(NamedTuple):
     key_before_value: bool = False  # order of the nodes
     scratch: bool = True  # CUDA's 16-bit copies of K and V lie behind the kernel's result, not in a pool
     clamps_weights: bool = True  # the sum of the weights of a token's experts
+    streams: bool = True  # sequences have caches of their own unless kv_unified, and so do layers with a window
+    row_indices: bool = True  # rows of the cache are written by index, not copied into a view
+    fused_glu: bool = True  # the gate's activation and the product are one node
     outputs_by_slots: bool = True  # llama-server reserves one output a slot, not the whole micro-batch
 
 
@@ -44,6 +47,7 @@ AUGUST_2025 = Release(
     cell_padding=32, least_batch=64, embedding_input=False, rotates=False, mask_cast=True, key_before_value=True, scratch=False,
     clamps_weights=False, outputs_by_slots=False,
 )  # fmt: skip
+FEBRUARY_2025 = AUGUST_2025._replace(streams=False, row_indices=False, fused_glu=False)
 
 
 class Context(NamedTuple):
@@ -100,7 +104,7 @@ def layout(context: Context) -> Layout:
     Source: src/llama-context.cpp n_ctx_seq, @0c1e57098.
     """
     if not context.release.outputs_by_slots:  # the older rule: src/llama-model.cpp L18091 @4227c9be
-        streams = 1 if context.kv_unified else context.n_seq_max
+        streams = 1 if context.kv_unified or not context.release.streams else context.n_seq_max
         return Layout(align_up(ceil_div(context.n_ctx, streams), padding_of(context)), streams)
     padded = align_up(context.n_ctx, CELL_PADDING)
     if context.kv_unified or context.n_seq_max == 1:
@@ -110,7 +114,8 @@ def layout(context: Context) -> Layout:
 
 def micro_batch(context: Context) -> int:
     """Tokens of a full micro-batch."""
-    return min(max(min(context.n_ctx, context.n_batch), context.release.least_batch), context.n_ubatch)
+    n_ctx = context.n_ctx if context.release.streams else align_up(context.n_ctx, padding_of(context))
+    return min(max(min(n_ctx, context.n_batch), context.release.least_batch), context.n_ubatch)
 
 
 def window_cells(window: int, context: Context) -> int:
@@ -132,10 +137,14 @@ def row_bytes(model: ModelSpec, fmt: Format) -> int:
     return fmt.nbytes(model.num_key_value_heads * model.head_dim)
 
 
-def kv_tensor_bytes(model: ModelSpec, fmt: Format, where: Layout, *, cuda: bool) -> int:
-    """Bytes of one layer's K, or V, tensor: streams x cells x row, and CUDA's padding of a quantized last row."""
+def kv_tensor_bytes(model: ModelSpec, fmt: Format, where: Layout, *, cuda: bool, rows: bool = True) -> int:
+    """Bytes of one layer's K, or V, tensor: streams x cells x row, and CUDA's padding of a quantized last row.
+
+    Without `rows` the tensor is one row of all elements, as in February 2025.
+    """
     nbytes = where.streams * where.cells * row_bytes(model, fmt)
-    return cuda_tensor_bytes(nbytes, model.num_key_value_heads * model.head_dim, fmt) if cuda else nbytes
+    row = model.num_key_value_heads * model.head_dim * (1 if rows else where.cells)
+    return cuda_tensor_bytes(nbytes, row, fmt) if cuda else nbytes
 
 
 def cuda_tensor_bytes(nbytes: int, row_elements: int, fmt: Format) -> int:

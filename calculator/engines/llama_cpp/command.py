@@ -40,13 +40,13 @@ def start_command(job: Job, context: Context) -> str | None:
 
 
 def _in_2025(job: Job, context: Context) -> str:
-    """Flags of August 2025: flash attention is a switch, layers go to the GPU only where told, nothing is fitted."""
+    """Flags of 2025: flash attention is a switch, layers go to the GPU only where told, nothing is fitted."""
     words = [
         "llama-server", "-m", f"{job.model.id.replace('/', '_')}-{job.scheme.recipe}.gguf", "-c", str(context.n_ctx),
-        "-np", str(context.n_seq_max), *(("--kv-unified",) if context.kv_unified else ()),
+        "-np", str(context.n_seq_max), *(("--kv-unified",) if context.kv_unified and context.release.streams else ()),
         *(("-ngl", str(job.model.num_hidden_layers + 1)) if context.cuda else ("--device", "none")),
         *(("-fa",) if context.flash_attn else ()), "-ctk", context.type_k.lower(), "-ctv", context.type_v.lower(),
         "-b", str(int(job.deployment.settings["n_batch"])), "-ub", str(context.n_ubatch),
-        *(("--swa-full",) if context.swa_full else ()),
+        *(("--swa-full",) if context.swa_full and context.release.streams else ()),
     ]  # fmt: skip
     return shlex.join(words)

@@ -69,8 +69,15 @@ class Builder(Attention):
         else:
             up = self.biased("ffn_up", g.mul_mat("ffn_up", self.weight("ffn_up", m.hidden, f), cur))
             gate = self.biased("ffn_gate", g.mul_mat("ffn_gate", self.weight("ffn_gate", m.hidden, f), cur))
-            cur = g.like("ffn_swiglu", "glu", gate, up)
+            cur = self.gated("ffn", gate, up)
         return self.biased("ffn_down", g.mul_mat("ffn_down", self.weight("ffn_down", f, m.hidden), cur))
+
+    def gated(self, name: str, gate: Tensor, up: Tensor) -> Tensor:
+        """Activation of the gate times up."""
+        g = self.g
+        if self.b.release.fused_glu:
+            return g.like(name + "_swiglu", "glu", gate, up)
+        return g.like(name + "_gate_par", "mul", g.like(name + "_silu", "unary", gate), up)
 
     def biased(self, name: str, t: Tensor) -> Tensor:
         """With the bias that some files hold."""
@@ -94,7 +101,7 @@ class Builder(Attention):
         cur = g.reshape(cur, m.hidden, 1, n)
         up = g.new("ffn_moe_up", "mul_mat_id", (f, used, n), self.weight("ffn_up_exps", m.hidden, f, m.experts, home=home), cur, chosen)
         gate = g.new("ffn_moe_gate", "mul_mat_id", (f, used, n), self.weight("ffn_gate_exps", m.hidden, f, m.experts, home=home), cur, chosen)
-        cur = g.like("ffn_moe_swiglu", "glu", gate, up)
+        cur = self.gated("ffn_moe", gate, up)
         down = self.weight("ffn_down_exps", f, m.hidden, m.experts, home=home)
         each = g.new("ffn_moe_down", "mul_mat_id", (m.hidden, used, n), down, cur, chosen)
         each = g.like("ffn_moe_weighted", "mul", each, weights)

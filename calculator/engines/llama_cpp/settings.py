@@ -6,7 +6,11 @@ from calculator.engines.base import COUNT, Job, Setting, Shares
 from calculator.engines.llama_cpp import buffers
 from calculator.errors import BadValue, NotModelled, Unsupported
 
-RELEASES = {"4227c9be": buffers.AUGUST_2025, "0c1e57098": buffers.NEWEST}  # oldest first
+RELEASES = {"794fe23f": buffers.FEBRUARY_2025, "4227c9be": buffers.AUGUST_2025, "0c1e57098": buffers.NEWEST}  # oldest first
+HELD_IN = {  # the model types whose buffers were held against the older engine itself
+    buffers.FEBRUARY_2025: ("llama", "mistral", "mixtral", "qwen2"),
+    buffers.AUGUST_2025: ("llama", "mistral", "mixtral", "qwen2", "qwen3", "qwen3_moe", "gemma2", "gemma3_text"),
+}
 KV_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
 MAX_SEQUENCES = 256  # LLAMA_MAX_SEQ, src/llama-cparams.h @0c1e57098
 MAX_GPUS = 16  # GGML_CUDA_MAX_DEVICES, ggml/include/ggml-cuda.h @0c1e57098
@@ -83,9 +87,11 @@ def _check_release(job: Job, context: buffers.Context) -> None:
     version = f"llama.cpp {job.deployment.engine_version}"
     if not context.on_gpus_alone or context.gpus > 1:
         raise NotModelled(f"{version} with a part on the host or on several GPUs", hint="leaving --engine-version out")
-    if job.model.model_type == "phi3":
-        raise NotModelled(f"{version} with phi3", hint="leaving --engine-version out")
-    if job.scheme.recipe in ("Q1_0", "Q2_0"):
+    if job.model.model_type not in HELD_IN[context.release]:
+        raise NotModelled(f"{version} with {job.model.model_type}", allowed=", ".join(HELD_IN[context.release]), hint="leaving --engine-version out")
+    if not context.release.row_indices and "F32" in (context.type_k, context.type_v):
+        raise NotModelled(f"{version} with a cache in f32", hint="f16")
+    if job.scheme.recipe in ("Q1_0", "Q2_0") or (job.scheme.recipe == "MXFP4_MOE" and not context.release.row_indices):
         raise Unsupported(f"{version} doesn't know {job.scheme.recipe}", hint="leaving --engine-version out")
     if int(job.deployment.settings.get("n_outputs_max", 0)) not in (0, context.n_ubatch):
         raise Unsupported(f"{version} has no n_outputs_max: it reserves all outputs of a micro-batch", hint="leaving n_outputs_max out")

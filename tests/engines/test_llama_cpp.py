@@ -87,6 +87,21 @@ def test_contexts_of_2025_are_exact(version):
         assert abs(c.predicted.point - c.recorded) <= (c.record.model["num_hidden_layers"] if c.component == "kv_cache" else 1), c
 
 
+@pytest.mark.parametrize(
+    ("n_ctx", "slots", "n_batch", "printed"),
+    [
+        (8192, 4, 2048, ("4403.49", "281.81", "1024.00", "560.00", "24.01")),  # ollama's runner on a CUDA card, log of 2025-06-26
+        (512, 1, 512, ("4403.49", "281.81", "64.00", "258.50", "9.01")),  # llama-cpp-python on a CUDA card, 2024
+    ],
+)
+def test_buffers_printed_on_real_cards_before_august_2025(n_ctx, slots, n_batch, printed):
+    """Model, token_embd, KV, CUDA0 and CUDA_Host compute buffers [MiB] of Llama 3.1 (or 3) 8B Q4_K_M without flash attention."""
+    found = estimate("llama-3.1-8b", quant="Q4_K_M", context=n_ctx // slots, sequences=slots, engine_version="794fe23f", settings={"n_batch": n_batch})
+    lines = {line.name: line.nbytes for line in found.ledger.lines}
+    names = ("model buffer", "model buffer, token_embd", "KV buffer", "compute buffer", "compute buffer, host")
+    assert tuple(f"{lines[name] / 2**20:.2f}" for name in names) == printed
+
+
 def test_what_was_not_held_against_the_older_version_is_refused():
     for chosen, gpus in (({"n_gpu_layers": 3}, 1), ({"offload_kqv": 0}, 1), ({}, 2), ({"n_outputs_max": 1}, 1), ({"preset": "ollama"}, 1)):
         with pytest.raises(CalculatorError, match="4227c9be"):

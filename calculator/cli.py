@@ -222,14 +222,12 @@ def recommend(model: str | None, gpu: str | None, here: bool, objective: str, li
 @click.option("--for", "wanted", metavar="context|sequences|quant|n_gpu_layers", required=True)
 @json_option
 def solve(model: str, gpu: str, wanted: str, as_json: bool, **kw: Any) -> None:
-    """The largest context, concurrency, or best quantization that a GPU holds."""
+    """The largest context, concurrency, layers on the GPU (llama.cpp), or best quantization that a GPU holds."""
     from calculator.catalog import load_gpu, load_model
     from calculator.report.documents import solve_document
     from calculator.report.text import solve_text
     from calculator.solve import solve
 
-    if wanted == "n_gpu_layers":
-        raise NotModelled("solving for n_gpu_layers comes with partial offload", hint="--for context, sequences or quant")
     found = load_model(model)
     solved = solve(found, load_gpu(gpu), wanted, options_of(found, kw))
     show(lambda: solve_document(solved), lambda: solve_text(solved), as_json)

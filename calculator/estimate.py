@@ -11,7 +11,7 @@ from calculator import engines
 from calculator.architectures import build_inventory
 from calculator.catalog import Model, load_gpu, load_model
 from calculator.engines import Engine, Job
-from calculator.engines.base import Pool, Reserves, Starts, parse_settings
+from calculator.engines.base import HasPresets, Pool, Reserves, Starts, parse_settings
 from calculator.errors import BadValue, NotModelled, Unsupported
 from calculator.ledger import Ledger, Line
 from calculator.memory import with_total
@@ -147,17 +147,19 @@ def resolve(
     engines.check_runs(scheme, wanted)
     runner, version = engines.load(wanted, engine_version)
 
-    limit = spec.max_position_embeddings
-    workload = Workload(
-        context=min(DEFAULT_CONTEXT, limit) if context is None else parse_count(context, name="context"),
-        sequences=parse_count(sequences, name="sequences", example="1"),
-    )
     if kv_dtype is not None and (kv_dtype := kv_dtype.strip().lower()) not in KV_DTYPES:
         raise BadValue(f"kv-dtype {kv_dtype[:30]!r} is not known", allowed=", ".join(KV_DTYPES))
     chosen = parse_settings(runner.name, runner.settings, settings)
-    filled = {name: s.default for name, s in runner.settings.items() if s.default is not None} | chosen
-    kv_dtype = runner.resolve_kv_dtype(spec, scheme, kv_dtype, filled)
     card = load_gpu(gpu) if isinstance(gpu, str) else gpu
+    presets = runner if isinstance(runner, HasPresets) else None
+    default = (presets.preset_context(chosen, spec, card, gpus) if presets else None) or min(DEFAULT_CONTEXT, spec.max_position_embeddings)
+    workload = Workload(
+        context=default if context is None else parse_count(context, name="context"),
+        sequences=parse_count(sequences, name="sequences", example="1"),
+    )
+    filled = {name: s.default for name, s in runner.settings.items() if s.default is not None}
+    filled |= {**(presets.preset(chosen, version, spec, scheme, workload, card, gpus) if presets else {}), **chosen}
+    kv_dtype = runner.resolve_kv_dtype(spec, scheme, kv_dtype, filled)
     if total := filled.get("total_memory_bytes"):
         card = with_total(card, int(total))
     gpus = max(gpus, int(filled.get("tensor_parallel_size", 1)))

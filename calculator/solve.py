@@ -1,4 +1,4 @@
-"""The largest context, concurrency, or best quantization that a GPU holds, by bisection over a monotone verdict."""
+"""The largest context, concurrency, layers on the GPU, or best quantization that it holds, by bisection over a monotone verdict."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from calculator.estimate import Estimate, estimate
 from calculator.fit import ORDER, Verdict, fit
 from calculator.quantization import parse, quantize, stored_nbytes
 from calculator.spec import GpuSpec
+from calculator.speed import decode_tokens_per_s_bound, host_bandwidth
 from calculator.units import MAX_COUNT, gib
 
 LLAMA_CPP_MAX_SEQUENCES = 256  # LLAMA_MAX_SEQ, llama.cpp src/llama-cparams.h @0c1e57098
@@ -23,6 +24,22 @@ LADDERS: dict[str, tuple[str, ...]] = {
 }
 
 
+class Offload(NamedTuple):
+    """What layers on the host cost: host memory [bytes], and upper bounds of decode speed [tokens/s]."""
+
+    host_bytes: int
+    layers: int
+    """Layers that could be on the GPU, the output counted as one."""
+    tokens_per_s_bound: float
+    tokens_per_s_bound_low: float
+    tokens_per_s_bound_high: float
+    """The bound at a slower and at a faster host memory."""
+    tokens_per_s_bound_all_layers: float
+    """The bound if the card held everything."""
+    host_bandwidth_bytes_per_s: int
+    host_bandwidth_source: str
+
+
 class Solution(NamedTuple):
     """The answer: the largest value with the verdict asked for, and what stops the next one."""
 
@@ -31,6 +48,7 @@ class Solution(NamedTuple):
     binding: str
     next_value_fits: bool
     estimate: Estimate | None
+    offload: Offload | None = None
 
 
 def largest(accept: Callable[[int], bool], low: int, high: int) -> int | None:
@@ -99,11 +117,40 @@ def best_quant(model: Model, gpu: GpuSpec, options: dict[str, Any], *, verdict: 
     return Solution("quant", names[value - 1], binding, False, run(value))
 
 
-SOLVERS = {"context": largest_context, "sequences": largest_sequences, "quant": best_quant}
+def most_gpu_layers(model: Model, gpu: GpuSpec, options: dict[str, Any], *, verdict: Verdict = "fits") -> Solution:
+    """Most layers on the GPU, the output counted as one. All of them are tried first: then nothing of the host's is copied."""
+    if (options.get("engine") or "llama.cpp") not in ("llama.cpp", "llamacpp"):
+        raise BadValue(f"n_gpu_layers is a setting of llama.cpp, not of {str(options['engine'])[:30]}", hint="--engine llama.cpp")
+    settings = dict(options.get("settings") or {})
+    if "n_gpu_layers" in settings:
+        raise BadValue("n_gpu_layers is both given and looked for", hint="leaving --set n_gpu_layers out")
+
+    def run(layers: int) -> Estimate:
+        return estimate(model, **{**options, "engine": "llama.cpp", "settings": {**settings, "n_gpu_layers": layers}}, gpu=gpu)
+
+    everything = model.spec.num_hidden_layers + 1
+    whole = run(everything)
+    if holds(whole, gpu, verdict):
+        return Solution("n_gpu_layers", everything, "all layers and the output are on the GPU", False, whole, _offload(whole, whole, gpu))
+    value = largest(lambda n: holds(run(n - 1), gpu, verdict), 1, everything)
+    if value is None:
+        return Solution("n_gpu_layers", None, _why(run(0), gpu), False, None)
+    found = run(value - 1)
+    return Solution("n_gpu_layers", value - 1, "memory", False, found, _offload(found, whole, gpu))
+
+
+def _offload(found: Estimate, whole: Estimate, gpu: GpuSpec) -> Offload:
+    host = host_bandwidth()
+    point, low, high = (decode_tokens_per_s_bound(found, gpu, host_bytes_per_s=b) for b in (host.value, host.low, host.high))
+    return Offload(found.ledger.host_bytes, found.job.model.num_hidden_layers + 1, point, low, high,
+                   decode_tokens_per_s_bound(whole, gpu), host.value, f"{host.hardware}: {host.source}")  # fmt: skip
+
+
+SOLVERS = {"context": largest_context, "sequences": largest_sequences, "quant": best_quant, "n_gpu_layers": most_gpu_layers}
 
 
 def solve(model: Model, gpu: GpuSpec, wanted: str, options: dict[str, Any]) -> Solution:
-    """Solve for context, sequences or quant. Raises BadValue for another unknown."""
+    """Solve for context, sequences, quant or n_gpu_layers. Raises BadValue for another unknown."""
     if wanted not in SOLVERS:
         raise BadValue(f"can't solve for {wanted[:30]!r}", allowed=", ".join(SOLVERS))
     given = options.get(wanted)

@@ -111,7 +111,7 @@ BAD = [
     ["recommend"],
     ["recommend", "llama-3.2-1b", "--objective", "price"],
     ["recommend", "--here"],
-    ["solve", "llama-3.2-1b", "--gpu", "t4", "--for", "n_gpu_layers"],
+    ["solve", "llama-3.2-1b", "--gpu", "t4", "--for", "n_gpu_layers", "--engine", "vllm"],
     ["solve", "llama-3.2-1b", "--gpu", "t4", "--for", "love"],
     ["solve", "llama-3.2-1b", "--for", "context"],
     ["report", "llama-3.2-1b", "-o", "x.pdf"],

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from calculator.catalog import load_gpu, load_model
-from calculator.errors import BadValue
+from calculator.errors import BadValue, CalculatorError
 from calculator.estimate import estimate
 from calculator.fit import fit
 from calculator.solve import largest, solve
@@ -73,3 +73,36 @@ def test_an_unknown_unknown_is_refused():
 def test_what_is_looked_for_is_not_given():
     with pytest.raises(BadValue, match="both given and looked for"):
         solve(load_model("llama-3.2-1b"), load_gpu("t4"), "context", {"context": "8k"})
+
+
+@pytest.mark.parametrize(("name", "card", "quant"), [("llama-3.3-70b", "rtx 4090", "Q4_K_M"), ("llama-3.1-8b", "t4", "F16"), ("llama-3.2-1b", "rtx 4090", "Q8_0")])
+def test_one_layer_more_on_the_gpu_does_not_fit(name, card, quant):
+    model, gpu = load_model(name), load_gpu(card)
+    solved = solve(model, gpu, "n_gpu_layers", {"quant": quant})
+    verdicts = [fit(estimate(model, quant=quant, gpu=gpu, settings={"n_gpu_layers": solved.value + n}), gpu).verdict for n in (0, 1)]
+    assert verdicts[0] == "fits"
+    assert verdicts[1] != "fits" or solved.value == model.spec.num_hidden_layers + 1
+    assert not solved.next_value_fits
+    assert solved.offload.host_bytes == solved.estimate.ledger.host_bytes
+
+
+def test_layers_on_the_host_cost_speed_and_host_memory():
+    """By the slower of two memories: each layer moved to the host adds its bytes to the time of a step."""
+    model, gpu = load_model("llama-3.3-70b"), load_gpu("rtx 4090")
+    solved = solve(model, gpu, "n_gpu_layers", {"quant": "Q4_K_M"})
+    o = solved.offload
+    assert o.tokens_per_s_bound_low < o.tokens_per_s_bound < o.tokens_per_s_bound_high < o.tokens_per_s_bound_all_layers
+    host = solved.estimate.engine.host_read_bytes(solved.estimate.job)
+    assert o.tokens_per_s_bound < o.host_bandwidth_bytes_per_s / host
+    assert host < o.host_bytes
+
+
+def test_n_gpu_layers_is_llama_cpp_s():
+    model, gpu = load_model("llama-3.2-1b"), load_gpu("t4")
+    with pytest.raises(CalculatorError, match=r"setting of llama\.cpp"):
+        solve(model, gpu, "n_gpu_layers", {"engine": "vllm"})
+    with pytest.raises(CalculatorError, match="both given"):
+        solve(model, gpu, "n_gpu_layers", {"settings": {"n_gpu_layers": "3"}})
+    huge = solve(load_model("llama-3.3-70b"), gpu, "n_gpu_layers", {"quant": "Q4_K_M", "context": "128k", "sequences": 8})
+    assert huge.value is not None
+    assert 0 <= huge.value < 5

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from calculator.catalog import Model
 from calculator.checks.records import Record
+from calculator.engines import ENGINES
 from calculator.errors import CalculatorError
 from calculator.estimate import Estimate, estimate
 from calculator.ledger import Line
@@ -149,6 +150,7 @@ FIGURES: dict[str, tuple[str, Callable[[Estimate], Figure | None]]] = {
     "tensor_bytes": ("weights", _tensors),
     "model_buffer_bytes": ("model buffer", _lines(component="weights")),
     "host_model_buffer_bytes": ("model buffer, host", _lines(component="weights", host=True)),
+    "host_kv_bytes": ("kv_cache, host", _lines(component="kv_cache", host=True)),
     "compute_bytes": ("compute buffer", _lines(name="compute buffer")),
     "host_compute_bytes": ("compute buffer, host", _lines(name="compute buffer, host", host=True)),
     "output_bytes": ("output buffer", lambda e: _sum(line for line in e.ledger.lines if line.name == "output buffer")),
@@ -177,10 +179,12 @@ def _estimate(record: Record) -> Estimate:
         settings["phase"] = run["phase"]
     if "printed_pool_bytes" in run:  # tokens are held against the pool as printed, not as predicted
         settings["kv_pool_bytes"] = run["printed_pool_bytes"]
-    served = {"engine_version": record.engine_version, "gpu": run.get("gpu"), "gpus": run.get("gpus", 1)} if record.engine in SERVERS else {}
+    known = record.engine in SERVERS or record.engine_version in ENGINES[record.engine].versions
+    version = record.engine_version if known else None
     return estimate(
         _model(tuple(sorted((k, _freeze(v)) for k, v in record.model.items()))), quant=run.get("quant"), context=run.get("context", 1024),
-        sequences=run.get("sequences", 1), kv_dtype=run.get("kv_dtype"), engine=record.engine, settings=settings, **served,
+        sequences=run.get("sequences", 1), kv_dtype=run.get("kv_dtype"), engine=record.engine, settings=settings, gpu=run.get("gpu"),
+        gpus=run.get("gpus", 1), engine_version=version,
     )  # fmt: skip
 
 

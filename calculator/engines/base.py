@@ -164,6 +164,29 @@ class Releases(Protocol):
         ...
 
 
+@runtime_checkable
+class HasPresets(Protocol):
+    """An engine with a preset: defaults that follow from model, workload and GPU. What the user sets goes before them."""
+
+    def preset_context(self, chosen: Mapping[str, Any], model: ModelSpec, gpu: GpuSpec | None, gpus: int) -> int | None:
+        """The context where none is asked for; None without a preset."""
+        ...
+
+    def preset(self, chosen: Mapping[str, Any], version: str, model: ModelSpec, scheme: Scheme, workload: Workload, gpu: GpuSpec | None,
+               gpus: int) -> Mapping[str, Any]:  # fmt: skip
+        """Defaults that the preset, or this version, has in place of the usual ones."""
+        ...
+
+
+@runtime_checkable
+class ReadsHost(Protocol):
+    """An engine that may keep a part of what each token reads in host memory."""
+
+    def host_read_bytes(self, job: Job) -> int:
+        """Bytes of weights and cache in host memory that one decode step reads."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Real:
     """Allowed values of a setting that is not whole: low < value <= high."""
@@ -172,11 +195,16 @@ class Real:
     high: float
 
 
+@dataclass(frozen=True, slots=True)
+class Shares:
+    """Allowed values of a setting that is a list of shares: numbers from 0, separated by commas or slashes."""
+
+
 class Setting(NamedTuple):
-    """One knob: its default and what is allowed: a tuple of words, bool, a range of integers, or of real numbers."""
+    """One knob: its default and what is allowed: words, bool, a range of integers or of real numbers, or shares."""
 
     default: str | int | bool | float | None
-    allowed: tuple[str, ...] | type[bool] | range | Real
+    allowed: tuple[str, ...] | type[bool] | range | Real | Shares
     meaning: str
 
     def parse(self, name: str, value: str | int | bool | float) -> str | int | bool | float:
@@ -197,6 +225,10 @@ class Setting(NamedTuple):
             if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{0,15})?|\.[0-9]{1,15}", text) or not self.allowed.low < float(text) <= self.allowed.high:
                 raise BadValue(f"{name}={text[:30]!r}", allowed=f"above {self.allowed.low:g}, up to {self.allowed.high:g}")
             return float(text)
+        if isinstance(self.allowed, Shares):
+            if len(text) > 400 or not re.fullmatch(rf"{_SHARE}(\s*[,/]\s*{_SHARE})*", text):
+                raise BadValue(f"{name}={text[:30]!r}", allowed="numbers separated by commas: 3,1")
+            return re.sub(r"\s*[,/]\s*", ",", text)
         assert isinstance(self.allowed, tuple)
         if text.lower() not in self.allowed:
             raise BadValue(f"{name}={text[:30]!r}", allowed=", ".join(self.allowed))
@@ -204,6 +236,7 @@ class Setting(NamedTuple):
 
 
 COUNT = range(1, MAX_COUNT + 1)
+_SHARE = r"[0-9]{1,9}(\.[0-9]{1,9})?"
 
 
 def parse_settings(engine: str, table: Mapping[str, Setting], given: Mapping[str, Any]) -> dict[str, str | int | bool | float]:

@@ -46,6 +46,12 @@ def _linear(name: str, storage: hf.Storage, engines: tuple[str, ...], source: st
     return Scheme(name, "linear", engines, LINEAR_RULE, source, storage=storage)
 
 
+def _gguf_rule(recipe: str) -> str:
+    if recipe in gguf.WIDE_OUTER:
+        return f"as {gguf.WIDE_OUTER[recipe]}, but output and embedding Q8_0: a publisher's name, not llama-quantize's"
+    return GGUF_RULE
+
+
 _BNB = "bitsandbytes 0.50.2"
 _FIXED: dict[str, Scheme] = {
     s.name.lower(): s
@@ -71,7 +77,8 @@ _FIXED: dict[str, Scheme] = {
     )
 }
 _RECIPES = {
-    name.lower(): Scheme(name, "gguf", ("llama.cpp",), GGUF_RULE, gguf.SOURCE, recipe=name) for name in gguf.RECIPES
+    name.lower(): Scheme(name, "gguf", ("llama.cpp",), _gguf_rule(name), gguf.SOURCE, recipe=name)
+    for name in (*gguf.RECIPES, *gguf.WIDE_OUTER)
 }
 # a plain type by its Hugging Face name, run by llama.cpp
 _GGUF_ALIASES = {"fp32": "f32", "fp16": "f16"}
@@ -164,7 +171,7 @@ def _parametrized(wanted: str) -> Scheme:
         if 2.0 <= budget <= 8.0:
             return Scheme(f"exl2-{budget}", "exl2", ("transformers",), exl2.RULE, exl2.SOURCE, bits=budget)
         raise UnknownName(f"quantization {wanted[:40]!r} is out of range", allowed="exl2-2.0 to exl2-8.0")
-    near = nearest(wanted, CATALOG)
+    near = nearest(wanted, (*CATALOG, *gguf.WIDE_OUTER))
     hint = f"{', '.join(near)}, or vram quants" if near else "vram quants lists all"
     raise UnknownName(f"quantization {wanted[:40]!r} is not known", hint=hint)
 

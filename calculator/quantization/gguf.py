@@ -29,6 +29,10 @@ RECIPES: dict[str, str] = {
     "MXFP4_MOE": "MXFP4",
 }  # fmt: skip
 
+# publishers' names for a recipe with output and token embedding at Q8_0: llama-quantize --output-tensor-type q8_0
+# --token-embedding-type q8_0. Source: model cards of bartowski, "Q8_0 for embed and output weights"
+WIDE_OUTER: dict[str, str] = {"Q6_K_L": "Q6_K", "Q5_K_L": "Q5_K_M", "Q4_K_L": "Q4_K_M", "Q3_K_XL": "Q3_K_L", "Q2_K_L": "Q2_K"}
+
 NEEDS_IMATRIX = frozenset({"IQ3_XXS", "IQ3_XS", "Q2_K_S", "IQ2_M", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S"})
 _LOW_BIT = frozenset({"IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ2_M", "IQ1_S", "IQ1_M"})
 # of eight experts, attn_output is kept wider
@@ -90,6 +94,10 @@ def _expression(fmt: Format) -> str:
 
 
 def _type(model: ModelSpec, inventory: Inventory, group: TensorGroup, recipe: str, layer: int, imatrix: bool) -> str:
+    if recipe in WIDE_OUTER:
+        if group.role in ("output", "embedding"):
+            return _fallback(group, "Q8_0")
+        recipe = WIDE_OUTER[recipe]
     start = RECIPES[recipe]
     if start in _NOT_QUANTIZED:
         return start

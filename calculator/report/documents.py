@@ -110,6 +110,9 @@ def solve_document(solved: Solution) -> dict[str, Any]:
     return envelope(**{
         "for": solved.wanted, "value": solved.value, "binding": solved.binding, "next_value_fits": solved.next_value_fits,
         "total_bytes": solved.estimate.total_bytes if solved.estimate else None,
+        "host_bytes": solved.estimate.ledger.host_bytes if solved.estimate else None,
+        "start_command": solved.estimate.start_command if solved.estimate else None,
+        "offload": solved.offload._asdict() if solved.offload else None,
     })  # fmt: skip
 
 

@@ -204,14 +204,30 @@ class Recommend(_Envelope):
     rejected: list[RejectedRow]
 
 
+class OffloadRow(_Document):
+    """What layers on the host cost: memory [bytes], and upper bounds of decode speed [tokens/s]."""
+
+    host_bytes: int
+    layers: int
+    tokens_per_s_bound: float
+    tokens_per_s_bound_low: float
+    tokens_per_s_bound_high: float
+    tokens_per_s_bound_all_layers: float
+    host_bandwidth_bytes_per_s: int
+    host_bandwidth_source: str
+
+
 class Solve(_Envelope):
     """vram solve --json."""
 
-    wanted: Literal["context", "sequences", "quant"] = Field(alias="for")
+    wanted: Literal["context", "sequences", "quant", "n_gpu_layers"] = Field(alias="for")
     value: int | str | None
     binding: str
     next_value_fits: bool
     total_bytes: int | None
+    host_bytes: int | None
+    start_command: str | None
+    offload: OffloadRow | None
 
 
 class ClaimRow(_Document):

@@ -134,6 +134,13 @@ def solve_text(solved: Solution) -> str:
     out = [f"largest {solved.wanted} that fits: {value}    bound by {solved.binding}"]
     if solved.estimate:
         out.append(f"{describe(solved.estimate)}: {gib(solved.estimate.total_bytes)}")
+    if (o := solved.offload) is not None:
+        bandwidth = f"{o.host_bandwidth_bytes_per_s / 1e9:.1f} GB/s"
+        out.append(f"of {o.layers} layers, the output counted as one; host memory {gib(o.host_bytes)}")
+        out.append(f"at most {o.tokens_per_s_bound:,.1f} tokens/s with host memory of {bandwidth} ({o.tokens_per_s_bound_low:,.1f} - "
+                   f"{o.tokens_per_s_bound_high:,.1f}), {o.tokens_per_s_bound_all_layers:,.1f} if the card held all; bounds, not predictions")  # fmt: skip
+    if solved.estimate and solved.estimate.start_command:
+        out.append(f"start with  {solved.estimate.start_command}")
     return "\n".join(out)
 
 

@@ -14,6 +14,7 @@ from calculator.errors import CalculatorError
 from calculator.estimate import estimate
 from calculator.ledger import COMPONENTS
 from calculator.quantization import CATALOG, parse
+from calculator.units import align_up
 
 QUANTS = st.sampled_from([(q, e) for q in CATALOG for e in ENGINES if e in parse(q).engines])
 _WORDS = re.compile(r"\([^()]*[a-zA-Z][^()]*\)")
@@ -86,7 +87,11 @@ def test_layers_on_several_devices_add_up_to_the_whole(model, chosen, gpus):
     one = estimate(model, quant=quant, engine=engine, context=512)
     many = estimate(model, quant=quant, engine=engine, context=512, gpus=gpus)
     assert many.ledger.component_bytes("kv_cache") == one.ledger.component_bytes("kv_cache")
-    assert many.ledger.component_bytes("weights") == one.ledger.component_bytes("weights")
+    repeated = 0
+    if engine == "llama.cpp" and model.spec.rope_type == "llama3":  # a table of rotary frequencies on each device with layers
+        repeated = sum(any(line.device == i for line in many.ledger.lines if line.component == "kv_cache") for i in range(1, gpus))
+    table = align_up(2 * model.spec.head_dim, 128)
+    assert many.ledger.component_bytes("weights") == one.ledger.component_bytes("weights") + repeated * table
 
 
 @pytest.mark.parametrize("engine", ENGINES.values(), ids=ENGINES)

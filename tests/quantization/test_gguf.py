@@ -8,6 +8,7 @@ from strategies import models
 from calculator.architectures import build_inventory
 from calculator.catalog import load_model
 from calculator.quantization import gguf, parse, quantize, stored_nbytes
+from calculator.spec import ModelSpec
 
 # exact sizes of published files, each quoted in public repositories with its sha256
 PUBLISHED_FILES = {
@@ -31,7 +32,8 @@ def test_file_bytes_equal_the_published_q4_k_m(id, size):
 
 @pytest.mark.parametrize(
     ("recipe", "gigabytes"),
-    [("F16", "2.48"), ("Q8_0", "1.32"), ("Q6_K", "1.02"), ("Q5_K_M", "0.91"), ("Q5_K_S", "0.89"), ("Q4_K_M", "0.81"), ("Q4_K_S", "0.78")],
+    [("F16", "2.48"), ("Q8_0", "1.32"), ("Q6_K", "1.02"), ("Q5_K_M", "0.91"), ("Q5_K_S", "0.89"), ("Q4_K_M", "0.81"), ("Q4_K_S", "0.78"),
+     ("Q6_K_L", "1.09"), ("Q5_K_L", "0.98"), ("Q4_K_L", "0.87"), ("Q3_K_XL", "0.80")],
 )
 def test_other_files_of_the_1b_to_the_printed_digit(recipe, gigabytes):
     """bartowski/Llama-3.2-1B-Instruct-GGUF card, llama.cpp b3821, decimal GB; metadata from the Q4_K_M file alone."""
@@ -52,7 +54,35 @@ def test_model_sizes_printed_by_llama_cpp_for_the_8b():
     assert f"{host / 2**20:.2f}" == "281.81"
 
 
-@given(models(), st.sampled_from(sorted(gguf.RECIPES)), st.booleans())
+QWEN3_32B = ModelSpec("qwen3-32b", "qwen3", 5120, 64, 64, 8, 128, 25600, 151936, False, 40960, "bfloat16")
+GEMMA2_9B = ModelSpec("gemma-2-9b", "gemma2", 3584, 42, 16, 8, 256, 14336, 256000, True, 8192, "bfloat16", sliding_window=4096, full_every=2)
+
+
+@pytest.mark.parametrize(
+    ("model", "tokenizer", "printed"),
+    [
+        (QWEN3_32B, 5_930_000, {"Q8_0": 34.82, "Q6_K_L": 27.26, "Q6_K": 26.88, "Q5_K_L": 23.69, "Q5_K_M": 23.21, "Q4_K_L": 20.34, "Q4_K_M": 19.76,
+                                "Q3_K_XL": 18.01, "Q3_K_L": 17.33, "Q2_K_L": 13.10, "Q2_K": 12.34}),
+        (GEMMA2_9B, 4_240_000, {"Q6_K_L": 7.81, "Q6_K": 7.59, "Q5_K_L": 6.87, "Q5_K_M": 6.65, "Q4_K_L": 5.98, "Q4_K_M": 5.76, "Q2_K_L": 4.03, "Q2_K": 3.81}),
+    ],
+)  # fmt: skip
+def test_published_files_of_larger_models(model, tokenizer, printed):
+    """Cards of bartowski/Qwen_Qwen3-32B-GGUF (b5200) and gemma-2-9b-it-GGUF (b3389) [GB]; the tokenizer's bytes are about these."""
+    for recipe, size in printed.items():
+        assert abs(gguf.file_nbytes(quantize(model, parse(recipe), imatrix=True), metadata_bytes=tokenizer) / 1e9 - size) <= 0.01
+
+
+def test_a_publishers_wide_recipe_differs_in_output_and_embedding_alone():
+    for wide, base in gguf.WIDE_OUTER.items():
+        for name in ("llama-3.2-1b", "llama-3.1-8b", "qwen2.5-0.5b"):
+            model = load_model(name).spec
+            a, b = (quantize(model, parse(q)) for q in (wide, base))
+            outer = [g for g in a if g.group.role in ("output", "embedding")]
+            assert {g.format for g in outer} == {"Q8_0"}
+            assert [g for g in a if g not in outer] == [g for g in b if g.group.role not in ("output", "embedding")]
+
+
+@given(models(), st.sampled_from(sorted((*gguf.RECIPES, *gguf.WIDE_OUTER))), st.booleans())
 def test_every_element_is_stored_once(model, recipe, imatrix):
     inventory = build_inventory(model.spec)
     stored = gguf.quantize(model.spec, inventory, recipe, imatrix=imatrix)

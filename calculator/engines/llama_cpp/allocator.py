@@ -143,6 +143,7 @@ class Allocation(NamedTuple):
 
     arenas: list[Arena]
     boundaries: list[object]
+    copies: int = 0  # with pipelining: inputs and copies, four of each, held from the start
 
 
 def allocate(nodes: Sequence[Tensor], leafs: Sequence[Tensor], places: Sequence[Place]) -> Allocation:

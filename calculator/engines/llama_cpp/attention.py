@@ -13,13 +13,15 @@ from calculator.engines.llama_cpp.families import Base, Cache, Layer
 from calculator.engines.llama_cpp.graph import F16, F32, I64, Tensor
 from calculator.units import align_up
 
+_MASK_ROWS = 64  # GGML_KQ_MASK_PAD, until 2025
+
 
 class Inputs(NamedTuple):
     """What attention layers of one kind read beside the hidden states."""
 
     cache: Cache
-    k_rows: Tensor
-    v_rows: Tensor
+    k_rows: Tensor | None
+    v_rows: Tensor | None
     mask: Tensor
     k_rot: Tensor | None
     v_rot: Tensor | None
@@ -31,11 +33,18 @@ class Attention(Base):
     def attention_inputs(self, cache: Cache) -> Inputs:
         """Row indices, mask and rotations of one cache."""
         g, m, b = self.g, self.m, self.b
-        k_rows = g.input("attn_inp_k_idxs", I64, b.tokens)
-        v_rows = g.input("attn_inp_v_idxs", I64, b.tokens if b.flash else b.tokens * m.kv_heads * m.head_dim)
-        mask = g.input("attn_inp_kq_mask", F16 if b.flash else F32, cache.cells, b.tokens // cache.streams, 1, cache.streams)
+        k_rows = v_rows = None
+        if b.release.row_indices:
+            k_rows = g.input("attn_inp_k_idxs", I64, b.tokens)
+            v_rows = g.input("attn_inp_v_idxs", I64, b.tokens if b.flash else b.tokens * m.kv_heads * m.head_dim)
+        rows, cast = b.tokens // cache.streams, b.release.mask_cast
+        if cast:
+            rows = align_up(rows, _MASK_ROWS)
+        mask = g.input("attn_inp_kq_mask", F16 if b.flash and not cast else F32, cache.cells, rows, 1, cache.streams)
+        if cast and b.flash:
+            mask = g.new("attn_inp_kq_mask (f16)", "cpy", mask.ne, mask, fmt=F16)
         k_rot = v_rot = None
-        if b.rotate and m.head_dim % 64 == 0:
+        if b.release.rotates and m.head_dim % 64 == 0:
             if cache.type_k.block_elements > 1:
                 r = (m.head_dim & -m.head_dim)
                 k_rot = g.input("attn_inp_k_rot", F32, r, r)
@@ -78,7 +87,7 @@ class Attention(Base):
         """Self-attention with the cache, up to the output projection."""
         g, m, family = self.g, self.m, self.family
         q, k, v = self.qkv(cur)
-        factors = (self.weight("rope_freqs", m.head_dim // 2, fmt=F32),) if m.rope_factors else ()
+        factors = (self.rope_factors(),) if m.rope_factors else ()
         if family.qk_norm:
             q = self.norm("Qcur_normed", q)
         q = g.like("Qcur", "rope", q, positions, *factors)
@@ -88,7 +97,7 @@ class Attention(Base):
         if family.q_scaled:
             q = g.like("Qcur", "scale", q)
         q, k, v = self.rotate(q, inputs.k_rot), self.rotate(k, inputs.k_rot), self.rotate(v, inputs.v_rot)
-        for t in (q, k, v) if family.windows else (q, v, k):
+        for t in (q, k, v) if family.windows or self.b.release.key_before_value else (q, v, k):
             g.forward(t)
         keys, values = self.stored(k, v, inputs, layer)
         cur = self.attend(q, keys, values, inputs)
@@ -97,6 +106,12 @@ class Attention(Base):
         if m.output_bias:
             cur = g.like("attn_out", "add", cur, self.weight("attn_output.bias", m.hidden, fmt=F32))
         return cur
+
+    def rope_factors(self) -> Tensor:
+        """The one tensor that all layers of a place share, and with it one copy on each GPU that reads the host's."""
+        if self.home not in self.shared:
+            self.shared[self.home] = self.weight("rope_freqs", self.m.head_dim // 2, fmt=F32)
+        return self.shared[self.home]
 
     def stored(self, k: Tensor, v: Tensor, inputs: Inputs, layer: Layer) -> tuple[Tensor, Tensor]:
         """Write keys and values into the cache, and see all of it. Without flash attention values lie transposed."""
@@ -113,6 +128,10 @@ class Attention(Base):
         def all_streams(t: Tensor) -> Tensor:
             return g.reshape(t, row, cells * streams) if streams > 1 else t
 
+        if inputs.k_rows is None or inputs.v_rows is None:
+            for t, cache in ((k, cache_k), (v, cache_v)):
+                g.forward(g.copy_into(cache, rows(t) if b.flash or t is k else g.swap(rows(t), 0, 1, "transpose")))
+            return self.seen(cache_k, cache_v, inputs.cache)
         g.forward(g.set_rows(all_streams(cache_k), rows(k), inputs.k_rows))
         if b.flash:
             g.forward(g.set_rows(all_streams(cache_v), rows(v), inputs.v_rows))
@@ -120,8 +139,15 @@ class Attention(Base):
             flat = g.reshape(v, row, b.tokens) if v.nb[2] == 4 * row else g.new("Vcur", "cont", (row, b.tokens), v)
             elements = g.reshape(cache_v, 1, row * cells * streams)
             g.forward(g.set_rows(elements, g.reshape(flat, 1, row * b.tokens), inputs.v_rows))
+        return self.seen(cache_k, cache_v, inputs.cache)
+
+    def seen(self, cache_k: Tensor, cache_v: Tensor, cache: Cache) -> tuple[Tensor, Tensor]:
+        """The whole cache as heads."""
+        g, d, heads = self.g, self.m.head_dim, self.m.kv_heads
+        cells, streams, type_k, type_v = cache
+        row = d * heads
         keys = g.view(cache_k, (d, heads, cells, streams), (type_k.block_bytes, type_k.nbytes(d), type_k.nbytes(row), cache_k.nb[2]))
-        if b.flash:
+        if self.b.flash:
             values = g.view(cache_v, (d, heads, cells, streams), (type_v.block_bytes, type_v.nbytes(d), type_v.nbytes(row), cache_v.nb[2]))
         else:
             values = g.view(cache_v, (cells, heads, d, streams), (type_v.block_bytes, type_v.nbytes(cells * d), type_v.nbytes(cells), cache_v.nb[2]))
@@ -137,7 +163,7 @@ class Attention(Base):
         if b.flash:
             k, v = (g.new("K (f16)" if t is k else "V (f16)", "cpy", t.ne, t, fmt=F16) if t.fmt is F32 else t for t in (k, v))
             cur = g.new("kqv_out", "flash_attn", (v.ne[0], q.ne[2], q.ne[1], q.ne[3]), q, k, v, inputs.mask)
-            cur.scratch = _converted(cur, k, v)
+            cur.scratch = _converted(cur, k, v) if b.release.scratch else 0
             cur = g.reshape(cur, cur.ne[0] * cur.ne[1], b.tokens)
             g.forward(cur)
             return cur

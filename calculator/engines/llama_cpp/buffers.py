@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from calculator.formats import Format
 from calculator.spec import ModelSpec
-from calculator.units import align_up
+from calculator.units import align_up, ceil_div
 
 CELL_PADDING = 256
 CUDA_ALIGNMENT = 128
@@ -23,6 +23,31 @@ class Layout(NamedTuple):
 
     cells: int  # a stream
     streams: int
+
+
+class Release(NamedTuple):
+    """What sets a version of llama.cpp apart, as far as buffers depend on it."""
+
+    cell_padding: int = 256  # of cells without flash attention; with it always 256
+    least_batch: int = 1  # a smaller one is raised to it
+    embedding_input: bool = True  # the vectors that may come in place of tokens are allocated always
+    rotates: bool = True  # quantized K and V are rotated
+    mask_cast: bool = False  # the mask is float32, its rows padded to 64, and cast for flash attention
+    key_before_value: bool = False  # order of the nodes
+    scratch: bool = True  # CUDA's 16-bit copies of K and V lie behind the kernel's result, not in a pool
+    clamps_weights: bool = True  # the sum of the weights of a token's experts
+    streams: bool = True  # sequences have caches of their own unless kv_unified, and so do layers with a window
+    row_indices: bool = True  # rows of the cache are written by index, not copied into a view
+    fused_glu: bool = True  # the gate's activation and the product are one node
+    outputs_by_slots: bool = True  # llama-server reserves one output a slot, not the whole micro-batch
+
+
+NEWEST = Release()
+AUGUST_2025 = Release(
+    cell_padding=32, least_batch=64, embedding_input=False, rotates=False, mask_cast=True, key_before_value=True, scratch=False,
+    clamps_weights=False, outputs_by_slots=False,
+)  # fmt: skip
+FEBRUARY_2025 = AUGUST_2025._replace(streams=False, row_indices=False, fused_glu=False)
 
 
 class Context(NamedTuple):
@@ -39,11 +64,35 @@ class Context(NamedTuple):
     type_v: str
     cuda: bool
     swa_full: bool = False
-    split: tuple[int, ...] = (1,)  # shares of the layers, a GPU each (--tensor-split)
+    split: tuple[float, ...] = (1,)  # shares of the layers, a GPU each (--tensor-split)
     n_gpu_layers: int = -1  # layers on GPUs, the last ones first, the output counted as one; -1 all
     n_cpu_moe: int = 0  # first layers whose experts stay on the host
     kv_offload: bool = True  # the cache follows its layer; otherwise it is the host's
     op_offload: bool = True  # large products with weights of the host run on a GPU
+    release: Release = NEWEST
+
+    @property
+    def gpus(self) -> int:
+        """Number of GPUs; also the index of the host among the places."""
+        return len(self.split) if self.cuda else 0
+
+    @property
+    def on_gpus_alone(self) -> bool:
+        """Whether nothing that a layer reads is on the host beside GPUs; n_gpu_layers is -1 where it covers all."""
+        return not self.cuda or (self.n_gpu_layers < 0 and self.kv_offload and not self.n_cpu_moe)
+
+    @property
+    def pipelined(self) -> bool:
+        """Whether micro-batches run on several GPUs at once, each with inputs of its own.
+
+        Source: src/llama-context.cpp L430 @0c1e57098; the build's GGML_SCHED_MAX_COPIES.
+        """
+        return self.gpus > 1 and self.on_gpus_alone
+
+
+def padding_of(context: Context) -> int:
+    """Multiple that the cells of a stream are padded to."""
+    return CELL_PADDING if context.flash_attn else context.release.cell_padding
 
 
 def layout(context: Context) -> Layout:
@@ -54,10 +103,19 @@ def layout(context: Context) -> Layout:
 
     Source: src/llama-context.cpp n_ctx_seq, @0c1e57098.
     """
+    if not context.release.outputs_by_slots:  # the older rule: src/llama-model.cpp L18091 @4227c9be
+        streams = 1 if context.kv_unified or not context.release.streams else context.n_seq_max
+        return Layout(align_up(ceil_div(context.n_ctx, streams), padding_of(context)), streams)
     padded = align_up(context.n_ctx, CELL_PADDING)
     if context.kv_unified or context.n_seq_max == 1:
         return Layout(padded, 1)
     return Layout(align_up(padded // context.n_seq_max, CELL_PADDING), context.n_seq_max)
+
+
+def micro_batch(context: Context) -> int:
+    """Tokens of a full micro-batch."""
+    n_ctx = context.n_ctx if context.release.streams else align_up(context.n_ctx, padding_of(context))
+    return min(max(min(n_ctx, context.n_batch), context.release.least_batch), context.n_ubatch)
 
 
 def window_cells(window: int, context: Context) -> int:
@@ -71,8 +129,7 @@ def window_cells(window: int, context: Context) -> int:
     if context.swa_full:
         return cells
     sharing = context.n_seq_max if context.kv_unified else 1
-    ubatch = min(context.n_ctx, context.n_batch, context.n_ubatch)
-    return align_up(min(cells, window * sharing + ubatch), CELL_PADDING)
+    return align_up(min(cells, window * sharing + micro_batch(context)), padding_of(context))
 
 
 def row_bytes(model: ModelSpec, fmt: Format) -> int:
@@ -80,10 +137,14 @@ def row_bytes(model: ModelSpec, fmt: Format) -> int:
     return fmt.nbytes(model.num_key_value_heads * model.head_dim)
 
 
-def kv_tensor_bytes(model: ModelSpec, fmt: Format, where: Layout, *, cuda: bool) -> int:
-    """Bytes of one layer's K, or V, tensor: streams x cells x row, and CUDA's padding of a quantized last row."""
+def kv_tensor_bytes(model: ModelSpec, fmt: Format, where: Layout, *, cuda: bool, rows: bool = True) -> int:
+    """Bytes of one layer's K, or V, tensor: streams x cells x row, and CUDA's padding of a quantized last row.
+
+    Without `rows` the tensor is one row of all elements, as in February 2025.
+    """
     nbytes = where.streams * where.cells * row_bytes(model, fmt)
-    return cuda_tensor_bytes(nbytes, model.num_key_value_heads * model.head_dim, fmt) if cuda else nbytes
+    row = model.num_key_value_heads * model.head_dim * (1 if rows else where.cells)
+    return cuda_tensor_bytes(nbytes, row, fmt) if cuda else nbytes
 
 
 def cuda_tensor_bytes(nbytes: int, row_elements: int, fmt: Format) -> int:
@@ -96,16 +157,3 @@ def cuda_tensor_bytes(nbytes: int, row_elements: int, fmt: Format) -> int:
     if left and fmt.block_elements > 1:
         nbytes += fmt.nbytes(CUDA_ROW_PADDING - left)
     return align_up(nbytes, CUDA_ALIGNMENT)
-
-
-PIPELINE_COPIES = 4  # GGML_SCHED_MAX_COPIES, ggml/src/ggml-backend.cpp @0c1e57098
-
-
-def pipeline_inputs(context: Context) -> int:
-    """Bytes that pipeline parallelism adds to the compute buffer of each of several devices: further copies of the inputs.
-
-    3 (copies) x n c m (mask), the inputs that grow with the context. Modelled: no record has two devices.
-    """
-    where = layout(context)
-    n = min(where.cells * where.streams, context.n_ubatch, context.n_batch)
-    return (PIPELINE_COPIES - 1) * n * where.cells * (2 if context.flash_attn else 4)

@@ -9,24 +9,39 @@ from typing import NamedTuple
 from calculator.architectures import architecture
 from calculator.engines.llama_cpp import simulation
 from calculator.engines.llama_cpp.allocator import Live
-from calculator.engines.llama_cpp.buffers import CELL_PADDING, Context, layout
+from calculator.engines.llama_cpp.buffers import CELL_PADDING, NEWEST, Context, layout
 from calculator.engines.llama_cpp.families import Decoder
 from calculator.spec import ModelSpec
 from calculator.steps import Buffer, Peak, Step
 
 SOURCE = "llama.cpp src/llama-graph.cpp, ggml/src/ggml-backend.cpp and ggml-alloc.c @0c1e57098, simulated node by node"
+NONE_ON_HOST = simulation.Weights()
 _LARGE = 2**18  # cells
 
 
+class Compute(NamedTuple):
+    """Largest moments of the compute buffers of all GPUs, or of the CPU's alone; bytes of the host's beside GPUs."""
+
+    devices: tuple[Peak, ...]
+    host: int
+
+    @property
+    def largest(self) -> Peak:
+        """The largest of the devices'."""
+        return max(self.devices, key=lambda peak: peak.nbytes)
+
+
 @lru_cache(maxsize=4096)
-def compute(model: ModelSpec, context: Context) -> tuple[Peak, int]:
-    """Largest moment of the accelerator's (or the CPU's) compute buffer, and bytes of the host's beside an accelerator."""
-    device, *host = simulation.compute_buffers(decoder(model), context)
-    return _peak(device), host[-1].nbytes if host else 0
+def compute(model: ModelSpec, context: Context, weights: simulation.Weights = NONE_ON_HOST) -> Compute:
+    """The compute buffers of a context; `weights` are the formats of what the host holds."""
+    devices = simulation.compute_buffers(decoder(model), context, weights)
+    if not context.cuda:
+        return Compute((_peak(devices[0]),), 0)
+    return Compute(tuple(_peak(d) for d in devices[:-1]), devices[-1].nbytes)
 
 
 def device_bytes(model: ModelSpec, context: Context) -> int:
-    """Bytes of the accelerator's (or the CPU's) compute buffer, for many contexts that differ in their cells.
+    """Bytes of one GPU's (or the CPU's) compute buffer with all layers on it, for many contexts that differ in their cells.
 
     Sizes of tensors are affine in the number of cells (a multiple of 256, so alignment adds nothing), and the allocator
     only compares sums of them. An inequality of affine functions that holds at both ends of an interval holds inside:
@@ -37,8 +52,8 @@ def device_bytes(model: ModelSpec, context: Context) -> int:
     low = CELL_PADDING
     while low * streams < context.n_ubatch:  # the micro-batch would be smaller
         low *= 2
-    if cells < low or context.n_ctx < context.n_ubatch or context.kv_unified or model.full_every:
-        return compute(model, context)[0].nbytes
+    if cells < low or context.n_ctx < context.n_ubatch or context.kv_unified or model.full_every or context.release is not NEWEST:
+        return compute(model, context).devices[0].nbytes
     known = _intervals(model, context._replace(n_ctx=0))
     for found in known:
         if found.low <= cells <= found.high:

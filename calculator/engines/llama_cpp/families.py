@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from calculator.engines.llama_cpp.buffers import NEWEST, Release
 from calculator.engines.llama_cpp.graph import F16, F32, Graph, Tensor
 from calculator.formats import Format
 
@@ -81,7 +82,7 @@ class Batch(NamedTuple):
     flash: bool
     pin: bool = False  # a layer's norms stay on its device
     attend_on_host: bool = False  # the cache, and attention without its fused kernel, are the host's
-    rotate: bool = True  # quantized K and V are rotated
+    release: Release = NEWEST
 
 
 Formats = tuple[tuple[str, Format], ...]  # of a layer's matrices by their name in the file, where not F16
@@ -108,6 +109,7 @@ class Base:
         self.caches, self.layers, self.output, self.host = caches, layers, output, host
         self.home = host  # backend of the current layer's weights
         self.formats: dict[str, Format] = {}
+        self.shared: dict[int, Tensor] = {}  # rope factors by place
 
     def enter(self, layer: Layer) -> None:
         """Weights are this layer's from now on."""

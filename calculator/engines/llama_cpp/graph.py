@@ -115,6 +115,13 @@ class Graph:
         t.src = (b, rows, a)
         return t
 
+    def copy_into(self, a: Tensor, b: Tensor) -> Tensor:
+        """Copy `b` into the beginning of `a`: a view of `a`."""
+        whole = self.view(a, b.ne, b.nb)
+        t = self.view(whole, b.ne, b.nb, "cpy")
+        t.src = (b, whole)
+        return t
+
     def expand(self, t: Tensor) -> None:
         """List a tensor and everything before it that isn't listed yet."""
         t.seen = True

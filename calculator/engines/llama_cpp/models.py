@@ -18,10 +18,10 @@ class Builder(Attention):
         """The whole pass."""
         g, m, b, family = self.g, self.m, self.b, self.family
         tokens = g.input("inp_tokens", I32, b.tokens)
-        vectors = g.input("inp_embd", F32, m.hidden, b.tokens)
         x = g.get_rows("embd", self.weight("token_embd", m.hidden, m.vocabulary), tokens)
         g.forward(x)
-        g.forward(vectors)
+        if b.release.embedding_input:
+            g.forward(g.input("inp_embd", F32, m.hidden, b.tokens))
         if family.embedding_scaled:
             x = g.like("inp_scaled", "scale", x)
         positions = g.input("inp_pos", I32, b.tokens)
@@ -69,8 +69,15 @@ class Builder(Attention):
         else:
             up = self.biased("ffn_up", g.mul_mat("ffn_up", self.weight("ffn_up", m.hidden, f), cur))
             gate = self.biased("ffn_gate", g.mul_mat("ffn_gate", self.weight("ffn_gate", m.hidden, f), cur))
-            cur = g.like("ffn_swiglu", "glu", gate, up)
+            cur = self.gated("ffn", gate, up)
         return self.biased("ffn_down", g.mul_mat("ffn_down", self.weight("ffn_down", f, m.hidden), cur))
+
+    def gated(self, name: str, gate: Tensor, up: Tensor) -> Tensor:
+        """Activation of the gate times up."""
+        g = self.g
+        if self.b.release.fused_glu:
+            return g.like(name + "_swiglu", "glu", gate, up)
+        return g.like(name + "_gate_par", "mul", g.like(name + "_silu", "unary", gate), up)
 
     def biased(self, name: str, t: Tensor) -> Tensor:
         """With the bias that some files hold."""
@@ -87,13 +94,14 @@ class Builder(Attention):
         weights = g.get_rows("ffn_moe_weights", g.reshape(probs, 1, m.experts, n), chosen)
         weights = g.reshape(weights, used, n)
         total = g.new("ffn_moe_weights_sum", "sum_rows", (1, n), weights)
-        total = g.like("ffn_moe_weights_sum", "clamp", total)
+        if self.b.release.clamps_weights:
+            total = g.like("ffn_moe_weights_sum", "clamp", total)
         weights = g.reshape(g.like("ffn_moe_weights_norm", "div", weights, total), 1, used, n)
         g.forward(weights)
         cur = g.reshape(cur, m.hidden, 1, n)
         up = g.new("ffn_moe_up", "mul_mat_id", (f, used, n), self.weight("ffn_up_exps", m.hidden, f, m.experts, home=home), cur, chosen)
         gate = g.new("ffn_moe_gate", "mul_mat_id", (f, used, n), self.weight("ffn_gate_exps", m.hidden, f, m.experts, home=home), cur, chosen)
-        cur = g.like("ffn_moe_swiglu", "glu", gate, up)
+        cur = self.gated("ffn_moe", gate, up)
         down = self.weight("ffn_down_exps", f, m.hidden, m.experts, home=home)
         each = g.new("ffn_moe_down", "mul_mat_id", (m.hidden, used, n), down, cur, chosen)
         each = g.like("ffn_moe_weighted", "mul", each, weights)

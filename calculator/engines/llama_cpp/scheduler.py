@@ -45,7 +45,10 @@ def schedule(graph: Graph, machine: Machine) -> Allocation:
         return allocate(graph.nodes, graph.leafs, machine.places)
     _assign(graph, machine)
     nodes, copied = _split(graph, machine)
-    return allocate(nodes, _pipelined(graph, copied) + graph.leafs if machine.pipeline else graph.leafs, machine.places)
+    if not machine.pipeline:
+        return allocate(nodes, graph.leafs, machine.places)
+    held = _pipelined(graph, copied)
+    return allocate(nodes, held + graph.leafs, machine.places)._replace(copies=len(held))
 
 
 def _assign(graph: Graph, machine: Machine) -> None:

@@ -12,11 +12,19 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from calculator.engines.llama_cpp.allocator import Allocation, Live, Place
-from calculator.engines.llama_cpp.buffers import CUDA_ALIGNMENT, HOST_ALIGNMENT, Context, layout, window_cells
+from calculator.engines.llama_cpp.buffers import (
+    CUDA_ALIGNMENT,
+    HOST_ALIGNMENT,
+    Context,
+    layout,
+    micro_batch,
+    window_cells,
+)
 from calculator.engines.llama_cpp.families import FAMILIES, Batch, Cache, Decoder, Formats, Layer
 from calculator.engines.llama_cpp.graph import F16
 from calculator.engines.llama_cpp.models import Builder
-from calculator.engines.llama_cpp.scheduler import Machine, schedule
+from calculator.engines.llama_cpp.placement import places_of_layers
+from calculator.engines.llama_cpp.scheduler import OFFLOAD_MIN_BATCH, Machine, schedule
 from calculator.formats import FORMATS, Format
 from calculator.units import align_up
 
@@ -60,8 +68,19 @@ class Task(NamedTuple):
 
 @lru_cache(maxsize=4096)
 def compute_buffers(model: Decoder, context: Context, weights: Weights = Weights()) -> tuple[Buffer, ...]:  # noqa: B008
-    """Compute buffers of the devices, in order, and the host's last; without a GPU the host's alone."""
-    return tuple(run(task(model, context, weights)))
+    """Compute buffers of the devices, in order, and the host's last; without a GPU the host's alone.
+
+    A second graph is reserved after the first, of one token a sequence. Where the host computes it without the GPU's
+    help, its buffer may be the larger; each buffer keeps the largest (src/llama-context.cpp L673 to L722).
+    """
+    whole = task(model, context, weights)
+    buffers = run(whole)
+    if not context.on_gpus_alone:
+        n = context.n_seq_max
+        pin = whole.batch.pin or n < OFFLOAD_MIN_BATCH
+        decode = run(whole._replace(batch=whole.batch._replace(tokens=n, outputs=n, pin=pin)))
+        buffers = [max(pair, key=lambda buffer: buffer.nbytes) for pair in zip(buffers, decode, strict=True)]
+    return tuple(buffers)
 
 
 def task(model: Decoder, context: Context, weights: Weights = Weights()) -> Task:  # noqa: B008
@@ -71,55 +90,37 @@ def task(model: Decoder, context: Context, weights: Weights = Weights()) -> Task
     outputs = min(tokens before that, n_outputs)
     """
     where = layout(context)
-    ubatch = min(context.n_ctx, context.n_batch, context.n_ubatch)
-    tokens = min(where.cells * where.streams, ubatch)
+    tokens = min(where.cells * where.streams, micro_batch(context))
     k, v = FORMATS[context.type_k], FORMATS[context.type_v]
     caches = (Cache(where.cells, where.streams, k, v), Cache(window_cells(model.window, context), where.streams, k, v))
     homes = places_of_layers(model.layers, context)
-    host = len(context.split) if context.cuda else 0
+    host = context.gpus
     on_gpus = context.cuda and not 0 <= context.n_gpu_layers <= model.layers
     formats = weights.layers or ((),) * model.layers
     layers = tuple(
         Layer(model.windowed(i), homes[i], homes[i] if context.kv_offload else host, host if i < context.n_cpu_moe else homes[i], formats[i])
         for i in range(model.layers)
     )
-    pipeline = host > 1 and on_gpus and context.kv_offload and not context.n_cpu_moe
-    machine = Machine((*(cuda(i) for i in range(host)), CPU), context.op_offload, pipeline)
-    rows = align_up(tokens, context.n_seq_max)
-    batch = Batch(rows, min(tokens, context.n_outputs), context.flash_attn, pin=on_gpus or (context.cuda and rows < 32),
-                  attend_on_host=not context.kv_offload)  # fmt: skip
+    machine = Machine((*(cuda(i) for i in range(host)), CPU), context.op_offload, on_gpus and context._replace(n_gpu_layers=-1).pipelined)
+    rows = align_up(tokens, context.n_seq_max if context.release.outputs_by_slots else where.streams)
+    batch = Batch(rows, min(tokens, context.n_outputs), context.flash_attn, pin=on_gpus or (context.cuda and rows < OFFLOAD_MIN_BATCH),
+                  attend_on_host=not context.kv_offload, release=context.release)  # fmt: skip
     return Task(model, batch, caches, layers, Layer(False, homes[-1], host, host, (("output", weights.output),)), machine)
-
-
-def places_of_layers(layers: int, context: Context) -> list[int]:
-    """Backend of each layer's weights, and of the output's: the last n_gpu_layers on GPUs, by their shares.
-
-    Source: src/llama-model.cpp load_tensors L1573 to L1614 @0c1e57098.
-    """
-    gpus = len(context.split) if context.cuda else 0
-    wanted = layers + 1 if context.n_gpu_layers < 0 else context.n_gpu_layers
-    start, count = max(0, layers + 1 - wanted), min(wanted, layers + 1)
-    total, homes = sum(context.split), [gpus] * (layers + 1)
-    for i in range(start, start + count) if gpus else ():
-        below = 0
-        for gpu, share in enumerate(context.split):
-            below += share
-            if below * count > (i - start) * total:
-                homes[i] = gpu
-                break
-    return homes
 
 
 def run(task: Task) -> list[Buffer]:
     """Simulate with as few layers as prove enough; the compute buffers, the host's last."""
     period = 2 * (task.model.full_every if FAMILIES[task.model.family].windows and task.model.window else 1)
+    copies = 0  # with pipelining what each layer copies would be held from the start: then no layer can be left out
     for few in (2, 4, 8):
         kept = _reduced(task.layers, period, few)
         if len(kept) == len(task.layers):
             break
         allocation = _allocate(task, kept)
-        if _repeats(task.layers, kept, allocation.boundaries, period):
+        steady = not task.machine.pipeline or allocation.copies == copies
+        if steady and _repeats(task.layers, kept, allocation.boundaries, period):
             return _buffers(allocation)
+        copies = allocation.copies
     return _buffers(_allocate(task, task.layers))
 
 

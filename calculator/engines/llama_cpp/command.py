@@ -1,0 +1,52 @@
+"""The llama-server call that makes a context.
+
+Source: llama.cpp @0c1e57098 common/arg.cpp; n_outputs_max follows from the slots in tools/server, without a flag of its own.
+"""
+
+from __future__ import annotations
+
+import shlex
+
+from calculator.engines.base import Job
+from calculator.engines.llama_cpp.buffers import Context
+
+
+def start_command(job: Job, context: Context) -> str | None:
+    """`llama-server` with the flags that give this context, none left to --fit; None where no flag gives a setting."""
+    if not context.release.outputs_by_slots:
+        return _in_2025(job, context)
+    if min(context.n_outputs, context.n_ubatch) != min(context.n_seq_max, context.n_ubatch):
+        return None
+    layers = job.model.num_hidden_layers + 1 if context.n_gpu_layers < 0 else context.n_gpu_layers
+    words = [
+        "llama-server", "-m", f"{job.model.id.replace('/', '_')}-{job.scheme.recipe}.gguf", "-c", str(context.n_ctx),
+        "-np", str(context.n_seq_max), *(("--kv-unified",) if context.kv_unified else ("--no-kv-unified",)),
+        *(("-ngl", str(layers)) if context.cuda else ("--device", "none")),
+        "-fa", "on" if context.flash_attn else "off", "-ctk", context.type_k.lower(), "-ctv", context.type_v.lower(),
+        "-b", str(int(job.deployment.settings["n_batch"])), "-ub", str(context.n_ubatch),
+    ]  # fmt: skip
+    if context.swa_full:
+        words.append("--swa-full")
+    if context.cuda:
+        if context.gpus > 1:
+            words += ["-sm", "layer", "-ts", ",".join(f"{share:g}" for share in context.split)]
+        if not context.kv_offload:
+            words.append("--no-kv-offload")
+        if not context.op_offload:
+            words.append("--no-op-offload")
+        if context.n_cpu_moe:
+            words += ["--n-cpu-moe", str(context.n_cpu_moe)]
+    return shlex.join([*words, "--fit", "off"])
+
+
+def _in_2025(job: Job, context: Context) -> str:
+    """Flags of 2025: flash attention is a switch, layers go to the GPU only where told, nothing is fitted."""
+    words = [
+        "llama-server", "-m", f"{job.model.id.replace('/', '_')}-{job.scheme.recipe}.gguf", "-c", str(context.n_ctx),
+        "-np", str(context.n_seq_max), *(("--kv-unified",) if context.kv_unified and context.release.streams else ()),
+        *(("-ngl", str(job.model.num_hidden_layers + 1)) if context.cuda else ("--device", "none")),
+        *(("-fa",) if context.flash_attn else ()), "-ctk", context.type_k.lower(), "-ctv", context.type_v.lower(),
+        "-b", str(int(job.deployment.settings["n_batch"])), "-ub", str(context.n_ubatch),
+        *(("--swa-full",) if context.swa_full and context.release.streams else ()),
+    ]  # fmt: skip
+    return shlex.join(words)

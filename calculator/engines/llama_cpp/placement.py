@@ -1,0 +1,128 @@
+"""Where llama.cpp puts layers, their weights and their cache: on which GPU, or on the host.
+
+Source: llama.cpp @0c1e57098 src/llama-model.cpp load_tensors L1554 to L1614 (devices of layers), src/llama-model-loader.cpp
+create_tensor L1116 (buffer of a tensor), common/common.h llm_ffn_exps_block_regex (--n-cpu-moe).
+"""
+
+from __future__ import annotations
+
+import struct
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import lru_cache
+from typing import NamedTuple
+
+from calculator.engines.llama_cpp.buffers import HOST_ALIGNMENT, Context, cuda_tensor_bytes
+from calculator.formats import FORMATS, Format
+from calculator.quantization import Stored, StoredGroup
+from calculator.units import align_up
+
+SOURCE = "llama.cpp src/llama-model.cpp load_tensors @0c1e57098; ggml-cuda.cu get_alloc_size"
+NO_CUDA_KERNEL = frozenset({"TQ1_0", "TQ2_0"})  # ggml-cuda.cu ggml_backend_cuda_device_supports_op, MUL_MAT
+
+
+def places_of_layers(layers: int, context: Context) -> Sequence[int]:
+    """Index of the GPU of each layer, and of the output's last; the host's is the number of GPUs.
+
+    The last n_gpu_layers of layers + output are on GPUs; of these the i-th of n is on the first GPU whose cumulated
+    share exceeds i / n, in the float32 arithmetic of llama.cpp.
+    """
+    return _places(layers, context.split if context.cuda else (), context.n_gpu_layers)
+
+
+@lru_cache(maxsize=1024)
+def _places(layers: int, split: tuple[float, ...], n_gpu_layers: int) -> tuple[int, ...]:
+    host = len(split)
+    wanted = layers + 1 if n_gpu_layers < 0 else min(n_gpu_layers, layers + 1)
+    if not host or not wanted:
+        return (host,) * (layers + 1)
+    bounds, below = [], 0.0
+    for share in split:
+        below = _float32(below + _float32(share))
+        bounds.append(below)
+    bounds = [_float32(bound / below) for bound in bounds]
+    return (host,) * (layers + 1 - wanted) + tuple(bisect_right(bounds, _float32(i / wanted)) for i in range(wanted))
+
+
+def _float32(x: float) -> float:
+    """The nearest single-precision number."""
+    return float(struct.unpack("f", struct.pack("f", x))[0])
+
+
+class Placed(NamedTuple):
+    """A stored inventory over a machine."""
+
+    gpus: tuple[Stored, ...]
+    embedding: Stored  # token_embd, always the host's
+    layers: Stored  # layers, and the output, that are not on a GPU
+    experts: Stored  # experts of layers that otherwise are on a GPU
+    no_kernel: Stored  # matrices of a type that CUDA doesn't multiply
+
+    @property
+    def host_read(self) -> int:
+        """Bytes of the host's weights that each token reads: all but the embedding [bytes]."""
+        return sum(g.nbytes for part in (self.layers, self.experts, self.no_kernel) for g in part)
+
+
+def place(stored: Stored, *, layers: int, tied: bool, context: Context) -> Placed:
+    """Split a stored inventory. A tied embedding is held twice where the output is on a GPU."""
+    places = places_of_layers(layers, context)
+    host, output = context.gpus, places[layers]
+    held: list[list[StoredGroup]] = [[] for _ in range(host + 1)]
+    experts: list[StoredGroup] = []
+    embedding = [g for g in stored if g.group.role == "embedding"]
+    for group in stored:
+        if group.group.role == "embedding":
+            if tied and output != host:
+                held[output].append(group)
+        elif group.layers:
+            by_place: dict[int, list[int]] = {}
+            for layer in group.layers:
+                moved = layer < context.n_cpu_moe and len(group.group.shape) == 3 and places[layer] != host
+                by_place.setdefault(-1 if moved else places[layer], []).append(layer)
+            for where, on in by_place.items():
+                part = group if len(on) == len(group.layers) else replace(group, layers=tuple(on))
+                (experts if where < 0 else held[where]).append(part)
+        elif group.group.name.startswith("rope_"):  # one for the layers of each place
+            for where in dict.fromkeys(places[:layers]):
+                held[where].append(group)
+        else:
+            held[output].append(group)
+    gpus = tuple(tuple(g for g in part if g.format not in NO_CUDA_KERNEL) for part in held[:host])
+    no_kernel = tuple(g for part in held[:host] for g in part if g.format in NO_CUDA_KERNEL)
+    return Placed(gpus, tuple(embedding), tuple(held[host]), tuple(experts), no_kernel)
+
+
+def gpu_bytes(group: StoredGroup) -> int:
+    """Bytes of a group in a GPU's model buffer, each tensor padded as CUDA pads it."""
+    return cuda_tensor_bytes(group.tensor_nbytes, group.group.row_length, FORMATS[group.format]) * group.count
+
+
+def host_bytes(group: StoredGroup) -> int:
+    """Bytes of a group in the host's model buffer, each tensor aligned."""
+    return align_up(group.tensor_nbytes, HOST_ALIGNMENT) * group.count
+
+
+_MATRICES = {
+    "attn_q": ("attn_q",), "attn_k": ("attn_k",), "attn_v": ("attn_v",), "attn_qkv": ("attn_qkv",), "attn_output": ("attn_output",),
+    "ffn_gate": ("ffn_gate", "ffn_gate_exps"), "ffn_up": ("ffn_up", "ffn_up_exps"), "ffn_down": ("ffn_down", "ffn_down_exps"),
+}  # fmt: skip
+Matrices = tuple[tuple[str, Format], ...]
+
+
+@lru_cache(maxsize=1024)
+def formats_on_host(stored: Stored, layers: int, n_gpu_layers: int, n_cpu_moe: int) -> tuple[tuple[Matrices, ...], Format]:
+    """Formats of the matrices of each layer that the host holds some of, () for other layers; and of the output.
+
+    They matter where a GPU takes over a product: its compute buffer then holds a copy of the matrix.
+    """
+    first = 0 if n_gpu_layers < 0 else layers + 1 - n_gpu_layers
+    outer = {g.group.role: FORMATS[g.format] for g in stored if not g.layers}
+    found: list[dict[str, Format]] = [{} for _ in range(layers)]
+    for group in stored:
+        if group.group.role in _MATRICES:
+            for layer in group.layers:
+                if layer < max(first, n_cpu_moe):
+                    found[layer] |= dict.fromkeys(_MATRICES[group.group.role], FORMATS[group.format])
+    return tuple(tuple(sorted(f.items())) for f in found), outer.get("output") or outer["embedding"]

@@ -1,0 +1,143 @@
+"""llama.cpp's settings under its own names, and the context that llama-server makes of them."""
+
+from __future__ import annotations
+
+from calculator.engines.base import COUNT, Job, Setting, Shares
+from calculator.engines.llama_cpp import buffers
+from calculator.errors import BadValue, NotModelled, Unsupported
+
+RELEASES = {"794fe23f": buffers.FEBRUARY_2025, "4227c9be": buffers.AUGUST_2025, "0c1e57098": buffers.NEWEST}  # oldest first
+HELD_IN = {  # the model types whose buffers were held against the older engine itself
+    buffers.FEBRUARY_2025: ("llama", "mistral", "mixtral", "qwen2"),
+    buffers.AUGUST_2025: ("llama", "mistral", "mixtral", "qwen2", "qwen3", "qwen3_moe", "gemma2", "gemma3_text"),
+}
+KV_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
+MAX_SEQUENCES = 256  # LLAMA_MAX_SEQ, src/llama-cparams.h @0c1e57098
+MAX_GPUS = 16  # GGML_CUDA_MAX_DEVICES, ggml/include/ggml-cuda.h @0c1e57098
+
+SETTINGS: dict[str, Setting] = {
+    "backend": Setting("cuda", ("cuda", "cpu"), "CUDA (any GPU, by CUDA's rules), or the CPU as device 0"),
+    "preset": Setting("llama-server", ("llama-server", "ollama"), "whose defaults: llama-server's, or those that ollama passes to it"),
+    "n_ctx": Setting(None, COUNT, "total cells over all sequences; default context x sequences"),
+    "flash_attn": Setting(True, bool, "flash attention"),
+    "n_batch": Setting(2048, COUNT, "logical batch [tokens]"),
+    "n_ubatch": Setting(512, COUNT, "micro-batch that the compute buffer is sized for [tokens]"),
+    "n_seq_max": Setting(None, range(1, MAX_SEQUENCES + 1), "slots; default the number of sequences"),
+    "kv_unified": Setting(False, bool, "one cache shared by all sequences"),
+    "n_outputs_max": Setting(None, range(0, COUNT.stop), "outputs reserved a micro-batch; 0 all; default n_seq_max, as llama-server"),
+    "swa_full": Setting(False, bool, "full-size cache for sliding-window layers"),
+    "type_k": Setting(None, KV_TYPES, "type of K; default --kv-dtype"),
+    "type_v": Setting(None, KV_TYPES, "type of V; default --kv-dtype"),
+    "n_gpu_layers": Setting(None, range(-1, 10_002), "layers on GPUs, the last ones first, the output counted as one; -1 or more than there are: all"),
+    "n_cpu_moe": Setting(0, range(0, 10_001), "first layers whose experts stay on the host"),
+    "offload_kqv": Setting(True, bool, "the cache on the GPUs of its layers; otherwise all of it on the host"),
+    "op_offload": Setting(True, bool, "GPUs take over large products with weights of the host"),
+    "split_mode": Setting("layer", ("layer", "row", "tensor", "none"), "how several GPUs share the model: by layers"),
+    "tensor_split": Setting(None, Shares(), "shares of the layers, one a GPU: 3,1; default by free memory, so equal GPUs equally"),
+    "imatrix": Setting(False, bool, "the file was quantized with an importance matrix"),
+}  # fmt: skip
+
+
+def context_of(job: Job, context: int = 0, sequences: int = 0) -> buffers.Context:
+    """The context that llama-server would make for the job's workload, or for another."""
+    s = job.deployment.settings
+    context, sequences = context or job.workload.context, sequences or job.workload.sequences
+    release = RELEASES[job.deployment.engine_version]
+    n_ubatch = min(int(s["n_ubatch"]), max(int(s["n_batch"]), release.least_batch))
+    n_seq_max = int(s.get("n_seq_max", sequences))
+    n_outputs = int(s.get("n_outputs_max", n_seq_max if release.outputs_by_slots else 0)) or n_ubatch
+    wanted = int(s.get("n_gpu_layers", -1))
+    return buffers.Context(
+        n_ctx=int(s.get("n_ctx", context * sequences)), n_batch=int(s["n_batch"]), n_ubatch=n_ubatch,
+        n_seq_max=n_seq_max, n_outputs=n_outputs, kv_unified=bool(s["kv_unified"]), flash_attn=bool(s["flash_attn"]),
+        type_k=str(s["type_k"]).upper(), type_v=str(s["type_v"]).upper(), cuda=s["backend"] == "cuda", swa_full=bool(s["swa_full"]),
+        split=split_of(job), n_gpu_layers=-1 if wanted > job.model.num_hidden_layers else wanted, n_cpu_moe=int(s["n_cpu_moe"]),
+        kv_offload=bool(s["offload_kqv"]), op_offload=bool(s["op_offload"]), release=release,
+    )  # fmt: skip
+
+
+def split_of(job: Job) -> tuple[float, ...]:
+    """Shares of the layers, one a GPU."""
+    given = job.deployment.settings.get("tensor_split")
+    return tuple(float(x) for x in str(given).split(",")) if given else (1.0,) * job.deployment.gpus
+
+
+def check(job: Job) -> None:
+    """Refuse what the formulas don't cover, or the engine itself refuses."""
+    settings = job.deployment.settings
+    if settings["preset"] == "ollama" and job.workload.context > job.model.max_position_embeddings:
+        raise BadValue(f"ollama lowers a context of {job.workload.context:,} to the {job.model.max_position_embeddings:,} that the model was "
+                       "trained for", hint=f"--context {job.model.max_position_embeddings}, or --set preset=llama-server")  # fmt: skip
+    if job.workload.sequences > MAX_SEQUENCES:
+        raise BadValue(f"sequences {job.workload.sequences} is out of range for llama.cpp", allowed=f"1 to {MAX_SEQUENCES}")
+    _check_cells(job, context_of(job))
+    if settings["backend"] == "cpu":
+        _check_cpu(job)
+    else:
+        _check_gpus(job)
+    _check_release(job, context_of(job))
+    if int(settings["n_cpu_moe"]) and not job.model.num_experts:
+        raise BadValue(f"n_cpu_moe={settings['n_cpu_moe']}: {job.model.id} has no experts", hint="n_gpu_layers")
+
+
+def _check_release(job: Job, context: buffers.Context) -> None:
+    """What was not held against the older engine itself is refused."""
+    if context.release is buffers.NEWEST:
+        return
+    version = f"llama.cpp {job.deployment.engine_version}"
+    if not context.on_gpus_alone or context.gpus > 1:
+        raise NotModelled(f"{version} with a part on the host or on several GPUs", hint="leaving --engine-version out")
+    if job.model.model_type not in HELD_IN[context.release]:
+        raise NotModelled(f"{version} with {job.model.model_type}", allowed=", ".join(HELD_IN[context.release]), hint="leaving --engine-version out")
+    if not context.release.row_indices and "F32" in (context.type_k, context.type_v):
+        raise NotModelled(f"{version} with a cache in f32", hint="f16")
+    if job.scheme.recipe in ("Q1_0", "Q2_0") or (job.scheme.recipe == "MXFP4_MOE" and not context.release.row_indices):
+        raise Unsupported(f"{version} doesn't know {job.scheme.recipe}", hint="leaving --engine-version out")
+    if int(job.deployment.settings.get("n_outputs_max", 0)) not in (0, context.n_ubatch):
+        raise Unsupported(f"{version} has no n_outputs_max: it reserves all outputs of a micro-batch", hint="leaving n_outputs_max out")
+    if job.deployment.settings["preset"] == "ollama":
+        raise NotModelled(f"preset=ollama with {version}", hint="leaving --engine-version out")
+
+
+def _check_cells(job: Job, context: buffers.Context) -> None:
+    work = job.workload
+    if context.n_seq_max < work.sequences:
+        raise BadValue(f"n_seq_max {context.n_seq_max} has no slots for {work.sequences} sequences",
+                       hint=f"--set n_seq_max={work.sequences}")  # fmt: skip
+    if context.n_ctx < work.context * work.sequences:
+        raise BadValue(
+            f"n_ctx {context.n_ctx:,} doesn't hold {work.sequences:,} x {work.context:,} tokens",
+            hint="leaving n_ctx out, or a smaller --context",
+        )
+    if (where := buffers.layout(context)).streams > 1 and where.cells < work.context:
+        raise BadValue(f"n_seq_max {context.n_seq_max} leaves {where.cells:,} cells a sequence for {work.context:,} tokens",
+                       hint=f"--set n_ctx={work.context * context.n_seq_max}")  # fmt: skip
+
+
+def _check_cpu(job: Job) -> None:
+    settings = job.deployment.settings
+    if job.deployment.gpus > 1:
+        raise BadValue("backend=cpu runs on one device", hint="leaving --gpus out")
+    if job.gpu:
+        raise BadValue(f"backend=cpu doesn't use {job.gpu.name}", hint="leaving --gpu or backend=cpu out")
+    if settings.get("n_gpu_layers", -1) not in (-1, 0) or "tensor_split" in settings:
+        raise BadValue("backend=cpu has no GPU to put layers on", hint="leaving backend=cpu, n_gpu_layers or tensor_split out")
+
+
+def _check_gpus(job: Job) -> None:
+    settings, gpus, layers = job.deployment.settings, job.deployment.gpus, job.model.num_hidden_layers
+    if gpus > min(layers, MAX_GPUS):
+        what = f"{layers} layers" if layers < MAX_GPUS else "llama.cpp"
+        raise BadValue(f"{gpus} GPUs for {what}", allowed=f"1 to {min(layers, MAX_GPUS)}", hint=f"--gpus {min(layers, MAX_GPUS)} or fewer")
+    mode = settings["split_mode"]
+    if mode == "row":
+        raise BadValue("split_mode=row: llama.cpp @0c1e57098 refuses it, its CUDA devices have no split buffers", hint="split_mode=layer")
+    if mode == "tensor":
+        raise NotModelled("split_mode=tensor, which llama.cpp calls experimental", hint="split_mode=layer")
+    if mode == "none" and gpus > 1:
+        raise BadValue("split_mode=none uses one GPU", hint="leaving --gpus out")
+    split = split_of(job)
+    if len(split) != gpus:
+        raise BadValue(f"tensor_split has {len(split)} shares for {gpus} GPU{'s' if gpus > 1 else ''}", hint=f"--gpus {len(split)}")
+    if not any(split):
+        raise BadValue("tensor_split of nothing but zeros means by free memory", hint="leaving tensor_split out")

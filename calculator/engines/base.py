@@ -9,7 +9,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from calculator.datafiles import read_json
-from calculator.errors import BadValue
+from calculator.errors import BadValue, NotModelled
 from calculator.ledger import Basis, Line
 from calculator.names import nearest
 from calculator.quantization import Scheme, Stored
@@ -206,9 +206,28 @@ class Setting(NamedTuple):
 COUNT = range(1, MAX_COUNT + 1)
 
 
+# settings that an engine has and the formulas don't cover: engine -> setting -> what is missing
+NOT_MODELLED: Mapping[str, Mapping[str, str]] = {
+    "vllm": {
+        **dict.fromkeys(("speculative_config", "speculative_model", "num_speculative_tokens"), "speculative decoding: the draft's weights, cache and pass"),
+        **dict.fromkeys(("data_parallel_size", "decode_context_parallel_size"), "ranks that don't split the layers"),
+        **dict.fromkeys(("cpu_offload_gb", "kv_transfer_config", "kv_offloading_size"), "weights or cache outside of the GPU"),
+    },
+    "sglang": {
+        **dict.fromkeys(("speculative_algorithm", "speculative_draft_model_path", "speculative_num_steps"), "speculative decoding: the draft's weights, cache and pass"),
+        **dict.fromkeys(("dp_size", "data_parallel_size", "enable_dp_attention"), "ranks that don't split the layers"),
+        **dict.fromkeys(("ep_size", "expert_parallel_size", "enable_ep_moe"), "experts split by number"),
+        **dict.fromkeys(("lora_paths", "enable_lora", "max_loras_per_batch"), "LoRA slots"),
+        **dict.fromkeys(("cpu_offload_gb", "enable_hierarchical_cache"), "weights or cache outside of the GPU"),
+    },
+}
+
+
 def parse_settings(engine: str, table: Mapping[str, Setting], given: Mapping[str, Any]) -> dict[str, str | int | bool | float]:
     """The given settings in their types. Raises BadValue for a name that the engine doesn't have."""
     for name in given:
+        if (missing := NOT_MODELLED.get(engine, {}).get(name)) is not None:
+            raise NotModelled(f"{engine} with {name}: {missing} have no formula yet", hint="leaving it out")
         if name not in table:
             near = nearest(name, table)
             raise BadValue(

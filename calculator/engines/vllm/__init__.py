@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar, Literal
 
 from calculator.engines.base import COUNT, Dynamic, Job, Pool, Real, Record, Setting, record
-from calculator.engines.ranks import VOCAB_MULTIPLE, element_bytes, kv_element_bytes, rank_of, ranks_of, shares_of
+from calculator.engines.ranks import element_bytes, kv_element_bytes, rank_of, ranks_of, shares_of
 from calculator.engines.vllm import weights
 from calculator.engines.vllm.blocks import (
     BLOCK_SOURCE,
@@ -22,7 +22,7 @@ from calculator.engines.vllm.pool import for_one, pool_of
 from calculator.engines.vllm.profile import SORT_SOURCE, SOURCE, TRITON_SOURCE, peaks, samples_on
 from calculator.errors import BadValue, NotModelled, Unsupported
 from calculator.ledger import Formula, Ledger, Line
-from calculator.parallelism import pipeline_stages, tensor_rank
+from calculator.parallelism import pipeline_stages
 from calculator.quantization import Scheme, compute_dtype
 from calculator.spec import ModelSpec
 from calculator.steps import Peak
@@ -43,6 +43,10 @@ class Vllm:
         "max_num_batched_tokens": Setting(None, COUNT, "most tokens a step; default by GPU and version, as the server"),
         "block_size": Setting(16, range(1, 4097), "tokens of a cache block"),
         "tensor_parallel_size": Setting(1, range(1, 1025), "ranks that each layer is split over"),
+        "enable_expert_parallel": Setting(False, bool, "whole experts dealt out over the ranks"),
+        "enable_lora": Setting(False, bool, "slots for LoRA adapters"),
+        "max_loras": Setting(1, range(1, 1025), "adapters in one batch"),
+        "max_lora_rank": Setting(16, range(1, 1025), "largest rank of an adapter"),
         "enforce_eager": Setting(False, bool, "no CUDA graphs"),
         "use_v1": Setting(None, bool, "VLLM_USE_V1: the V1 engine or not; default by version and card (0.8 to 0.10)"),
         "kv_pool_bytes": Setting(None, COUNT, "cache pool of a GPU, given instead of derived (kv_cache_memory_bytes) [bytes]"),
@@ -85,8 +89,10 @@ class Vllm:
                 f"vllm with sliding-window attention beyond its window of {model.sliding_window:,} tokens",
                 hint=f"--context {model.sliding_window}",
             )
-        tp = int(settings["tensor_parallel_size"])
-        tensor_rank(model, tp, vocab_multiple=VOCAB_MULTIPLE)
+        if settings["enable_lora"] and model.num_experts:
+            raise NotModelled("vllm with LoRA on experts has no formula yet", hint="leaving enable_lora out")
+        tp = ranks_of(job)
+        rank_of(job)
         if job.deployment.gpus % tp:
             raise BadValue(f"{job.deployment.gpus} GPUs are no multiple of tensor_parallel_size {tp}", hint=f"--gpus {tp}")
         pipeline_stages(model.num_hidden_layers, job.deployment.gpus // tp)

@@ -42,6 +42,10 @@ def start_command(job: Job) -> str | None:
     ]  # fmt: skip
     if job.deployment.kv_dtype == "fp8":
         words += ["--kv-cache-dtype", "fp8"]
+    if settings["enable_expert_parallel"]:
+        words.append("--enable-expert-parallel")
+    if settings["enable_lora"]:
+        words += ["--enable-lora", "--max-loras", str(settings["max_loras"]), "--max-lora-rank", str(settings["max_lora_rank"])]
     if settings["enforce_eager"]:
         words.append("--enforce-eager")
     if given is not None:

@@ -70,7 +70,7 @@ def test_what_sglang_prints_of_loading_pool_and_tokens():
     """Weights by free memory within 1 %; the pool 3 % beside what is free before loading, tokens 9 % with the card alone."""
     assert max(abs(c.error) for c in cases("sglang", "weights")) < 0.01
     assert max(abs(c.error) for c in cases("sglang", "kv pool")) < 0.03
-    assert max(abs(c.error) for c in cases("sglang", "pool of the printed tokens")) < 0.002
+    assert all(c.covered for c in cases("sglang", "keys of the printed tokens"))  # to the print's rounding
     tokens = [abs(c.error) for c in cases("sglang", "tokens of the whole pool")]
     assert statistics.median(tokens) < 0.02
     assert max(tokens) < 0.09

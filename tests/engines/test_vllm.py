@@ -151,8 +151,8 @@ def test_the_pool_of_the_8b_on_an_h100():
     ("version", "gpu", "context", "printed", "off"),
     [
         ("0.11.0", "H100 SXM5 80GB", 16000, 51.38, 0.003),  # PLANNER
-        ("0.6.6", "RTX 3090", 20000, 3.81, 0.11),  # vllm#10517, whose memory outside torch is the largest of the logs
-        ("0.6.6", "RTX 3090", 29000, 2.89, 0.15),
+        ("0.6.4", "RTX 3090", 20000, 3.81, 0.03),  # vllm#10517, whose memory outside torch is the largest of the logs
+        ("0.6.4", "RTX 3090", 29000, 2.89, 0.04),
     ],
 )
 def test_whole_pools_are_within_their_band(version, gpu, context, printed, off):

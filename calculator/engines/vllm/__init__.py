@@ -80,7 +80,7 @@ class Vllm:
                 f"(max_position_embeddings={model.max_position_embeddings} or model_max_length=None in model's config.json)",
                 hint="--set allow_long_max_model_len=1 (VLLM_ALLOW_LONG_MAX_MODEL_LEN=1)",
             )
-        if settings.get("use_v1") is not None and not (0, 8) <= (release(job.deployment.engine_version) or (0, 0)) <= (0, 10):
+        if settings.get("use_v1") is not None and not (0, 8) <= (release(job.deployment.engine_version) or (0, 0, 0)) < (0, 11):
             raise BadValue(f"use_v1 has no choice in vllm {job.deployment.engine_version}", hint="leaving it out: 0.8 to 0.10 have both engines")
         if job.workload.context > length:
             raise BadValue(f"max_model_len {length:,} is below the context of {job.workload.context:,}", hint="leaving max_model_len out")
@@ -200,8 +200,10 @@ class Vllm:
     def _records(self, job: Job) -> tuple[Record, Record]:
         version = version_of(job)
         capability = (job.gpu.compute_capability or "") if job.gpu else ""
-        hopper = "_sm90" if capability.startswith("9.") and not version.v1 else ""
-        several = "_tp" if job.deployment.gpus > 1 else hopper
+        several = "_tp" if job.deployment.gpus > 1 and version.non_torch != "v0_early" else ""
+        measured_apart = version.non_torch == "v0" or (version.non_torch == "v1" and several)
+        hopper = "_sm90" if measured_apart and capability.split(".")[0] in ("9", "10") else ""
+        several += hopper
         return record("vllm", f"non_torch_{version.non_torch}{several}"), record("vllm", f"cuda_graphs_{'v1' if version.v1 else 'v0'}")
 
 

@@ -20,7 +20,7 @@ def start_command(job: Job) -> str | None:
 
     The model is named as here; a format that isn't made on loading is a checkpoint of that name.
     """
-    settings, version = job.deployment.settings, release(job.deployment.engine_version) or (0, 0)
+    settings, version = job.deployment.settings, release(job.deployment.engine_version) or (0, 0, 0)
     given = settings.get("kv_pool_bytes")
     if given is not None and version < (0, 11):
         return None

@@ -34,10 +34,10 @@ def workload_options(command: Command) -> Command:
         click.option("--context", metavar="N", help="Tokens per sequence, prompt and output: 8192, 8k. Default 8k."),
         click.option("--sequences", metavar="N", default="1", help="Concurrent sequences. Default 1."),
         click.option("--kv-dtype", metavar="D", help="Type of K and V: f16, q8_0, int4 ..."),
-        click.option("--engine", metavar="E", help="transformers, llama.cpp or vllm. Default by quantization."),
+        click.option("--engine", metavar="E", help="transformers, llama.cpp, vllm or sglang. Default by quantization."),
         click.option("--engine-version", metavar="V", help="Version that the formulas describe."),
         click.option("--gpus", metavar="N", default="1", help="GPUs of one kind; layers are split."),
-        click.option("--tp", metavar="N", default="1", help="Tensor-parallel size (vllm)."),
+        click.option("--tp", metavar="N", default="1", help="Tensor-parallel size (vllm, sglang)."),
         click.option("--pp", metavar="N", default="1", help="Pipeline stages; the same split as --gpus here."),
         click.option("--set", "settings", metavar="KEY=VALUE", multiple=True, help="A setting in the engine's own name."),
     )):  # fmt: skip

@@ -80,7 +80,7 @@ def _fit_reserving(estimated: Estimate, engine: Reserves, gpu: GpuSpec) -> Fit:
         cache = part.component_bytes("kv_cache")
         needed = int(given) if given else one
         verdict = judge(part.total_bytes - beside.total_bytes - cache + needed, part.high_bytes - beside.high_bytes - cache + needed, usable)
-        if verdict == "fits" and not given and (usable.high or usable.value) + beside.high_bytes > total.low_value:
+        if verdict == "fits" and not given and sum(line.high_bytes for line in beside.lines if line.name != "CUDA context") > pool.room:
             verdict = "tight"
         if pool.nbytes < one:
             verdict = "does_not_fit"

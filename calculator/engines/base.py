@@ -123,6 +123,8 @@ class Pool(NamedTuple):
     """What weights, activations, overhead and cache may take on one GPU."""
     reserved_bytes: int
     """What the engine takes over all GPUs."""
+    room: int = 0
+    """What is left of the card beside that, at least, for the lines that are not in it [bytes]."""
     queues: bool = False
     """Fewer sequences at once than the workload has."""
     warnings: tuple[str, ...] = ()
@@ -134,7 +136,7 @@ class Reserves(Protocol):
 
     @property
     def beside(self) -> tuple[str, ...]:
-        """Names of lines that are outside of what the engine reserves."""
+        """Names of lines that are outside of what the engine reserves; a CUDA context is taken off the card before."""
         ...
 
     def pool(self, job: Job) -> Pool | None:

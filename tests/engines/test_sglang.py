@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from calculator.catalog import load_gpu, load_model
 from calculator.errors import CalculatorError
 from calculator.estimate import estimate
 from calculator.fit import fit
+from calculator.recommend import recommend
+from calculator.solve import solve
 
 
 def run(model="llama-3.1-8b", **options):
@@ -58,6 +61,7 @@ def test_a_prompt_beyond_the_pool_does_not_fit_and_says_how_long_one_may_be():
         ({"settings": {"tensor_parallel_size": 3}}, "must be divisible by tensor parallel size"),
         ({"context": 131073}, "is greater than the derived context_length"),
         ({"gpu": "MI300X"}, "sglang on AMD"),
+        ({"gpu": "V100 SXM2 32GB"}, "SGLang only supports sm75 and above."),
         ({"settings": {"speculative_algorithm": "EAGLE"}}, "sglang with speculative_algorithm"),
         ({"settings": {"mem_fraction_static": 1.5}}, "above 0, up to 1"),
         ({"settings": {"gpu_memory_utilization": 0.9}}, "sglang has no setting"),
@@ -69,3 +73,10 @@ def test_what_is_refused(options, words):
     with pytest.raises(CalculatorError) as error:
         run(**options)
     assert words in str(error.value)
+
+
+def test_solving_and_recommending_go_through_the_static_fraction():
+    solved = solve(load_model("llama-3.1-8b"), load_gpu("rtx 4090"), "context", {"engine": "sglang", "quant": "bf16"})
+    assert 20_000 < solved.value < 40_000
+    found = recommend(load_model("llama-3.1-8b"), {"engine": "sglang", "context": "16k"}, gpus=[load_gpu("rtx 4090"), load_gpu("t4")])
+    assert found.candidates[0].gpu.name == "RTX 4090"

@@ -190,6 +190,7 @@ def test_a_context_beyond_the_pool_is_refused_in_the_engines_words(version, word
         ({"settings": {"tensor_parallel_size": 3}}, "Total number of attention heads (32) must be divisible by tensor parallel size (3)"),
         ({"context": 131073}, "User-specified max_model_len (131073) is greater than the derived max_model_len (max_position_embeddings=131072"),
         ({"gpu": "MI300X"}, "vllm on AMD"),
+        ({"gpu": "T4", "engine_version": "0.8.5"}, "Bfloat16 is only supported on GPUs with compute capability of at least 8.0. Your T4"),
         ({"settings": {"gpu_memory_utilization": 1.2}}, "above 0, up to 1"),
         ({"context": 4096, "settings": {"max_model_len": 2048}}, "max_model_len 2,048 is below the context"),
         ({"kv_dtype": "q8_0"}, "vllm keeps no q8_0 cache"),

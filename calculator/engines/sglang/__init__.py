@@ -79,6 +79,8 @@ class Sglang:
         model, settings, length, context = job.model, job.deployment.settings, context_length(job), job.workload.context
         if job.vendor != "NVIDIA":
             raise NotModelled(f"sglang on {job.vendor}: no public start-up log to hold it against", hint="an NVIDIA GPU, or --engine llama.cpp")
+        if job.gpu and job.gpu.compute_capability and tuple(map(int, job.gpu.compute_capability.split("."))) < (7, 5):
+            raise Unsupported("SGLang only supports sm75 and above.", hint="a Turing card or newer, or --engine vllm")
         allowed = settings["allow_overwrite_longer_context_len"]
         if max(length, context) > model.max_position_embeddings and not allowed:
             raise Unsupported(

@@ -68,8 +68,8 @@ def pool_of(job: Job, static: Callable[[Job], Ledger], before: tuple[int, int, i
         left = []
         for share in shares:
             part = ledger.on(share.device)
-            room = (usable.value - part.total_bytes, usable.low_value - part.high_bytes, (usable.high or usable.value) - part.low_bytes)
-            left.append((max(room[0], 0) // cell_bytes(job, share), room))
+            bounds = (usable.value - part.total_bytes, usable.low_value - part.high_bytes, (usable.high or usable.value) - part.low_bytes)
+            left.append((max(bounds[0], 0) // cell_bytes(job, share), bounds))
         tokens, bounds = min(left)
         if limit is not None and int(limit) < tokens:
             tokens = int(limit)
@@ -87,4 +87,5 @@ def pool_of(job: Job, static: Callable[[Job], Ledger], before: tuple[int, int, i
     if queues:
         said = (f"{int(at_once):,} of {work.sequences:,} sequences of {work.context:,} tokens run at once; the others queue",)
     reserved = usable.value * job.deployment.gpus or ledger.total_bytes + point * job.deployment.gpus
-    return Pool(point, low, high, tokens // page, tokens, tokens / work.context, usable, reserved, queues, said)
+    room = int((usable_memory(job.gpu).low_value - before[2]) * (1 - static_fraction(job))) if job.gpu else 0
+    return Pool(point, low, high, tokens // page, tokens, tokens / work.context, usable, reserved, room, queues, said)

@@ -74,6 +74,14 @@ class Vllm:
         model, settings, length = job.model, job.deployment.settings, length_of(job)
         if job.vendor != "NVIDIA":
             raise NotModelled(f"vllm on {job.vendor}: no public start-up log to hold it against", hint="an NVIDIA GPU, or --engine llama.cpp")
+        capability = job.gpu.compute_capability if job.gpu else None
+        old_card = capability is not None and int(capability.split(".")[0]) < 8
+        if old_card and compute_dtype(model, job.scheme) == "bfloat16" and (release(job.deployment.engine_version) or (0, 0, 0)) < (0, 9):
+            raise Unsupported(  # later releases fall back to float16, which takes as much
+                f"Bfloat16 is only supported on GPUs with compute capability of at least 8.0. Your {job.gpu.name if job.gpu else ''} GPU has "
+                f"compute capability {capability}. You can use float16 instead by explicitly setting the `dtype` flag in CLI, for example: "
+                "--dtype=half.", hint="--quant fp16",
+            )  # fmt: skip
         if length > model.max_position_embeddings and not settings["allow_long_max_model_len"]:
             raise Unsupported(
                 f"User-specified max_model_len ({length}) is greater than the derived max_model_len "

@@ -13,6 +13,7 @@ from calculator.datafiles import DATA, read_json
 from calculator.errors import UnknownName, UnreadableFile
 from calculator.names import key, lookup
 from calculator.readers.hf_config import model_from_config, read_config
+from calculator.slices import part_of
 from calculator.spec import GpuSpec, ModelSpec, Quantity
 
 _CLIP = 80
@@ -75,9 +76,11 @@ def load_gpus() -> tuple[GpuSpec, ...]:
 def load_gpu(name: str) -> GpuSpec:
     """A GPU by name or alias; an ambiguous short name ("h100") is the alias of the commonest card.
 
-    Raises UnknownName with the nearest names.
+    "H100 MIG 3g.40gb" is a slice, "H100:0.5" a share of its memory. Raises UnknownName with the nearest names.
     """
     index = _gpu_index()
+    if key(name) not in index and (part := part_of(name, load_gpu)) is not None:
+        return part
     return _gpu(lookup(name, index, kind="GPU", known=[r["name"] for r in _gpu_records()], listing="vram gpus"))
 
 

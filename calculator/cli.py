@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from calculator import __version__
 from calculator.errors import BadValue, CalculatorError, NotModelled
+
+if TYPE_CHECKING:
+    from calculator.estimate import Estimate
+    from calculator.fit import Fit
 
 Command = Callable[..., None]
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
@@ -30,10 +34,10 @@ def workload_options(command: Command) -> Command:
         click.option("--context", metavar="N", help="Tokens per sequence, prompt and output: 8192, 8k. Default 8k."),
         click.option("--sequences", metavar="N", default="1", help="Concurrent sequences. Default 1."),
         click.option("--kv-dtype", metavar="D", help="Type of K and V: f16, q8_0, int4 ..."),
-        click.option("--engine", metavar="E", help="transformers, llama.cpp or vllm. Default by quantization."),
+        click.option("--engine", metavar="E", help="transformers, llama.cpp, vllm or sglang. Default by quantization."),
         click.option("--engine-version", metavar="V", help="Version that the formulas describe."),
         click.option("--gpus", metavar="N", default="1", help="GPUs of one kind; layers are split."),
-        click.option("--tp", metavar="N", default="1", help="Tensor-parallel size (vllm)."),
+        click.option("--tp", metavar="N", default="1", help="Tensor-parallel size (vllm, sglang)."),
         click.option("--pp", metavar="N", default="1", help="Pipeline stages; the same split as --gpus here."),
         click.option("--set", "settings", metavar="KEY=VALUE", multiple=True, help="A setting in the engine's own name."),
     )):  # fmt: skip
@@ -139,8 +143,9 @@ def run_estimate(model: str, gpu: str | None, kw: dict[str, Any]) -> Any:
 
 @vram.command()
 @click.argument("estimates", nargs=-1, required=True, metavar="'MODEL [OPTIONS]' 'MODEL [OPTIONS]' ...")
+@click.option("--sum", "together", is_flag=True, help="What they hold together, on the one --gpu that they share.")
 @json_option
-def compare(estimates: tuple[str, ...], as_json: bool) -> None:
+def compare(estimates: tuple[str, ...], together: bool, as_json: bool) -> None:
     """Estimates side by side, each a quoted `vram estimate` call."""
     import shlex
 
@@ -161,7 +166,19 @@ def compare(estimates: tuple[str, ...], as_json: bool) -> None:
             given = dict(context.params)
         model, gpu = given.pop("model"), given.pop("gpu")
         found.append(run_estimate(model, gpu, given))
-    show(lambda: compare_document(found), lambda: compare_text(found), as_json)
+    held = add_up(found) if together else None
+    show(lambda: compare_document(found, held), lambda: compare_text(found, held), as_json)
+
+
+def add_up(estimates: list[Estimate]) -> Fit:
+    """What estimates hold together on the GPU that they share. Raises BadValue where they share none."""
+    from calculator.fit import fit_together
+
+    cards = {e.job.gpu.name: e.job.gpu for e in estimates if e.job.gpu}
+    if len(cards) != 1 or not all(e.job.gpu for e in estimates):
+        named = " and ".join(cards) or "no GPU"
+        raise BadValue(f"--sum adds up what shares one GPU; here it is {named}", hint="the same --gpu NAME in every estimate")
+    return fit_together(estimates, next(iter(cards.values())))
 
 
 @vram.command()

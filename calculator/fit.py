@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
@@ -79,7 +80,7 @@ def _fit_reserving(estimated: Estimate, engine: Reserves, gpu: GpuSpec) -> Fit:
         cache = part.component_bytes("kv_cache")
         needed = int(given) if given else one
         verdict = judge(part.total_bytes - beside.total_bytes - cache + needed, part.high_bytes - beside.high_bytes - cache + needed, usable)
-        if verdict == "fits" and not given and (usable.high or usable.value) + beside.high_bytes > total.low_value:
+        if verdict == "fits" and not given and sum(line.high_bytes for line in beside.lines if line.name != "CUDA context") > pool.room:
             verdict = "tight"
         if pool.nbytes < one:
             verdict = "does_not_fit"
@@ -87,6 +88,37 @@ def _fit_reserving(estimated: Estimate, engine: Reserves, gpu: GpuSpec) -> Fit:
             verdict = "tight"
         devices.append(DeviceFit(index, gpu.name, usable.value, part.total_bytes, part.high_bytes, verdict))
     return Fit(max((d.verdict for d in devices), key=ORDER.index), tuple(devices))
+
+
+def fit_together(estimates: Sequence[Estimate], gpu: GpuSpec) -> Fit:
+    """Several processes on the same GPUs, each counted from the first: what they hold adds up on every one.
+
+    An engine that reserves holds its share, whatever the workload needs of it, and what lies beside the share.
+    """
+    usable = usable_memory(gpu)
+    held: dict[int, tuple[int, int]] = {}
+    for estimated in estimates:
+        for index in estimated.ledger.devices:
+            point, high = _held(estimated, index, gpu)
+            before = held.get(index, (0, 0))
+            held[index] = (before[0] + point, before[1] + high)
+    devices = tuple(DeviceFit(i, gpu.name, usable.value, point, high, judge(point, high, usable)) for i, (point, high) in sorted(held.items()))
+    alone = [fit(estimated, gpu).verdict for estimated in estimates]
+    worst = max((*(d.verdict for d in devices), *alone), key=ORDER.index)
+    return Fit(worst, devices)
+
+
+def _held(estimated: Estimate, index: int, gpu: GpuSpec) -> tuple[int, int]:
+    part = estimated.ledger.on(index)
+    if not isinstance(estimated.engine, Reserves):
+        return part.total_bytes, part.high_bytes
+    pool = estimated.engine.pool(replace(estimated.job, gpu=gpu))
+    assert pool is not None  # there is a GPU
+    beside = Ledger(tuple(line for line in part.lines if line.name in estimated.engine.beside))
+    if estimated.job.deployment.settings.get("kv_pool_bytes"):
+        inside = part.total_bytes - beside.total_bytes - part.component_bytes("kv_cache") + pool.nbytes
+        return inside + beside.total_bytes, inside + beside.high_bytes
+    return pool.usable.value + beside.total_bytes, (pool.usable.high or pool.usable.value) + beside.high_bytes
 
 
 def judge(point: int, high: int, usable: Quantity) -> Verdict:

@@ -53,6 +53,20 @@ def tensor_sizes(model: ModelSpec) -> tuple[int, ...]:
     return tuple(n for n in range(1, model.num_attention_heads + 1) if _splits(model, n))
 
 
+def expert_rank(model: ModelSpec, size: int, *, vocab_multiple: int) -> ModelSpec:
+    """As `tensor_rank`, but whole experts are dealt out: the first rank has ceil(E / size) of them.
+
+    Source: vllm v0.19.0 model_executor/layers/fused_moe/layer.py determine_expert_map.
+    """
+    if size > model.num_experts:
+        raise Unsupported(f"{model.num_experts} experts over {size} ranks", allowed=f"1 to {model.num_experts}")
+    attention = tensor_rank(replace(model, num_experts=0, expert_intermediate_size=0, intermediate_size=size), size, vocab_multiple=vocab_multiple)
+    return replace(
+        attention, num_experts=ceil_div(model.num_experts, size), expert_intermediate_size=model.expert_intermediate_size,
+        intermediate_size=model.intermediate_size,
+    )  # fmt: skip
+
+
 def tensor_rank(model: ModelSpec, size: int, *, vocab_multiple: int) -> ModelSpec:
     """What one tensor-parallel rank holds, as a model of its own: heads, feed-forward and vocabulary divided.
 

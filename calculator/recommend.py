@@ -161,7 +161,7 @@ def _try(model: Model, gpu: GpuSpec, options: dict[str, Any]) -> Estimate | None
 def _changes(model: Model, gpu: GpuSpec, options: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     asked = estimate(model, **options, gpu=gpu)
     engine = asked.engine.name
-    quantized = {"llama.cpp": ("q8_0", "q4_0"), "vllm": ("fp8",)}.get(engine, ("int8", "int4"))
+    quantized = {"llama.cpp": ("q8_0", "q4_0"), "vllm": ("fp8",), "sglang": ("fp8",)}.get(engine, ("int8", "int4"))
     for kind in quantized:
         if asked.job.deployment.kv_dtype not in quantized:
             yield f"kv-dtype {kind}", {**options, "kv_dtype": kind}

@@ -21,6 +21,7 @@ LADDERS: dict[str, tuple[str, ...]] = {
     "llama.cpp": ("BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "IQ4_XS", "Q3_K_M", "Q2_K"),
     "transformers": ("bf16", "bnb-int8", "gptq-int4-g128", "bnb-nf4-dq"),
     "vllm": ("bf16", "fp8", "gptq-int4-g128"),
+    "sglang": ("bf16", "fp8", "gptq-int4-g128"),
 }
 
 

@@ -102,7 +102,7 @@ def test_a_url_restores_the_page_and_the_page_writes_the_url():
 
 def test_bad_values_in_the_url_give_hints_and_the_defaults():
     bad = {"model": "/etc/passwd", "quant": "q9", "context": "abc", "sequences": "-1", "kv_dtype": "zz",
-           "engine": "sglang", "gpu": "rtx 9999", "gpus": "99", "attn_implementation": "![x](http://x)", "logits_to_keep": str(2**40), "ctx": "8k"}  # fmt: skip
+           "engine": "mlx", "gpu": "rtx 9999", "gpus": "99", "attn_implementation": "![x](http://x)", "logits_to_keep": str(2**40), "ctx": "8k"}  # fmt: skip
     at = open_page(**bad)
     assert len(at.warning) == len(bad)
     text = "\n".join(w.value for w in at.warning)

@@ -35,7 +35,7 @@ def test_a_context_beyond_training_is_a_warning_here():
     ("kw", "words"),
     [
         ({"quant": "exl2-4.0", "engine": "vllm"}, "vllm can't run exl2-4.0"),
-        ({"engine": "sglang"}, "not modelled yet"),
+        ({"engine": "mlx"}, "not modelled yet"),
         ({"engine": "tgi"}, "is not known"),
         ({"context": 0}, "out of range"),
         ({"context": -1}, "out of range"),

@@ -89,7 +89,7 @@ def test_another_engine_comes_before_a_shorter_context():
     assert kept.estimate.engine.name == "transformers"
 
 
-@pytest.mark.parametrize("options", [{"engine": "foo"}, {"engine": "sglang"}, {"quant": "Q8_0"}, {"settings": {"foo": "1"}}])
+@pytest.mark.parametrize("options", [{"engine": "foo"}, {"engine": "mlx"}, {"quant": "Q8_0"}, {"settings": {"foo": "1"}}])
 def test_what_a_gpu_can_run_doesnt_swallow_bad_options(options):
     with pytest.raises(CalculatorError):
         runs_on(load_gpu("rtx 4060"), options)

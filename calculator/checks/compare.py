@@ -117,6 +117,13 @@ def _printed_tokens(estimated: Estimate) -> Figure | None:
     return Figure(pool.tokens, pool.tokens - open_, pool.tokens + open_)
 
 
+def _pool_tokens(estimated: Estimate) -> Figure | None:
+    pool = estimated.pool
+    if pool is None or not pool.tokens:
+        return None
+    return Figure(pool.tokens, pool.tokens * max(pool.low, 0) // pool.nbytes, pool.tokens * pool.high // pool.nbytes)
+
+
 def _rank(*, component: str = "", name: str = "") -> Callable[[Estimate], Figure]:
     """On the first rank of the last pipeline stage, which prints a serving engine's figures."""
 
@@ -160,6 +167,8 @@ FIGURES: dict[str, tuple[str, Callable[[Estimate], Figure | None]]] = {
     "non_torch_bytes": ("non-torch memory", _rank(name="non-torch memory")),
     "cuda_graphs_bytes": ("CUDA graphs", _rank(name="CUDA graphs")),
     "pool_bytes": ("kv pool", lambda e: Figure(e.pool.nbytes, e.pool.low, e.pool.high) if e.pool else None),
+    "keys_bytes": ("keys of the printed tokens", lambda e: Figure(*(e.pool.nbytes // 2,) * 3) if e.pool else None),
+    "whole_pool_tokens": ("tokens of the whole pool", _pool_tokens),
     "pool_tokens": ("tokens of the printed pool", _printed_tokens),
     "allocated_bytes": ("allocated", _levels("allocated")),
     "reserved_bytes": ("reserved", _levels("allocated", "reserved")),

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from calculator.engines.base import Engine, Job, Releases
 from calculator.engines.llama_cpp import LlamaCpp
+from calculator.engines.sglang import Sglang
 from calculator.engines.transformers import Transformers
 from calculator.engines.vllm import Vllm
 from calculator.errors import BadValue, NotModelled, UnknownName, Unsupported
@@ -14,7 +15,7 @@ from calculator.quantization import Scheme
 
 __all__ = ["ENGINES", "LATER", "Engine", "Job", "check_runs", "load"]
 
-ENGINES: dict[str, Engine] = {engine.name: engine for engine in (Transformers(), LlamaCpp(), Vllm())}
+ENGINES: dict[str, Engine] = {engine.name: engine for engine in (Transformers(), LlamaCpp(), Vllm(), Sglang())}
 
 
 class Later(NamedTuple):
@@ -27,7 +28,6 @@ class Later(NamedTuple):
 LATER: dict[str, Later] = {
     name: Later(name, why)
     for name, why in (
-        ("sglang", "its pool, activations and graphs come with the serving engines"),
         ("exllamav2", "no public record to hold its cache and scratch against"),
         ("tensorrt-llm", "no public record to hold it against"),
         ("mlx", "no public record to hold it against"),
@@ -48,7 +48,7 @@ def canonical(name: str) -> str:
 
 def check_runs(scheme: Scheme, engine: str) -> None:
     """Refuse a quantization that the engine can't run. Raises Unsupported."""
-    if engine in scheme.engines or (engine not in ENGINES and engine != "sglang"):
+    if engine in scheme.engines or engine not in ENGINES:
         return
     if scheme.recipe and engine == "transformers":
         raise Unsupported(

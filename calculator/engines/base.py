@@ -9,7 +9,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from calculator.datafiles import read_json
-from calculator.errors import BadValue
+from calculator.errors import BadValue, NotModelled
 from calculator.ledger import Basis, Line
 from calculator.names import nearest
 from calculator.quantization import Scheme, Stored
@@ -123,6 +123,8 @@ class Pool(NamedTuple):
     """What weights, activations, overhead and cache may take on one GPU."""
     reserved_bytes: int
     """What the engine takes over all GPUs."""
+    room: int = 0
+    """What is left of the card beside that, at least, for the lines that are not in it [bytes]."""
     queues: bool = False
     """Fewer sequences at once than the workload has."""
     warnings: tuple[str, ...] = ()
@@ -134,7 +136,7 @@ class Reserves(Protocol):
 
     @property
     def beside(self) -> tuple[str, ...]:
-        """Names of lines that are outside of what the engine reserves."""
+        """Names of lines that are outside of what the engine reserves; a CUDA context is taken off the card before."""
         ...
 
     def pool(self, job: Job) -> Pool | None:
@@ -239,9 +241,28 @@ COUNT = range(1, MAX_COUNT + 1)
 _SHARE = r"[0-9]{1,9}(\.[0-9]{1,9})?"
 
 
+# settings that an engine has and the formulas don't cover: engine -> setting -> what is missing
+NOT_MODELLED: Mapping[str, Mapping[str, str]] = {
+    "vllm": {
+        **dict.fromkeys(("speculative_config", "speculative_model", "num_speculative_tokens"), "speculative decoding: the draft's weights, cache and pass"),
+        **dict.fromkeys(("data_parallel_size", "decode_context_parallel_size"), "ranks that don't split the layers"),
+        **dict.fromkeys(("cpu_offload_gb", "kv_transfer_config", "kv_offloading_size"), "weights or cache outside of the GPU"),
+    },
+    "sglang": {
+        **dict.fromkeys(("speculative_algorithm", "speculative_draft_model_path", "speculative_num_steps"), "speculative decoding: the draft's weights, cache and pass"),
+        **dict.fromkeys(("dp_size", "data_parallel_size", "enable_dp_attention"), "ranks that don't split the layers"),
+        **dict.fromkeys(("ep_size", "expert_parallel_size", "enable_ep_moe"), "experts split by number"),
+        **dict.fromkeys(("lora_paths", "enable_lora", "max_loras_per_batch"), "LoRA slots"),
+        **dict.fromkeys(("cpu_offload_gb", "enable_hierarchical_cache"), "weights or cache outside of the GPU"),
+    },
+}
+
+
 def parse_settings(engine: str, table: Mapping[str, Setting], given: Mapping[str, Any]) -> dict[str, str | int | bool | float]:
     """The given settings in their types. Raises BadValue for a name that the engine doesn't have."""
     for name in given:
+        if (missing := NOT_MODELLED.get(engine, {}).get(name)) is not None:
+            raise NotModelled(f"{engine} with {name}: {missing} have no formula yet", hint="leaving it out")
         if name not in table:
             near = nearest(name, table)
             raise BadValue(

@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import lru_cache
 
 from calculator.engines.base import Job
-from calculator.parallelism import Share, pipeline_stages, share_of, tensor_rank
+from calculator.parallelism import Share, expert_rank, pipeline_stages, share_of, tensor_rank
 from calculator.quantization import Scheme, Stored, compute_dtype, quantize
 from calculator.quantization.hf import DTYPE_BYTES
 from calculator.spec import ModelSpec
@@ -32,7 +32,8 @@ def kv_element_bytes(job: Job) -> int:
 
 def rank_of(job: Job) -> ModelSpec:
     """What one rank holds, as a model of its own."""
-    return tensor_rank(job.model, ranks_of(job), vocab_multiple=VOCAB_MULTIPLE)
+    split = expert_rank if job.deployment.settings.get("enable_expert_parallel") and job.model.num_experts else tensor_rank
+    return split(job.model, ranks_of(job), vocab_multiple=VOCAB_MULTIPLE)
 
 
 def shares_of(job: Job) -> tuple[Share, ...]:
@@ -50,6 +51,9 @@ def repacked(scheme: Scheme) -> bool:
 def held_by(job: Job, share: Share) -> Stored:
     """Stored tensors of one GPU, as they are after repacking."""
     stored = _rank_stored(rank_of(job), job.scheme)
+    if job.model.num_experts:  # the router scores all experts on every rank
+        routers = {g.group.name: g for g in job.stored if g.group.role == "router"}
+        stored = tuple(routers.get(g.group.name, g) for g in stored)
     held = share_of(stored, share, head_with_embedding=True)
     if job.model.tie_word_embeddings and share.last and not share.first:
         held = (*(g for g in stored if g.group.role == "embedding"), *held)

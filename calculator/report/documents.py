@@ -83,9 +83,19 @@ def related(estimated: Estimate) -> list[dict[str, Any]]:
     return found
 
 
-def compare_document(estimates: list[Estimate]) -> dict[str, Any]:
-    """`vram compare --json`."""
-    return envelope(estimates=[estimate_document(e) for e in estimates])
+def compare_document(estimates: list[Estimate], together: Fit | None = None) -> dict[str, Any]:
+    """`vram compare --json`; `together` is what they hold on one GPU at once."""
+    document = envelope(estimates=[estimate_document(e) for e in estimates])
+    if together is not None:
+        document["sum"] = {
+            "total_bytes": sum(e.total_bytes for e in estimates), "verdict": together.verdict,
+            "devices": [
+                {"index": d.index, "gpu": d.gpu, "usable_bytes": d.usable_bytes, "required_bytes": d.required_bytes,
+                 "headroom_bytes": d.headroom_bytes, "fits": d.verdict != "does_not_fit"}
+                for d in together.devices
+            ],
+        }  # fmt: skip
+    return document
 
 
 def recommend_document(found: Recommendation) -> dict[str, Any]:

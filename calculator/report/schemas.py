@@ -135,10 +135,19 @@ class Estimate(_Envelope):
     warnings: list[str]
 
 
+class Together(_Document):
+    """What several estimates hold on one GPU at once."""
+
+    total_bytes: int
+    verdict: Literal["fits", "tight", "does_not_fit"]
+    devices: list[Device]
+
+
 class Compare(_Envelope):
-    """vram compare --json."""
+    """vram compare --json; `sum` with --sum alone."""
 
     estimates: list[Estimate]
+    sum: Together | None = None
 
 
 class SweepRow(_Document):

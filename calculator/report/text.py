@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from calculator.audit import Audit
 from calculator.engines.base import Pool
 from calculator.estimate import Estimate
-from calculator.fit import fit
+from calculator.fit import Fit, fit
 from calculator.ledger import COMPONENTS, Line
 from calculator.recommend import Recommendation
 from calculator.solve import Solution
@@ -91,8 +91,8 @@ def explanations(lines: Sequence[Line]) -> list[str]:
     return out
 
 
-def compare_text(estimates: Sequence[Estimate]) -> str:
-    """Estimates side by side."""
+def compare_text(estimates: Sequence[Estimate], together: Fit | None = None) -> str:
+    """Estimates side by side; `together`: on one GPU at once."""
     heads = [chr(ord("A") + i) if i < 26 else str(i) for i in range(len(estimates))]
     out = [f"{head}  {describe(e)}" for head, e in zip(heads, estimates, strict=True)]
     rows = [(NAMES[c], *(gib(e.ledger.component_bytes(c)) for e in estimates)) for c in COMPONENTS]
@@ -102,7 +102,14 @@ def compare_text(estimates: Sequence[Estimate]) -> str:
     rows.append(("host", *(gib(e.ledger.host_bytes) for e in estimates)))
     if any(e.job.gpu for e in estimates):
         rows.append(("verdict", *(VERDICTS[fit(e, e.job.gpu).verdict] if e.job.gpu else "-" for e in estimates)))
-    return "\n".join([*out, "", table(rows, header=("", *heads), right=frozenset(range(1, len(heads) + 1)))])
+    out += ["", table(rows, header=("", *heads), right=frozenset(range(1, len(heads) + 1)))]
+    if together is not None:
+        out.append("")
+        out += [
+            f"together on {d.gpu} {d.index}: {VERDICTS[d.verdict]}, {gib(d.required_bytes)} (up to {gib(d.high_bytes)}) of {gib(d.usable_bytes)}"
+            for d in together.devices
+        ]
+    return "\n".join(out)
 
 
 def recommend_text(found: Recommendation, *, limit: int) -> str:

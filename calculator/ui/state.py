@@ -23,6 +23,7 @@ OFFERED_SETTINGS: dict[str, tuple[str, ...]] = {
     "transformers": ("attn_implementation", "logits_to_keep", "cache_implementation", "phase"),
     "llama.cpp": ("flash_attn", "n_ubatch", "kv_unified"),
     "vllm": ("gpu_memory_utilization", "enforce_eager", "block_size"),
+    "sglang": ("mem_fraction_static", "disable_cuda_graph", "page_size"),
 }
 SORTS = tuple(name for name in OBJECTIVES if name != "price")
 VENDORS = tuple(dict.fromkeys(gpu.vendor for gpu in load_gpus()))

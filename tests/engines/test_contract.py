@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 
 import pytest
 from hypothesis import assume, given
@@ -13,10 +14,13 @@ from calculator.engines import ENGINES
 from calculator.errors import CalculatorError
 from calculator.estimate import estimate
 from calculator.ledger import COMPONENTS
+from calculator.parallelism import tensor_sizes
 from calculator.quantization import CATALOG, parse
+from calculator.report.text import estimate_text
 from calculator.units import align_up
 
 QUANTS = st.sampled_from([(q, e) for q in CATALOG for e in ENGINES if e in parse(q).engines])
+SERVERS = ("vllm", "sglang")
 _WORDS = re.compile(r"\([^()]*[a-zA-Z][^()]*\)")
 
 
@@ -83,7 +87,6 @@ def test_layers_on_several_devices_add_up_to_the_whole(model, chosen, gpus):
     """Weights split without loss; only a device's padding and small shared tables may repeat."""
     assume(gpus <= model.spec.num_hidden_layers)
     quant, engine = chosen
-    assume(engine != "vllm")  # its stages repeat the rotary table and a tied embedding
     one = estimate(model, quant=quant, engine=engine, context=512)
     many = estimate(model, quant=quant, engine=engine, context=512, gpus=gpus)
     assert many.ledger.component_bytes("kv_cache") == one.ledger.component_bytes("kv_cache")
@@ -91,7 +94,66 @@ def test_layers_on_several_devices_add_up_to_the_whole(model, chosen, gpus):
     if engine == "llama.cpp" and model.spec.rope_type == "llama3":  # a table of rotary frequencies on each device with layers
         repeated = sum(any(line.device == i for line in many.ledger.lines if line.component == "kv_cache") for i in range(1, gpus))
     table = align_up(2 * model.spec.head_dim, 128)
-    assert many.ledger.component_bytes("weights") == one.ledger.component_bytes("weights") + repeated * table
+    assert weights(many, engine) == weights(one, engine) + repeated * table
+
+
+def weights(found, engine):
+    """Without what a serving engine's stages repeat by name: rotary table, a tied embedding, what the allocator adds."""
+    repeated = ("rotary cos and sin", "allocator rounding", "load slack", *(("embedding",) if found.job.model.tie_word_embeddings else ()))
+    lines = [line for line in found.ledger.lines if line.component == "weights"]
+    return sum(line.nbytes for line in lines if engine not in SERVERS or line.name not in repeated)
+
+
+@given(models(), st.sampled_from(SERVERS), st.sampled_from(["bf16", "fp16", "fp32"]), st.data())
+def test_ranks_hold_the_whole_and_what_is_replicated_by_name(model, engine, quant, data):
+    """Tensor parallel: matrices add up; norms are on every rank, KV heads on several where there are fewer, the vocabulary is padded."""
+    size = data.draw(st.sampled_from(tensor_sizes(model.spec)))
+    one, many = (estimate(model, quant=quant, engine=engine, context=512, settings={"tensor_parallel_size": n}) for n in (1, size))
+    copies = max(1, size // model.spec.num_key_value_heads)
+    assert many.ledger.component_bytes("kv_cache") == copies * one.ledger.component_bytes("kv_cache")
+    for name in ("linear layers", "norms and biases"):
+        whole, parts = (sum(line.nbytes for line in e.ledger.lines if line.name == name) for e in (one, many))
+        assert parts == size * whole if name.startswith("norms") else whole <= parts <= copies * whole
+
+
+@given(models(), QUANTS, st.integers(1, 4), st.integers(1, 4))
+def test_each_device_of_more_devices_holds_no_more(model, chosen, few, many):
+    quant, engine = chosen
+    few, many = sorted((few, many))
+    assume(many <= model.spec.num_hidden_layers)
+    a, b = (estimate(model, quant=quant, engine=engine, context=512, gpus=n).ledger for n in (few, many))
+    assert max(b.on(i).component_bytes("kv_cache") for i in b.devices) <= max(a.on(i).component_bytes("kv_cache") for i in a.devices)
+
+
+@given(models(), QUANTS, contexts)
+def test_every_line_is_explained(model, chosen, context):
+    quant, engine = chosen
+    found = estimate(model, quant=quant, engine=engine, context=context)
+    text = estimate_text(found, explain=True)
+    for line in found.ledger.lines:
+        assert line.name in text
+        assert line.source in text
+
+
+@given(models(), st.sampled_from(SERVERS), contexts, sequences, st.sampled_from([None, "rtx 4090", "H100 SXM5 80GB"]), st.data(), st.booleans())
+def test_the_start_command_gives_the_estimate_again(model, engine, context, count, gpu, data, fp8):
+    size = data.draw(st.sampled_from(tensor_sizes(model.spec)))
+    options = {"quant": "bf16", "engine": engine, "context": context, "sequences": count, "gpu": gpu}
+    first = estimate(model, **options, kv_dtype="fp8" if fp8 else None, settings={"tensor_parallel_size": size})
+    words = first.start_command.split()
+    flags = {word[2:].replace("-", "_"): value for word, value in pairwise(words) if word.startswith("--")}
+    kv = flags.pop("kv_cache_dtype", None)
+    assert flags.pop("dtype") == "bfloat16"
+    assert flags.pop("pipeline_parallel_size", "1") == "1"
+    flags.pop("model_path", None)
+    again = estimate(model, **options, kv_dtype="fp8" if kv else None, settings=flags)
+    assert [(line.name, line.nbytes, line.low_bytes, line.high_bytes) for line in again.ledger.lines] == [
+        (line.name, line.nbytes, line.low_bytes, line.high_bytes) for line in first.ledger.lines]
+    assert again.pool == first.pool
+
+
+def test_engines_without_a_command_line_have_no_start_command():
+    assert estimate("llama-3.2-1b", quant="bf16").start_command is None
 
 
 @pytest.mark.parametrize("engine", ENGINES.values(), ids=ENGINES)
@@ -106,7 +168,7 @@ def test_an_unknown_setting_is_refused_with_the_known_ones(engine):
 @pytest.mark.parametrize("context", [1, 2**40])
 def test_huge_values_neither_hang_nor_wrap(engine, context):
     quant = "Q8_0" if engine.name == "llama.cpp" else "bf16"
-    settings = {"allow_long_max_model_len": 1} if engine.name == "vllm" else {}
+    settings = {"vllm": {"allow_long_max_model_len": 1}, "sglang": {"allow_overwrite_longer_context_len": 1}}.get(engine.name, {})
     found = estimate("llama-3.3-70b", quant=quant, engine=engine.name, context=context, sequences=256, settings=settings)
     assert found.ledger.component_bytes("kv_cache") >= 256 * context * found.kv_bytes_per_token
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar, Literal
 
 from calculator.engines.base import COUNT, Dynamic, Job, Pool, Real, Record, Setting, record
-from calculator.engines.ranks import VOCAB_MULTIPLE, element_bytes, kv_element_bytes, rank_of, ranks_of, shares_of
+from calculator.engines.ranks import element_bytes, kv_element_bytes, rank_of, ranks_of, shares_of
 from calculator.engines.vllm import weights
 from calculator.engines.vllm.blocks import (
     BLOCK_SOURCE,
@@ -22,7 +22,7 @@ from calculator.engines.vllm.pool import for_one, pool_of
 from calculator.engines.vllm.profile import SORT_SOURCE, SOURCE, TRITON_SOURCE, peaks, samples_on
 from calculator.errors import BadValue, NotModelled, Unsupported
 from calculator.ledger import Formula, Ledger, Line
-from calculator.parallelism import pipeline_stages, tensor_rank
+from calculator.parallelism import pipeline_stages
 from calculator.quantization import Scheme, compute_dtype
 from calculator.spec import ModelSpec
 from calculator.steps import Peak
@@ -43,6 +43,10 @@ class Vllm:
         "max_num_batched_tokens": Setting(None, COUNT, "most tokens a step; default by GPU and version, as the server"),
         "block_size": Setting(16, range(1, 4097), "tokens of a cache block"),
         "tensor_parallel_size": Setting(1, range(1, 1025), "ranks that each layer is split over"),
+        "enable_expert_parallel": Setting(False, bool, "whole experts dealt out over the ranks"),
+        "enable_lora": Setting(False, bool, "slots for LoRA adapters"),
+        "max_loras": Setting(1, range(1, 1025), "adapters in one batch"),
+        "max_lora_rank": Setting(16, range(1, 1025), "largest rank of an adapter"),
         "enforce_eager": Setting(False, bool, "no CUDA graphs"),
         "use_v1": Setting(None, bool, "VLLM_USE_V1: the V1 engine or not; default by version and card (0.8 to 0.10)"),
         "kv_pool_bytes": Setting(None, COUNT, "cache pool of a GPU, given instead of derived (kv_cache_memory_bytes) [bytes]"),
@@ -70,13 +74,21 @@ class Vllm:
         model, settings, length = job.model, job.deployment.settings, length_of(job)
         if job.vendor != "NVIDIA":
             raise NotModelled(f"vllm on {job.vendor}: no public start-up log to hold it against", hint="an NVIDIA GPU, or --engine llama.cpp")
+        capability = job.gpu.compute_capability if job.gpu else None
+        old_card = capability is not None and int(capability.split(".")[0]) < 8
+        if old_card and compute_dtype(model, job.scheme) == "bfloat16" and (release(job.deployment.engine_version) or (0, 0, 0)) < (0, 9):
+            raise Unsupported(  # later releases fall back to float16, which takes as much
+                f"Bfloat16 is only supported on GPUs with compute capability of at least 8.0. Your {job.gpu.name if job.gpu else ''} GPU has "
+                f"compute capability {capability}. You can use float16 instead by explicitly setting the `dtype` flag in CLI, for example: "
+                "--dtype=half.", hint="--quant fp16",
+            )  # fmt: skip
         if length > model.max_position_embeddings and not settings["allow_long_max_model_len"]:
             raise Unsupported(
                 f"User-specified max_model_len ({length}) is greater than the derived max_model_len "
                 f"(max_position_embeddings={model.max_position_embeddings} or model_max_length=None in model's config.json)",
                 hint="--set allow_long_max_model_len=1 (VLLM_ALLOW_LONG_MAX_MODEL_LEN=1)",
             )
-        if settings.get("use_v1") is not None and not (0, 8) <= (release(job.deployment.engine_version) or (0, 0)) <= (0, 10):
+        if settings.get("use_v1") is not None and not (0, 8) <= (release(job.deployment.engine_version) or (0, 0, 0)) < (0, 11):
             raise BadValue(f"use_v1 has no choice in vllm {job.deployment.engine_version}", hint="leaving it out: 0.8 to 0.10 have both engines")
         if job.workload.context > length:
             raise BadValue(f"max_model_len {length:,} is below the context of {job.workload.context:,}", hint="leaving max_model_len out")
@@ -85,8 +97,10 @@ class Vllm:
                 f"vllm with sliding-window attention beyond its window of {model.sliding_window:,} tokens",
                 hint=f"--context {model.sliding_window}",
             )
-        tp = int(settings["tensor_parallel_size"])
-        tensor_rank(model, tp, vocab_multiple=VOCAB_MULTIPLE)
+        if settings["enable_lora"] and model.num_experts:
+            raise NotModelled("vllm with LoRA on experts has no formula yet", hint="leaving enable_lora out")
+        tp = ranks_of(job)
+        rank_of(job)
         if job.deployment.gpus % tp:
             raise BadValue(f"{job.deployment.gpus} GPUs are no multiple of tensor_parallel_size {tp}", hint=f"--gpus {tp}")
         pipeline_stages(model.num_hidden_layers, job.deployment.gpus // tp)
@@ -194,8 +208,10 @@ class Vllm:
     def _records(self, job: Job) -> tuple[Record, Record]:
         version = version_of(job)
         capability = (job.gpu.compute_capability or "") if job.gpu else ""
-        hopper = "_sm90" if capability.startswith("9.") and not version.v1 else ""
-        several = "_tp" if job.deployment.gpus > 1 else hopper
+        several = "_tp" if job.deployment.gpus > 1 and version.non_torch != "v0_early" else ""
+        measured_apart = version.non_torch == "v0" or (version.non_torch == "v1" and several)
+        hopper = "_sm90" if measured_apart and capability.split(".")[0] in ("9", "10") else ""
+        several += hopper
         return record("vllm", f"non_torch_{version.non_torch}{several}"), record("vllm", f"cuda_graphs_{'v1' if version.v1 else 'v0'}")
 
 

@@ -20,7 +20,7 @@ def start_command(job: Job) -> str | None:
 
     The model is named as here; a format that isn't made on loading is a checkpoint of that name.
     """
-    settings, version = job.deployment.settings, release(job.deployment.engine_version) or (0, 0)
+    settings, version = job.deployment.settings, release(job.deployment.engine_version) or (0, 0, 0)
     given = settings.get("kv_pool_bytes")
     if given is not None and version < (0, 11):
         return None
@@ -42,6 +42,10 @@ def start_command(job: Job) -> str | None:
     ]  # fmt: skip
     if job.deployment.kv_dtype == "fp8":
         words += ["--kv-cache-dtype", "fp8"]
+    if settings["enable_expert_parallel"]:
+        words.append("--enable-expert-parallel")
+    if settings["enable_lora"]:
+        words += ["--enable-lora", "--max-loras", str(settings["max_loras"]), "--max-lora-rank", str(settings["max_lora_rank"])]
     if settings["enforce_eager"]:
         words.append("--enforce-eager")
     if given is not None:

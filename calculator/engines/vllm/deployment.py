@@ -35,21 +35,22 @@ class Version(NamedTuple):
 
 
 # the release since which each holds; read in the sources of VERSIONS, the releases between behave like the one before
-SINCE: dict[tuple[int, int], Version] = {
-    (0, 6): Version(v1=False, sampler="sort", in_blocks=False, non_torch="v0", locks_a_column=True, experts_share=False),
-    (0, 8): Version(v1=True, sampler="sort", in_blocks=False, non_torch="v1", a100_is_large=True, locks_a_column=True, needs_ampere=True),
-    (0, 9): Version(v1=True, sampler="sort", in_blocks=True, non_torch="v1", hybrid=True, needs_ampere=True),
-    (0, 11): Version(v1=True, sampler="sort", in_blocks=True, non_torch="v1", hybrid=True),
-    (0, 17): Version(v1=True, sampler="triton", in_blocks=True, non_torch="0.19", hybrid=True, workspaces_wide=True),
+SINCE: dict[tuple[int, int, int], Version] = {
+    (0, 6, 0): Version(v1=False, sampler="sort", in_blocks=False, non_torch="v0_early", locks_a_column=True, experts_share=False),
+    (0, 6, 5): Version(v1=False, sampler="sort", in_blocks=False, non_torch="v0", locks_a_column=True, experts_share=False),
+    (0, 8, 0): Version(v1=True, sampler="sort", in_blocks=False, non_torch="v1", a100_is_large=True, locks_a_column=True, needs_ampere=True),
+    (0, 9, 0): Version(v1=True, sampler="sort", in_blocks=True, non_torch="v1", hybrid=True, needs_ampere=True),
+    (0, 11, 0): Version(v1=True, sampler="sort", in_blocks=True, non_torch="v1", hybrid=True),
+    (0, 17, 0): Version(v1=True, sampler="triton", in_blocks=True, non_torch="0.19", hybrid=True, workspaces_wide=True),
 }
 VERSIONS = ("0.6.6", "0.8.5", "0.9.2", "0.11.0", "0.14.0", "0.19.0")  # sources read
-NEWEST = (0, 20)  # 0.21 takes CUDA graphs out of the pool, with a profile of its own
+NEWEST = (0, 20, 99)  # 0.21 takes CUDA graphs out of the pool, with a profile of its own
 
 
-def release(version: str) -> tuple[int, int] | None:
-    """Major and minor number of a release that the formulas cover; None for others."""
-    match = re.fullmatch(r"v?(\d{1,2})\.(\d{1,2})(\.\d{1,3})?([.]?(post|dev|rc)\d{0,4}.{0,40})?", version.strip())
-    found = (int(match[1]), int(match[2])) if match else (0, 0)
+def release(version: str) -> tuple[int, int, int] | None:
+    """A release that the formulas cover; None for others."""
+    match = re.fullmatch(r"v?(\d{1,2})\.(\d{1,2})(?:\.(\d{1,3}))?([.]?(post|dev|rc)\d{0,4}.{0,40})?", version.strip())
+    found = (int(match[1]), int(match[2]), int(match[3] or 0)) if match else (0, 0, 0)
     return found if min(SINCE) <= found <= NEWEST else None
 
 

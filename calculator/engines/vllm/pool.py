@@ -74,7 +74,8 @@ def pool_of(job: Job, taken_by: Callable[[Job], Ledger]) -> Pool | None:
     queues = not said and at_once < job.workload.sequences
     queue = f"{int(at_once):,} of {job.workload.sequences:,} sequences of {length:,} tokens run at once; the others queue"
     reserved = ledger.total_bytes + given * job.deployment.gpus if given else usable.value * job.deployment.gpus
-    return Pool(point, low, high, blocks, blocks // groups_of(job).tables * size, many, usable, reserved, queues,
+    room = total.low_value - (usable.high or usable.value) if total else 0
+    return Pool(point, low, high, blocks, blocks // groups_of(job).tables * size, many, usable, reserved, room, queues,
                 (said,) if said else (queue,) if queues else ())  # fmt: skip
 
 

@@ -14,12 +14,13 @@ from calculator.engines.weights import weight_lines
 from calculator.ledger import Formula, Line
 from calculator.parallelism import Share
 from calculator.spec import ModelSpec
-from calculator.units import MIB
+from calculator.units import MIB, align_up
 
 ROPE_SOURCE = "vllm v0.19.0 model_executor/layers/rotary_embedding/base.py, _compute_cos_sin_cache"
 SCALES_SOURCE = "vllm v0.19.0 model_executor/layers/attention/attention.py: q, k, v and probability scales and ranges"
 ROUNDING_SOURCE = "pytorch c10/cuda/CUDACachingAllocator.cpp should_split: up to 1 MiB of a block is not split off"
 FP8_MARLIN_SOURCE = "vllm v0.6.6 model_executor/layers/quantization/utils/marlin_utils_fp8.py prepare_fp8_layer_for_marlin; marlin_utils.py"
+LORA_SOURCE = "vllm v0.11.0 lora/layers/base_linear.py L36-80, column_parallel_linear.py L190-223, vocal_parallel_embedding.py, logits_processor.py"
 FP8_SINCE = (8, 9)  # compute capability: below it, FP8 weights run on the Marlin kernel. vllm v0.6.6 layers/quantization/fp8.py
 
 
@@ -44,6 +45,8 @@ def lines_of(job: Job) -> list[Line]:
             lines.append(Line("weights", "attention scales", 7 * 512 * len(share.layers),
                               Formula("7 × 512 (allocated bytes of a scalar) × {L} (layers)", {"L": len(share.layers)}),
                               SCALES_SOURCE, device=share.device))  # fmt: skip
+        if job.deployment.settings["enable_lora"]:
+            lines.append(_lora_line(job, rank, share))
         if _fp8_by_marlin(job):
             lines.append(_marlin_line(job, rank, share))
         matrices = sum(g.count for g in held if len(g.parts) > 1)
@@ -76,6 +79,25 @@ def _marlin_line(job: Job, rank: ModelSpec, share: Share) -> Line:
         locks, formula = 4 * 1024, "{L} (layers) × ({e} × {N} (output columns) + 4 × 1,024 (locks as allocated))"
     return Line("weights", "Marlin scales and locks", symbols["L"] * (scales + locks), Formula(formula, symbols),
                 FP8_MARLIN_SOURCE, device=share.device, note="no FP8 units: weights alone are in FP8")  # fmt: skip
+
+
+def _lora_line(job: Job, rank: ModelSpec, share: Share) -> Line:
+    """Slots of every linear layer, and of embedding and head in families whose vocabulary may be adapted (llama).
+
+    bytes = e x max_loras x r x (L sum(in + out) + (V + 256) + 2 h + align(V, 256))        r max_lora_rank
+    """
+    size, settings = element_bytes(job), job.deployment.settings
+    linear = sum(group.row_length + group.rows for group in build_inventory(rank).groups if group.role in LINEAR_ROLES)
+    vocabulary = 0
+    if job.model.model_type in ("llama", "mistral"):
+        vocabulary += (job.model.vocab_size + 256 + rank.hidden_size) if share.first else 0
+        vocabulary += (align_up(job.model.vocab_size, 256) + rank.hidden_size) if share.last else 0
+    symbols = {"e": size, "n": int(settings["max_loras"]), "r": int(settings["max_lora_rank"]), "L": len(share.layers), "I": linear, "V": vocabulary}
+    each = symbols["e"] * symbols["n"] * symbols["r"]
+    return Line("weights", "LoRA slots", each * (symbols["L"] * linear + vocabulary),
+                Formula("{e} × {n} (adapters) × {r} (rank) × ({L} (layers) × {I} (in + out) + {V} (vocabulary))", symbols), LORA_SOURCE,
+                basis="modelled", low=each * symbols["L"] * linear, high=each * (symbols["L"] * linear + vocabulary) * 21 // 20,
+                device=share.device, note="not held against a log")  # fmt: skip
 
 
 def _unsplit(rank: ModelSpec, share: Share, size: int) -> int:

@@ -1,0 +1,226 @@
+"""SGLang: weights as its ranks hold them, the pool of tokens in the static fraction, and what lies beside that fraction."""
+
+from __future__ import annotations
+
+import shlex
+from typing import Any, ClassVar
+
+from calculator.engines.base import COUNT, Dynamic, Job, Pool, Real, Record, Setting, record
+from calculator.engines.ranks import (
+    VOCAB_MULTIPLE,
+    element_bytes,
+    held_by,
+    kv_element_bytes,
+    rank_of,
+    ranks_of,
+    shares_of,
+)
+from calculator.engines.sglang.deployment import (
+    VERSIONS,
+    chunk_of,
+    context_length,
+    graph_sequences,
+    prefill_tokens,
+    release,
+    static_fraction,
+    version_of,
+)  # fmt: skip
+from calculator.engines.sglang.pool import POOL_SOURCE, TABLE_SOURCE, cell_bytes, pool_of, running_requests, table_bytes
+from calculator.engines.sglang.steps import STEPS_SOURCE, prefill
+from calculator.engines.weights import weight_lines
+from calculator.errors import BadValue, NotModelled, Unsupported
+from calculator.ledger import Formula, Ledger, Line
+from calculator.parallelism import pipeline_stages, tensor_rank
+from calculator.quantization import Scheme, compute_dtype
+from calculator.spec import ModelSpec
+from calculator.steps import Peak
+from calculator.units import align_up
+
+ROPE_SOURCE = "sglang v0.4.3 srt/layers/rotary_embedding.py L82: the table stays float32 on CUDA"
+_SHORT = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
+
+
+class Sglang:
+    """SGLang's server on NVIDIA GPUs: tensor parallel by `tensor_parallel_size`, pipeline stages over the rest."""
+
+    name = "sglang"
+    versions = VERSIONS
+    beside = ("CUDA context", "peak activation", "request table", "attention workspace", "CUDA graphs")
+    settings: ClassVar[dict[str, Setting]] = {
+        "mem_fraction_static": Setting(None, Real(0, 1), "share of the free memory for weights and cache; default by card, ranks and version"),
+        "max_running_requests": Setting(None, COUNT, "most requests at once; default by pool and context_length, 2,048 to 4,096"),
+        "max_total_tokens": Setting(None, COUNT, "most tokens of the pool"),
+        "chunked_prefill_size": Setting(None, range(-1, COUNT.stop), "tokens of a prefill pass, -1 for whole prompts; default by card"),
+        "context_length": Setting(None, COUNT, "longest sequence [tokens]; default the model's limit"),
+        "page_size": Setting(1, range(1, 1025), "tokens of a page of the pool"),
+        "tensor_parallel_size": Setting(1, range(1, 1025), "ranks that each layer is split over"),
+        "disable_cuda_graph": Setting(False, bool, "no CUDA graphs"),
+        "total_memory_bytes": Setting(None, COUNT, "memory of a GPU as a program sees it, in place of a named GPU [bytes]"),
+        "allow_overwrite_longer_context_len": Setting(False, bool, "SGLANG_ALLOW_OVERWRITE_LONGER_CONTEXT_LEN"),
+    }  # fmt: skip
+
+    def covers(self, version: str) -> bool:
+        """Releases between the modelled ones, by what was in force before them."""
+        return release(version) is not None
+
+    def phases(self, job: Job) -> tuple[str, ...]:  # noqa: ARG002
+        """A prefill pass holds more than a decode pass."""
+        return ("prefill",)
+
+    def resolve_kv_dtype(self, model: ModelSpec, scheme: Scheme, kv_dtype: str | None, settings: dict[str, Any]) -> str:  # noqa: ARG002
+        """The model's own type, or fp8."""
+        own = _SHORT[compute_dtype(model, scheme)]
+        if kv_dtype not in (None, own, "fp8"):
+            raise Unsupported(f"sglang keeps no {kv_dtype} cache for a {own} model", allowed=f"{own}, fp8")
+        return kv_dtype or own
+
+    def check(self, job: Job) -> None:
+        """Refuse what the engine refuses, and what the formulas don't cover."""
+        model, settings, length, context = job.model, job.deployment.settings, context_length(job), job.workload.context
+        if job.vendor != "NVIDIA":
+            raise NotModelled(f"sglang on {job.vendor}: no public start-up log to hold it against", hint="an NVIDIA GPU, or --engine llama.cpp")
+        if job.gpu and job.gpu.compute_capability and tuple(map(int, job.gpu.compute_capability.split("."))) < (7, 5):
+            raise Unsupported("SGLang only supports sm75 and above.", hint="a Turing card or newer, or --engine vllm")
+        allowed = settings["allow_overwrite_longer_context_len"]
+        if max(length, context) > model.max_position_embeddings and not allowed:
+            raise Unsupported(
+                f"User-specified context_length ({max(length, context)}) is greater than the derived context_length ({model.max_position_embeddings})",
+                hint="--set allow_overwrite_longer_context_len=1 (SGLANG_ALLOW_OVERWRITE_LONGER_CONTEXT_LEN=1)",
+            )
+        if context > length and settings.get("context_length"):
+            raise BadValue(f"context_length {length:,} is below the context of {context:,}", hint="leaving context_length out")
+        if model.full_every:
+            raise NotModelled(f"sglang with sliding-window layers: the split of its pool for {model.model_type} has no formula yet", hint="--engine vllm")
+        if model.sliding_window and context > model.sliding_window:
+            raise NotModelled(f"sglang with sliding-window attention beyond its window of {model.sliding_window:,} tokens",
+                              hint=f"--context {model.sliding_window}")  # fmt: skip
+        if chunk_of(job) % int(settings["page_size"]):
+            raise BadValue(f"chunked_prefill_size {chunk_of(job):,} is no multiple of page_size {settings['page_size']}", hint="page_size=1")
+        tp = ranks_of(job)
+        tensor_rank(model, tp, vocab_multiple=VOCAB_MULTIPLE)
+        if job.deployment.gpus % tp:
+            raise BadValue(f"{job.deployment.gpus} GPUs are no multiple of tensor_parallel_size {tp}", hint=f"--gpus {tp}")
+        pipeline_stages(model.num_hidden_layers, job.deployment.gpus // tp)
+
+    def weight_lines(self, job: Job) -> list[Line]:
+        """Stored tensors, the rotary table in float32, and what loading takes beyond them."""
+        model, slack = job.model, record("sglang", "load_slack_tp" if job.deployment.gpus > 1 else "load_slack")
+        symbols = {"P": model.max_position_embeddings, "d": model.head_dim}
+        lines = []
+        for share in shares_of(job):
+            lines += weight_lines(job.scheme, held_by(job, share), device=share.device, tied=model.tie_word_embeddings)
+            lines.append(Line("weights", "rotary cos and sin", 4 * symbols["P"] * symbols["d"],
+                              Formula("4 × {P} (positions) × {d} (head_dim)", symbols), ROPE_SOURCE, device=share.device,
+                              note="one table, shared by the layers"))  # fmt: skip
+            lines.append(_record_line(slack, "load slack", share.device, "weights"))
+        return lines
+
+    def cache_lines(self, job: Job, phase: str) -> list[Line]:  # noqa: ARG002
+        """Slots of the sequences, in whole pages."""
+        work, rank = job.workload, rank_of(job)
+        slots = align_up(work.context, int(job.deployment.settings["page_size"]))
+        symbols = {"B": work.sequences, "S": slots, "K": rank.num_key_value_heads, "d": rank.head_dim, "e": kv_element_bytes(job)}
+        note = "KV heads are held by several ranks each" if ranks_of(job) > job.model.num_key_value_heads else ""
+        return [
+            Line("kv_cache", "KV slots", work.sequences * slots * cell_bytes(job, share),
+                 Formula("{B} × {S} (tokens) × 2 × {K} × {d} × {e} × {L} (layers)", symbols | {"L": len(share.layers)}),
+                 POOL_SOURCE, device=share.device, note=note)
+            for share in shares_of(job)
+        ]  # fmt: skip
+
+    def activation_lines(self, job: Job, phase: str) -> list[Line]:  # noqa: ARG002
+        """One prefill pass of the largest chunk; the engine doesn't measure it."""
+        low, peak, high = (prefill(rank_of(job), prefill_tokens(job), element_bytes(job), copies) for copies in (2, 4, 8))
+        return [
+            Line("activations", "peak activation", peak.nbytes, peak.formula, STEPS_SOURCE, basis="modelled", low=low.nbytes, high=high.nbytes,
+                 device=share.device, note=f"prefill of {prefill_tokens(job):,} tokens; outside the static fraction")
+            for share in shares_of(job)
+        ]  # fmt: skip
+
+    def overhead_lines(self, job: Job, phase: str) -> list[Line]:  # noqa: ARG002
+        """What is held before the weights, and what comes after the pool."""
+        lines, tokens, length = [], self._tokens(job), context_length(job)
+        requests = running_requests(job, tokens) + version_of(job).spare_slot
+        graphs = record("sglang", "cuda_graphs_small" if graph_sequences(job) <= 32 else "cuda_graphs")
+        for i in range(job.deployment.gpus):
+            lines.append(_record_line(self._context(job), "CUDA context", i))
+            lines.append(Line("overhead", "request table", table_bytes(job, tokens),
+                              Formula("4 × {R} (requests) × ({C} (context_length) + 4)", {"R": requests, "C": length}), TABLE_SOURCE, device=i))
+            lines.append(_record_line(record("sglang", "attention_workspace"), "attention workspace", i))
+            if job.deployment.settings["disable_cuda_graph"]:
+                lines.append(Line("overhead", "CUDA graphs", 0, Formula("0"), "setting disable_cuda_graph", device=i, note="none: disable_cuda_graph"))
+            else:
+                lines.append(_record_line(graphs, "CUDA graphs", i))
+        return lines  # fmt: skip
+
+    def peak(self, job: Job, phase: str) -> Peak:  # noqa: ARG002
+        """The largest step of a prefill pass."""
+        return prefill(rank_of(job), prefill_tokens(job), element_bytes(job), 4)
+
+    def kv_bytes_per_token(self, job: Job) -> int:
+        """Over all layers and ranks."""
+        return sum(cell_bytes(job, share) for share in shares_of(job))
+
+    def dynamic_key(self, job: Job) -> tuple[Any, ...]:
+        """What the cache depends on."""
+        d = job.deployment
+        return (self.name, d.engine_version, tuple(d.settings.items()), d.gpus, d.kv_dtype, element_bytes(job), job.gpu)
+
+    def dynamic(self, job: Job, phase: str) -> Dynamic:  # noqa: ARG002
+        """The cache: chunk, table and graphs don't follow the requests."""
+        cell, page = self.kv_bytes_per_token(job), int(job.deployment.settings["page_size"])
+
+        def held(context: int, sequences: int) -> tuple[int, int]:
+            cache = sequences * align_up(context, page) * cell
+            return cache, cache
+
+        return held
+
+    def resolved_settings(self, job: Job) -> dict[str, str | int | bool | float]:
+        """With the server's choices filled in."""
+        tokens = self._tokens(job)
+        derived: dict[str, str | int | bool | float] = {
+            "mem_fraction_static": static_fraction(job), "chunked_prefill_size": chunk_of(job) or -1, "context_length": context_length(job),
+            "max_running_requests": running_requests(job, tokens),
+        }  # fmt: skip
+        return dict(job.deployment.settings) | derived
+
+    def for_one(self, job: Job) -> int:
+        """Cache of one sequence on the fullest GPU."""
+        slots = align_up(job.workload.context, int(job.deployment.settings["page_size"]))
+        return slots * max(cell_bytes(job, share) for share in shares_of(job))
+
+    def pool(self, job: Job) -> Pool | None:
+        """What the static fraction leaves beside the weights on the tightest GPU."""
+        context = self._context(job)
+        return pool_of(job, lambda j: Ledger.of(self.weight_lines(j)), (context.low, context.value, context.high))
+
+    def start_command(self, job: Job) -> str | None:
+        """`sglang.launch_server` with the flags of this deployment."""
+        settings, scheme, chosen = job.deployment.settings, job.scheme, self.resolved_settings(job)
+        words = ["SGLANG_ALLOW_OVERWRITE_LONGER_CONTEXT_LEN=1"] if settings["allow_overwrite_longer_context_len"] else []
+        words += ["python", "-m", "sglang.launch_server", "--model-path", job.model.id if scheme.family == "plain" else f"{job.model.id}-{scheme.name}",
+                  "--dtype", compute_dtype(job.model, scheme), "--tensor-parallel-size", str(ranks_of(job))]  # fmt: skip
+        if (stages := job.deployment.gpus // ranks_of(job)) > 1:
+            words += ["--pipeline-parallel-size", str(stages)]
+        for name in ("context_length", "mem_fraction_static", "max_running_requests", "chunked_prefill_size", "page_size"):
+            words += [f"--{name.replace('_', '-')}", f"{chosen[name]:g}" if isinstance(chosen[name], float) else str(chosen[name])]
+        if (limit := settings.get("max_total_tokens")) is not None:
+            words += ["--max-total-tokens", str(limit)]
+        if job.deployment.kv_dtype == "fp8":
+            words += ["--kv-cache-dtype", "fp8_e4m3"]
+        if settings["disable_cuda_graph"]:
+            words.append("--disable-cuda-graph")
+        return shlex.join(words)
+
+    def _context(self, job: Job) -> Record:
+        return record("sglang", "context_tp" if job.deployment.gpus > 1 else "context")
+
+    def _tokens(self, job: Job) -> int | None:
+        pool = self.pool(job)
+        return pool.tokens if pool else None
+
+
+def _record_line(r: Record, name: str, device: int, component: Any = "overhead") -> Line:
+    return Line(component, name, r.value, Formula("{v}", {"v": r.value}), r.source, basis=r.basis, low=r.low,
+                high=r.high, device=device, level="process", note=r.note)  # fmt: skip

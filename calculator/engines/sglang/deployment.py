@@ -1,0 +1,130 @@
+"""SGLang's releases, and the limits that the server sets by the card where nobody else does."""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from typing import Literal, NamedTuple
+
+from calculator.engines.base import Job
+from calculator.engines.ranks import ranks_of
+from calculator.memory import usable_memory
+from calculator.units import MIB
+
+VERSIONS = ("0.4.1", "0.4.3", "0.4.6", "0.4.8", "0.4.9", "0.5.2", "0.5.3", "0.5.6")  # sources read
+NEWEST = (0, 5, 6)
+PREFILL_TOKENS = 16384  # max_prefill_tokens, where prefill isn't chunked
+FRACTION_SOURCE = "sglang v0.4.3 srt/server_args.py L194-205; v0.4.9 L283-321; v0.5.6 L699-861"
+
+
+class Version(NamedTuple):
+    """What differs between releases."""
+
+    fraction: Literal["table", "reserve", "chunk"]
+    """How mem_fraction_static defaults: by ranks, by a reserve of the card's class, or by chunk and graphs."""
+    spare_slot: int
+    """Rows of the request table beyond max_running_requests."""
+
+
+SINCE: dict[tuple[int, int, int], Version] = {
+    (0, 4, 0): Version("table", 1),
+    (0, 4, 8): Version("reserve", 0),
+    (0, 5, 3): Version("chunk", 0),
+}
+
+
+def release(version: str) -> tuple[int, int, int] | None:
+    """A release that the formulas cover; None for others."""
+    match = re.fullmatch(r"v?(\d{1,2})\.(\d{1,2})(?:\.(\d{1,3}))?([.]?(post|dev|rc)\d{0,4}.{0,40})?", version.strip())
+    found = (int(match[1]), int(match[2]), int(match[3] or 0)) if match else (0, 0, 0)
+    return found if min(SINCE) <= found <= NEWEST else None
+
+
+@lru_cache(maxsize=256)
+def _behaviour(version: str) -> Version:
+    found = release(version)
+    assert found is not None
+    return SINCE[max(since for since in SINCE if since <= found)]
+
+
+def version_of(job: Job) -> Version:
+    """What differs in the release of this job."""
+    return _behaviour(job.deployment.engine_version)
+
+
+def context_length(job: Job) -> int:
+    """As set, or the model's limit: the server doesn't follow the requests [tokens]."""
+    return int(job.deployment.settings.get("context_length") or job.model.max_position_embeddings)
+
+
+def card_mib(job: Job) -> int | None:
+    """The card's memory as nvidia-smi prints it, which the defaults go by [MiB]."""
+    if job.gpu is None:
+        return None
+    gpu = job.gpu
+    return (gpu.nvml_total_bytes or (gpu.memory_sold_bytes if gpu.memory_sold_bytes.verified else usable_memory(gpu))).value // MIB
+
+
+def chunk_of(job: Job) -> int:
+    """chunked_prefill_size: as set, or by the card [tokens]; 0 where it is off."""
+    given = job.deployment.settings.get("chunked_prefill_size")
+    if given is not None:
+        return max(int(given), 0)
+    memory = card_mib(job)
+    if version_of(job).fraction != "chunk":
+        return 2048 if memory is not None and memory < 25_000 else 8192
+    if memory is None:
+        return 4096
+    return 2048 if memory < 35 * 1024 else 4096 if memory < 60 * 1024 else 8192 if memory < 160 * 1024 else 16384
+
+
+def prefill_tokens(job: Job) -> int:
+    """Tokens of one prefill pass."""
+    return chunk_of(job) or PREFILL_TOKENS
+
+
+def graph_sequences(job: Job) -> int:
+    """cuda_graph_max_bs: the largest captured batch, by card, ranks and release [sequences]."""
+    memory, few = card_mib(job), ranks_of(job) < 4
+    kind = version_of(job).fraction
+    if kind != "chunk":
+        return (8 if few else 80) if memory is not None and memory < 25_000 else 160
+    if memory is None:
+        return 160
+    if memory < 20 * 1024:
+        return 8
+    if memory < 35 * 1024:
+        return 24 if few else 80
+    if memory < 60 * 1024:
+        return 32 if few else 160
+    return 256 if few and memory < 160 * 1024 else 512
+
+
+def static_fraction(job: Job) -> float:
+    """mem_fraction_static: as set, or the server's choice. Source: FRACTION_SOURCE."""
+    given = job.deployment.settings.get("mem_fraction_static")
+    if given is not None:
+        return float(given)
+    memory, gpus = card_mib(job), job.deployment.gpus
+    kind = version_of(job).fraction
+    if memory is None:
+        return 0.88
+    if kind == "table":
+        return _by_ranks(memory, gpus)
+    if kind == "reserve":
+        reserved = (2.8 + gpus / 10 if memory < 35 * 1024 else 9.5 + gpus / 2 if memory < 90 * 1024 else
+                    12 + gpus / 2 if memory < 160 * 1024 else 32) * 1024  # fmt: skip
+    else:
+        reserved = 512 + max(prefill_tokens(job), 2048) * 1.5 + graph_sequences(job) * 2 + gpus / 8 * 1024
+        if memory > 60 * 1024:
+            reserved = max(reserved, 10 * 1024)
+    return max(round((memory - reserved) / memory, 3), 0.001)
+
+
+def _by_ranks(memory: int, gpus: int) -> float:
+    fraction = 0.88
+    if memory <= 81920:
+        fraction = next((share for least, share in ((16, 0.79), (8, 0.81), (4, 0.85), (2, 0.87)) if gpus >= least), 0.88)
+    if memory > 96 * 1024:
+        fraction = min(fraction + 48 * 1024 * (1 - fraction) / memory, (memory - 18 * 1024) / memory)
+    return fraction

@@ -1,0 +1,91 @@
+"""The pool of token slots that the static fraction leaves, and the table of requests beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from calculator.engines.base import Job, Pool
+from calculator.engines.ranks import kv_element_bytes, rank_of, shares_of
+from calculator.engines.sglang.deployment import context_length, static_fraction, version_of
+from calculator.ledger import Ledger
+from calculator.memory import usable_memory
+from calculator.parallelism import Share
+from calculator.spec import Quantity
+
+POOL_SOURCE = "sglang v0.4.9 srt/model_executor/model_runner.py profile_max_num_token L928-963; v0.5.6 L1367"
+TABLE_SOURCE = "sglang v0.4.9 srt/mem_cache/memory_pool.py ReqToTokenPool L48-71; model_runner.py init_memory_pool"
+
+
+def cell_bytes(job: Job, share: Share) -> int:
+    """Keys and values of one token on one GPU [bytes].
+
+    bytes = 2 x K x d x e x L        K the rank's KV heads, L its layers                                   derived
+    """
+    rank = rank_of(job)
+    return 2 * rank.num_key_value_heads * rank.head_dim * kv_element_bytes(job) * len(share.layers)
+
+
+def running_requests(job: Job, tokens: int | None) -> int:
+    """max_running_requests: as set, or 512 for each context that the pool holds, from 2,048 to 4,096."""
+    given = job.deployment.settings.get("max_running_requests")
+    if given is not None:
+        return int(given)
+    return min(max(int((tokens or 0) / context_length(job) * 512), 2048), 4096)
+
+
+def table_bytes(job: Job, tokens: int | None) -> int:
+    """Where each request's tokens lie: 4 (R + spare) (C + 4) bytes, allocated after the pool.        Source: TABLE_SOURCE."""
+    return 4 * (running_requests(job, tokens) + version_of(job).spare_slot) * (context_length(job) + 4)
+
+
+def static_share(job: Job, total: Quantity, before: tuple[int, int, int]) -> Quantity:
+    """mem_fraction_static of what is free before the weights are loaded [bytes]; `before`: what is held by then, low to high."""
+    fraction, (low, point, high) = static_fraction(job), before
+    values = ((total.low_value - high), (total.value - point), ((total.high or total.value) - low))
+    least, value, most = (int(max(free, 0) * fraction) for free in values)
+    return Quantity(value=value, low=least, high=most, source=f"{fraction:g} x ({total.source}, less the CUDA context)", verified=total.verified)
+
+
+def pool_of(job: Job, static: Callable[[Job], Ledger], before: tuple[int, int, int]) -> Pool | None:
+    """What the static share leaves beside the weights on the tightest GPU, in whole pages; or max_total_tokens.
+
+    pool = mem_fraction_static x (free before loading) - (taken by loading);  tokens = floor(pool / cell) in pages
+
+    Source: POOL_SOURCE. The buffers hold one page more, for padded tokens.
+    """
+    settings = job.deployment.settings
+    page, limit = int(settings["page_size"]), settings.get("max_total_tokens")
+    if job.gpu is None and limit is None:
+        return None
+    shares, ledger = shares_of(job), static(job)
+    if job.gpu is None:
+        usable = Quantity(value=0, source="setting max_total_tokens")
+        smallest = min((int(limit or 0) * cell_bytes(job, share), int(limit or 0), share) for share in shares)
+        bounds = (smallest[0],) * 3
+        tokens = smallest[1]
+    else:
+        usable = static_share(job, usable_memory(job.gpu), before)
+        left = []
+        for share in shares:
+            part = ledger.on(share.device)
+            bounds = (usable.value - part.total_bytes, usable.low_value - part.high_bytes, (usable.high or usable.value) - part.low_bytes)
+            left.append((max(bounds[0], 0) // cell_bytes(job, share), bounds))
+        tokens, bounds = min(left)
+        if limit is not None and int(limit) < tokens:
+            tokens = int(limit)
+            bounds = (tokens * max(cell_bytes(job, share) for share in shares),) * 3
+    tokens = tokens // page * page
+    point, low, high = bounds
+    length, work = context_length(job), job.workload
+    at_once = min(tokens / work.context, running_requests(job, tokens))
+    said: tuple[str, ...] = ()
+    if tokens <= 0:
+        said = ("sglang refuses: Not enough memory. Please try to increase --mem-fraction-static.",)
+    elif work.context > min(length, tokens):
+        said = (f"sglang refuses: Input length ({work.context} tokens) exceeds the maximum allowed length ({min(length, tokens) - 1} tokens).",)
+    queues = not said and at_once < work.sequences
+    if queues:
+        said = (f"{int(at_once):,} of {work.sequences:,} sequences of {work.context:,} tokens run at once; the others queue",)
+    reserved = usable.value * job.deployment.gpus or ledger.total_bytes + point * job.deployment.gpus
+    room = int((usable_memory(job.gpu).low_value - before[2]) * (1 - static_fraction(job))) if job.gpu else 0
+    return Pool(point, low, high, tokens // page, tokens, tokens / work.context, usable, reserved, room, queues, said)

@@ -1,0 +1,78 @@
+"""Parts of a GPU as devices: MIG slices with their own memory, and plain fractions that a scheduler enforces."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from calculator.datafiles import read_json
+from calculator.errors import BadValue, Unsupported
+from calculator.names import key
+from calculator.spec import GpuSpec, Quantity
+
+MIG_SOURCE = "NVIDIA MIG User Guide, Supported MIG Profiles: eighths of the memory, sevenths of the multiprocessors"
+_MIG = re.compile(r"(.*?)[\s:/-]*(?:mig)?[\s:-]*(\d)g[.]?(\d{1,3})gb", re.IGNORECASE)
+_FRACTION = re.compile(r"(.*\S)\s*:\s*(0?\.\d{1,4})")
+
+
+def part_of(name: str, load: Callable[[str], GpuSpec]) -> GpuSpec | None:
+    """The part that a name like "H100 MIG 3g.40gb" or "H100:0.5" means; None where it names no part.
+
+    Raises Unsupported with the card's profiles, and whatever `load` raises for the card.
+    """
+    if match := _MIG.fullmatch(name.strip()):
+        return _slice(load(match[1]), f"{match[2]}g.{match[3]}gb")
+    if match := _FRACTION.fullmatch(name.strip()):
+        return _fraction(load(match[1]), float(match[2]))
+    return None
+
+
+def profiles(gpu: GpuSpec) -> tuple[str, ...]:
+    """MIG profiles of a card whose memory has been published."""
+    return tuple(r["profile"] for r in _records(gpu))
+
+
+def _records(gpu: GpuSpec) -> list[dict[str, Any]]:
+    return [r for r in read_json("slices.json")["slices"] if key(r["parent"]) == key(gpu.name)]
+
+
+def _slice(gpu: GpuSpec, profile: str) -> GpuSpec:
+    for record in _records(gpu):
+        if record["profile"] == profile:
+            eighths, sevenths = record["memory_slices"], record["compute_slices"]
+            return replace(
+                gpu, name=f"{gpu.name} MIG {profile}", aliases=(), nvml_total_bytes=None, cuda_total_bytes=Quantity(**record["cuda_total_bytes"]),
+                memory_sold_bytes=_times(gpu.memory_sold_bytes, eighths, 8), bandwidth_bytes_per_s=_times(gpu.bandwidth_bytes_per_s, eighths, 8),
+                bf16_dense_flops=_times(gpu.bf16_dense_flops, sevenths, 7) if gpu.bf16_dense_flops else None,
+                fp8_dense_flops=_times(gpu.fp8_dense_flops, sevenths, 7) if gpu.fp8_dense_flops else None,
+                notes=f"MIG: {eighths}/8 of the memory, {sevenths}/7 of the multiprocessors; no NVLink between slices",
+            )  # fmt: skip
+    known = profiles(gpu)
+    if not known:
+        raise Unsupported(f"{gpu.name} has no MIG profile here", hint=f"--gpu '{gpu.name}:0.5' for a plain fraction")
+    raise Unsupported(f"{gpu.name} has no MIG profile {profile}", allowed=", ".join(known))
+
+
+def _times(quantity: Quantity, part: int, whole: int) -> Quantity:
+    return Quantity(value=quantity.value * part // whole, source=f"{part}/{whole} of {quantity.source}; {MIG_SOURCE}", verified=quantity.verified)
+
+
+def _fraction(gpu: GpuSpec, share: float) -> GpuSpec:
+    """A share of the memory; bandwidth and compute are shared with others and stay the card's, an upper bound."""
+    if not 0 < share < 1:
+        raise BadValue(f"{share:g} of {gpu.name}", allowed="above 0, below 1", hint=f"--gpu '{gpu.name}:0.5'")
+
+    def of(quantity: Quantity | None) -> Quantity | None:
+        if quantity is None:
+            return None
+        return Quantity(
+            value=int(quantity.value * share), low=None if quantity.low is None else int(quantity.low * share),
+            high=None if quantity.high is None else int(quantity.high * share), source=f"{share:g} of {quantity.source}", verified=quantity.verified,
+        )  # fmt: skip
+
+    sold = of(gpu.memory_sold_bytes)
+    assert sold is not None
+    return replace(gpu, name=f"{gpu.name}:{share:g}", aliases=(), memory_sold_bytes=sold, nvml_total_bytes=of(gpu.nvml_total_bytes),
+                   cuda_total_bytes=of(gpu.cuda_total_bytes), notes="a share of the memory; bandwidth and compute are shared")  # fmt: skip

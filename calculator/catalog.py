@@ -9,10 +9,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from calculator.checkpoints import Checkpoint
 from calculator.datafiles import DATA, read_json
-from calculator.errors import UnknownName, UnreadableFile
+from calculator.errors import UnknownName
 from calculator.names import key, lookup
-from calculator.readers.hf_config import model_from_config, read_config
+from calculator.readers.hf_config import model_from_config
+from calculator.readers.untrusted import printable
 from calculator.spec import GpuSpec, ModelSpec, Quantity
 
 _CLIP = 80
@@ -23,6 +25,7 @@ class Model(NamedTuple):
 
     spec: ModelSpec
     record: dict[str, Any]
+    checkpoint: Checkpoint | None = None
 
     @property
     def related(self) -> list[dict[str, str]]:
@@ -98,12 +101,10 @@ def _looks_like_a_path(name: str) -> bool:
 
 
 def _model_of_file(path: Path) -> Model:
-    if path.suffix in (".gguf", ".safetensors"):
-        raise UnreadableFile(
-            f"{path}: reading {path.suffix} headers comes in a later version", hint="the model's config.json"
-        )
-    spec = model_from_config(read_config(path), id=str(path)[-_CLIP:])
-    return Model(spec, {"name": spec.id, "family": spec.model_type, "sources": {"config": str(path)}})
+    from calculator.checkpoints.load import load_path  # readers of other people's files cost start-up time
+
+    spec, checkpoint = load_path(path, id=printable(str(path)[-_CLIP:]))
+    return Model(spec, {"name": spec.id, "family": spec.model_type, "sources": {"config": str(path)}}, checkpoint)
 
 
 def _known_models() -> Iterator[str]:

@@ -105,7 +105,7 @@ class LlamaCpp:
         cuda = self._cuda(job)
         if not cuda:
             return [Line("weights", "model buffer", sum(g.nbytes for g in job.stored), stored_formula(list(job.stored)),
-                         RECIPE_SOURCE, note="CPU, before any repacking")]  # fmt: skip
+                         _types_source(job), basis=job.weights_basis, note="CPU, before any repacking")]  # fmt: skip
         lines = []
         for share in split_layers(job.model.num_hidden_layers, job.deployment.gpus):
             held = _on_gpu(share_of(job.stored, share, head_with_embedding=False), job.model.tie_word_embeddings)
@@ -113,15 +113,15 @@ class LlamaCpp:
             total = sum(_gpu_bytes(g) for g in held)
             exact = all(_gpu_bytes(g) == g.nbytes for g in held)
             formula = stored_formula(held, None if exact else _gpu_bytes)
-            lines.append(Line("weights", "model buffer", total, formula, PLACEMENT, device=share.device,
+            lines.append(Line("weights", "model buffer", total, formula, PLACEMENT, basis=job.weights_basis, device=share.device,
                               note=f"{job.scheme.name}: {job.scheme.rule}"))  # fmt: skip
         host = [g for g in job.stored if g.group.role == "embedding"]
         tied = "held twice: tied to the output, which is on the GPU" if job.model.tie_word_embeddings else "always on the host"
         lines.append(Line("weights", "model buffer, token_embd", sum(g.nbytes for g in host), stored_formula(host),
-                          PLACEMENT, device="host", note=tied))  # fmt: skip
+                          PLACEMENT, basis=job.weights_basis, device="host", note=tied))  # fmt: skip
         if left := [g for g in job.stored if g.format in NO_CUDA_KERNEL]:
             lines.append(Line("weights", "model buffer, no CUDA kernel", sum(g.nbytes for g in left), stored_formula(left),
-                              PLACEMENT, device="host", note="CUDA doesn't multiply this type: it stays on the CPU"))  # fmt: skip
+                              PLACEMENT, basis=job.weights_basis, device="host", note="CUDA doesn't multiply this type: it stays on the CPU"))  # fmt: skip
         return lines
 
     def cache_lines(self, job: Job, phase: str) -> list[Line]:  # noqa: ARG002
@@ -259,6 +259,10 @@ def _context_record(vendor: str, cuda: bool) -> Record:
     if not cuda:
         return record("llama_cpp", "cpu_process")
     return record("llama_cpp", {"AMD": "hip_context", "Apple": "metal_context"}.get(vendor, "cuda_context"))
+
+
+def _types_source(job: Job) -> str:
+    return job.scheme.source if job.from_headers else RECIPE_SOURCE
 
 
 def _on_gpu(held: Stored, tied: bool) -> list[StoredGroup]:

@@ -105,7 +105,7 @@ class Transformers:
         lines = []
         for share in self._shares(job):
             held = share_of(job.stored, share, head_with_embedding=job.model.tie_word_embeddings)
-            lines += weight_lines(job.scheme, held, device=share.device, tied=job.model.tie_word_embeddings)
+            lines += weight_lines(job.scheme, held, device=share.device, tied=job.model.tie_word_embeddings, basis=job.weights_basis)
         half, tables = job.model.head_dim // 2, 2 if job.model.model_type == "gemma3_text" else 1
         lines.append(Line("weights", "rotary inverse frequencies", tables * 2 * 4 * half,
                           Formula("{n} (tables) × 2 (current and original) × 4 (bytes) × {half}", {"half": half, "n": tables}),

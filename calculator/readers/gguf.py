@@ -213,7 +213,7 @@ class _Stream:
         length = self.u64()
         if length > MAX_TEXT or self.kept + length > MAX_KEPT:
             self.skip(length, key)
-            return Skipped("string", length)
+            return Skipped("text", length)
         self.kept += length
         return self._decode(self.take(length), f"the value of {quoted(key)}")
 

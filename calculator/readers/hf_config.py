@@ -11,7 +11,7 @@ from calculator.errors import NotModelled, UnknownArchitecture, UnreadableFile
 from calculator.readers.untrusted import LocalFile, inside, read_json, shown
 from calculator.spec import ModelSpec
 
-MAX_BYTES = 4 * 2**20  # a config.json is a few KiB
+MAX_BYTES = 2 * 2**20  # a config.json is a few KiB
 
 _REQUIRED = (
     "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size",

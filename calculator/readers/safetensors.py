@@ -15,7 +15,7 @@ from calculator.formats import FORMATS, SOURCES
 from calculator.readers.header import MAX_ALL_TENSORS, MAX_ELEMENTS, MAX_TENSORS, Header, Tensor, check_offsets, joined
 from calculator.readers.untrusted import LocalFile, Source, inside, loads, quoted, read_json, shown
 
-MAX_HEADER = 32 * 2**20  # the format allows 100 MB; the largest published file's is below 2 MB
+MAX_HEADER = 16 * 2**20  # the format allows 100 MB; the largest published file's is below 2 MB
 MAX_FILES = 2000
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -95,7 +95,7 @@ def read_source(source: Source) -> Header:
         raise UnreadableFile(f"{source.name} is not a safetensors file (its header is not a JSON object)", hint="a .safetensors file")
     if (count := data.count(b'"data_offsets"')) > MAX_TENSORS:
         raise UnreadableFile(f"{source.name} claims {count:,} tensors", allowed=f"up to {MAX_TENSORS:,}")
-    found = loads(data, name=source.name, hook=_compact)
+    found = loads(data, name=source.name, hook=_compact, nested=3 * MAX_TENSORS + 2)
     if not isinstance(found, dict):
         raise UnreadableFile(f"{source.name}: its header is one tensor", hint=_HINT)
     metadata = found.pop("__metadata__", {})

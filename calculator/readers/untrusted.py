@@ -6,13 +6,17 @@ import json
 import math
 import os
 import stat
+from collections import Counter
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
 from calculator.errors import UnreadableFile
 
-MAX_JSON_BYTES = 32 * 2**20  # the largest published index, of 200,000 tensors, is about 25 MB
+MAX_JSON_BYTES = 26 * 2**20  # the largest published index, of 200,000 tensors, is about 25 MB
+MAX_WIDE_BYTES = 2 * 2**20  # of JSON beyond ASCII, which Python may hold in four bytes a character
+MAX_VALUES = 1_000_000  # commas and brackets: what is made of them takes about 100 bytes each
+MAX_NESTED = 200_000  # brackets alone
 CLIP = 60
 
 
@@ -83,13 +87,18 @@ def parse_json(data: bytes, *, name: str) -> dict[str, Any]:
     return found
 
 
-def loads(data: bytes, *, name: str, hook: Any = None) -> Any:
-    """Strict JSON of any kind; `hook` makes an object of its pairs, after the check that no key comes twice."""
+def loads(data: bytes, *, name: str, hook: Any = None, nested: int = MAX_NESTED) -> Any:
+    """Strict JSON of any kind; `hook` makes an object of its pairs, after the check that no key comes twice.
+
+    Counted before it is parsed, so that what it becomes in memory has a bound.
+    """
+    brackets = data.count(b"[") + data.count(b"{")
+    if brackets > nested or brackets + data.count(b",") > MAX_VALUES + nested or (len(data) > MAX_WIDE_BYTES and not data.isascii()):
+        raise UnreadableFile(f"{name} holds more than any model's file does", hint="the model's own file, as published")
 
     def unique(pairs: list[tuple[str, Any]]) -> Any:
         if len(found := dict(pairs)) < len(pairs):
-            keys = [key for key, _ in pairs]
-            twice = next(key for key in keys if keys.count(key) > 1) if len(keys) < 10_000 else "a key"
+            twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
             raise ValueError(f"{quoted(twice)} is given twice")
         return hook(found) if hook else found
 

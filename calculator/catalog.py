@@ -56,10 +56,12 @@ def load_model(name: str) -> Model:
     """
     if not name.strip() or len(name) > 1024:
         raise UnknownName(f"model {name[:40]!r} is not a name", hint="vram models lists all")
+    if name.startswith("hf:"):
+        return _model_of_file(name)
     if name in model_ids():
         return _catalog_model(name)
     if _looks_like_a_path(name):
-        return _model_of_file(Path(name).expanduser())
+        return _model_of_file(name)
     index = _model_index()
     return _catalog_model(lookup(name, index, kind="model", known=_known_models(), listing="vram models"))
 
@@ -100,11 +102,12 @@ def _looks_like_a_path(name: str) -> bool:
     return name.endswith((".json", ".gguf", ".safetensors")) or name.startswith((".", "/", "~")) or (key(name) not in _model_index() and os.path.isdir(name))
 
 
-def _model_of_file(path: Path) -> Model:
-    from calculator.checkpoints.load import load_path  # readers of other people's files cost start-up time
+def _model_of_file(name: str) -> Model:
+    from calculator.checkpoints.load import load_hub, load_path  # readers of other people's files cost start-up time
 
-    spec, checkpoint = load_path(path, id=printable(str(path)[-_CLIP:]))
-    return Model(spec, {"name": spec.id, "family": spec.model_type, "sources": {"config": str(path)}}, checkpoint)
+    path = Path(name).expanduser()
+    spec, checkpoint = load_hub(name) if name.startswith("hf:") else load_path(path, id=printable(str(path)[-_CLIP:]))
+    return Model(spec, {"name": spec.id, "family": spec.model_type, "sources": {"config": name}}, checkpoint)
 
 
 def _known_models() -> Iterator[str]:

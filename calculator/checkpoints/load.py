@@ -9,6 +9,16 @@ from calculator.readers.gguf import read_gguf
 from calculator.spec import ModelSpec
 
 
+def load_hub(name: str) -> tuple[ModelSpec, Checkpoint | None]:
+    """Model and checkpoint of hf:org/name, by its config and headers alone. Raises CalculatorError."""
+    from calculator.readers.hub import read_hub
+
+    found = read_hub(name)
+    if found.config is None and found.header is not None:
+        return gguf.load(found.header, id=name)
+    return hf.model_and_checkpoint(hf.split_config(found.config or {}, id=name), found.header, id=name)
+
+
 def load_path(path: Path, *, id: str) -> tuple[ModelSpec, Checkpoint | None]:
     """Model and checkpoint of a .gguf, a .safetensors, a config.json or a folder of them.
 

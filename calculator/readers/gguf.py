@@ -52,20 +52,28 @@ def read_gguf(path: Path) -> Header:
     """
     with LocalFile(path) as source:
         first = read_source(source)
-    count = first.metadata.get("split.count", 1)
-    if not isinstance(count, int) or count <= 1:
+    names = part_names(path.name, first)
+    if len(names) == 1:
         return first
-    match = _SPLIT.fullmatch(path.name)
-    if not match or int(match[3]) != count or count > MAX_PARTS:
-        raise UnreadableFile(f"{shown(path)} is a part of {count} and not named so", allowed=f"NAME-00001-of-{count:05d}.gguf" if count <= MAX_PARTS else "")
     parts = []
-    for i in range(1, count + 1):
-        part = inside(path.parent, f"{match[1]}-{i:05d}-of-{match[3]}.gguf") if i != int(match[2]) else path
+    for name in names:
+        part = path if name == path.name else inside(path.parent, name)
         if not part.is_file():
-            raise UnreadableFile(f"{shown(part)} is missing: the model is in {count} files", hint="all parts in one folder")
+            raise UnreadableFile(f"{shown(part)} is missing: the model is in {len(names)} files", hint="all parts in one folder")
         with LocalFile(part) as source:
             parts.append(read_source(source))
     return check_parts(parts)
+
+
+def part_names(name: str, header: Header) -> list[str]:
+    """Names of all parts of a split file, from one of them; the name itself of one that isn't split."""
+    count = header.metadata.get("split.count", 1)
+    if not isinstance(count, int) or count <= 1:
+        return [name]
+    match = _SPLIT.fullmatch(name)
+    if not match or int(match[3]) != count or count > MAX_PARTS:
+        raise UnreadableFile(f"{shown(name)} is a part of {count} and not named so", allowed=f"NAME-00001-of-{count:05d}.gguf" if count <= MAX_PARTS else "")
+    return [f"{match[1]}-{i:05d}-of-{match[3]}.gguf" for i in range(1, count + 1)]
 
 
 def check_parts(parts: list[Header]) -> Header:

@@ -45,14 +45,19 @@ def inspect(name: str) -> Inspection:
 
     A model without formulas is no error here: `refused` says why it can't be sized.
     """
-    path = Path(name).expanduser()
-    header, config = _header(path), _config(path)
+    path, remote = Path(name).expanduser(), name.startswith("hf:")
+    if remote:
+        from calculator.readers.hub import read_hub
+
+        config, header = read_hub(name)
+    else:
+        header, config = _header(path), _config(path)
     if header is None and config is None:
         raise UnreadableFile(f"{shown(path)} is neither a config.json nor a GGUF or safetensors header", hint="a .gguf, a .safetensors, a config.json or their folder")
     architecture, refused, dimensions, parameters = _architecture(header, config), None, {}, None
     warnings: tuple[str, ...] = ()
     try:
-        model = load_model(str(path.absolute()))
+        model = load_model(name if remote else str(path.absolute()))
         dimensions = {n: value for n in DIMENSIONS if isinstance(value := getattr(model.spec, n), int) and value}
         parameters = build_inventory(model.spec).parameters
         if model.checkpoint is not None:

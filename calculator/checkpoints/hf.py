@@ -13,7 +13,7 @@ from calculator.architectures.inventory import LINEAR_ROLES
 from calculator.checkpoints import Checkpoint
 from calculator.checkpoints.inventory import OTHER, differences, elements, kinds_of_inventory, kinds_of_stored
 from calculator.checkpoints.quantization_config import check_left_out, scheme_of
-from calculator.errors import CalculatorError, NotModelled, UnreadableFile
+from calculator.errors import NotModelled, UnreadableFile
 from calculator.quantization import Scheme, Stored, parse
 from calculator.quantization.hf import DTYPE_BYTES
 from calculator.quantization.stored import Part, StoredGroup
@@ -26,6 +26,7 @@ from calculator.spec import ModelSpec
 DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 QUANTS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 RULE = "each tensor as its files store it"
+RUN_AS_STORED = ("gptq", "awq", "bnb", "fp8", "compressed-tensors")  # of these we know what transformers makes on the device
 
 _LAYER = re.compile(r"\.layers\.(\d{1,5})\.")
 _EXPERT = re.compile(r"\.experts\.\d{1,5}\.")
@@ -101,8 +102,10 @@ def _scheme(quantization: dict[str, Any] | None, spec: ModelSpec, header: Header
     try:
         found = scheme_of(quantization, id=id)
         check_left_out(quantization, spec, id=id)
-    except (NotModelled, CalculatorError):
-        method = str(quantization.get("quant_method", "quantized"))[:40]
+    except NotModelled:
+        method = str(quantization.get("quant_method", "bitsandbytes")).lower().replace("_", "-").replace("bitsandbytes", "bnb")
+        if method not in RUN_AS_STORED:
+            raise
         return Scheme(method, "stored", ("transformers",), RULE, f"header of {header.files[0]}")
     return found._replace(source=f"header of {header.files[0]}", rule=RULE)
 

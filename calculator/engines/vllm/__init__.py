@@ -96,6 +96,8 @@ class Vllm:
             )
         if job.workload.context > length:
             raise BadValue(f"max_model_len {length:,} is below the context of {job.workload.context:,}", hint="leaving max_model_len out")
+        if job.scheme.name == "fp8-block" and _fp8_by_marlin(job):
+            raise NotModelled("vllm with fp8 in blocks on a GPU without FP8 units: Marlin spreads its scales, no record to hold that against", hint="a newer GPU")
         if model.num_experts or model.full_every:
             what = "experts" if model.num_experts else "sliding-window layers"
             raise NotModelled(f"vllm with {what}: {model.model_type} comes in a later version", hint="--engine transformers or llama.cpp")
@@ -306,7 +308,7 @@ def _marlin_line(job: Job, rank: ModelSpec, share: Share) -> Line:
     bytes = L x (e x columns [a scale a tensor] + columns)                   locks: 16 int32 for 64 columns, until 0.9
           = L x (e x columns [a scale a tensor] + 4 x ceil512(4 x SMs))      locks: one int32 a multiprocessor, since
     """
-    spread = _element_bytes(job) if job.scheme.name == "fp8" else 0
+    spread = _element_bytes(job) if job.scheme.name in ("fp8", "fp8-dynamic") else 0
     q, kv = rank.num_attention_heads * rank.head_dim, rank.num_key_value_heads * rank.head_dim
     symbols = {"L": len(share.layers), "e": spread, "N": q + 2 * kv + 2 * rank.intermediate_size + 2 * rank.hidden_size}
     scales = symbols["e"] * symbols["N"]

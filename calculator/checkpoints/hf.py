@@ -18,13 +18,14 @@ from calculator.quantization import Scheme, Stored, parse
 from calculator.quantization.hf import DTYPE_BYTES
 from calculator.quantization.stored import Part, StoredGroup
 from calculator.readers.header import Header, Tensor
-from calculator.readers.hf_config import model_from_config, read_config
+from calculator.readers.hf_config import MAX_BYTES, model_from_config, read_config
 from calculator.readers.safetensors import INDEX, SINGLE, read_safetensors
-from calculator.readers.untrusted import shown
+from calculator.readers.untrusted import LocalFile, inside, read_json, shown
 from calculator.spec import ModelSpec
 
 DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 QUANTS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+MODELOPT = "hf_quant_config.json"
 RULE = "each tensor as its files store it"
 RUN_AS_STORED = ("gptq", "awq", "bnb", "fp8", "compressed-tensors")  # of these we know what transformers makes on the device
 
@@ -66,6 +67,9 @@ def load(path: Path, *, id: str) -> tuple[ModelSpec, Checkpoint | None]:
         raise UnreadableFile(f"{shown(path)} says what is stored but not what the model is: there is no config.json beside it",
                              hint="the model's config.json in the same folder, or vram inspect")  # fmt: skip
     config = split_config(read_config(folder / "config.json" if path.suffix == ".safetensors" else path), id=id)
+    if config.quantization is None and path.suffix != ".json" and (folder / MODELOPT).is_file():  # its exports before quantization_config
+        with LocalFile(inside(folder, MODELOPT)) as source:
+            config = config._replace(quantization={"quant_method": "modelopt", **read_json(source, limit=MAX_BYTES)})
     header = _header(path, folder)
     return model_and_checkpoint(config, header, id=id)
 

@@ -44,8 +44,9 @@ def check_left_out(config: Config, model: ModelSpec, *, id: str) -> None:
 
     Names may be module names, their ends, or `re:` patterns, as compressed-tensors and transformers read them.
     """
-    left = [name for key in ("modules_to_not_convert", "ignore", "ignored_layers", "llm_int8_skip_modules", "exclude", "exclude_modules")
-            for name in _names(config.get(key), id)]  # fmt: skip
+    inner = config.get("quantization")
+    left = [name for part in (config, inner if isinstance(inner, dict) else {}) for key in ("modules_to_not_convert", "ignore", "ignored_layers", "llm_int8_skip_modules", "exclude", "exclude_modules")
+            for name in _names(part.get(key), id)]  # fmt: skip
     modules = [g.name.removesuffix(".weight") for g in build_inventory(model).groups if g.role in LINEAR_ROLES]
     for pattern in left:
         if hit := next((m for m in modules if _matches(pattern, m)), None):

@@ -22,6 +22,7 @@ _KEYS = {
     "max_position_embeddings": "context_length", "num_experts": "expert_count", "num_experts_per_tok": "expert_used_count",
     "moe_intermediate_size": "expert_feed_forward_length", "sliding_window": "attention.sliding_window",
 }  # fmt: skip
+_REQUIRED = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "max_position_embeddings")
 # what would change the inventory or the cache, and that none of the architectures above has
 _FOREIGN = ("expert_shared_count", "leading_dense_block_count", "nextn_predict_layers", "attention.kv_lora_rank", "ssm.state_size")
 
@@ -39,6 +40,8 @@ def config_of(header: Header) -> dict[str, Any]:
         raise UnreadableFile(f"{name} holds a {quoted(str(metadata['general.type']))}, not a model", hint="the model's own file")
     config = {field: _uniform(metadata.get(f"{arch}.{key}"), key, name) for field, key in _KEYS.items()}
     config = {field: value for field, value in config.items() if value is not None and not (field == "num_experts" and value == 0)}
+    if missing := [f"{arch}.{_KEYS[field]}" for field in _REQUIRED if field not in config]:
+        raise UnreadableFile(f"{name} lacks {', '.join(missing)}", hint="the model's own file, as published")
     if found := [key for key in _FOREIGN if metadata.get(f"{arch}.{key}")]:
         raise NotModelled(f"{name}: {arch} with {found[0]} has no formulas here", hint="vram inspect, which shows what the file holds")
     value_length = metadata.get(f"{arch}.attention.value_length")

@@ -143,6 +143,12 @@ def test_what_has_no_formula_is_refused_by_name(tmp_path, extra, error, what):
         load_model(str(as_gguf(tmp_path / "m.gguf", spec, quantize(spec, parse("F16")), arch="llama", recipe="F16", extra=extra)))
 
 
+def test_a_missing_dimension_is_named_as_the_file_would_name_it(tmp_path):
+    (tmp_path / "m.gguf").write_bytes(gguf_bytes(keys=[("general.architecture", STR, text("llama")), ("llama.block_count", U32, b"\1\0\0\0")]))
+    with pytest.raises(CalculatorError, match=r"lacks llama\.embedding_length, llama\.attention\.head_count"):
+        load_model(str(tmp_path / "m.gguf"))
+
+
 @pytest.mark.parametrize("arch", ["deepseek2", "clip", "mamba"])
 def test_an_unknown_architecture_is_refused_by_name(tmp_path, arch):
     (tmp_path / "m.gguf").write_bytes(gguf_bytes(keys=[("general.architecture", STR, text(arch))]))

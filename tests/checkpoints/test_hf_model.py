@@ -147,6 +147,17 @@ def test_a_layout_that_only_headers_know_is_exact_and_named_by_its_method(tmp_pa
         estimate(load_model(str(tmp_path)), engine="vllm", gpu="h100")
 
 
+def test_an_older_modelopt_export_says_its_format_beside_the_config(tmp_path):
+    said = {"producer": {"name": "modelopt"}, "quantization": {"quant_algo": "FP8", "kv_cache_quant_algo": "FP8", "exclude_modules": ["lm_head"]}}
+    (write_config(tmp_path) / "hf_quant_config.json").write_text(json.dumps(said))
+    assert estimate(load_model(str(tmp_path))).job.deployment.quant == "fp8"
+    said["quantization"]["exclude_modules"] = ["lm_head", "model.layers.0*"]
+    (tmp_path / "hf_quant_config.json").write_text(json.dumps(said))
+    load_model.cache_clear()
+    with pytest.raises(NotModelled, match="leaves out"):
+        load_model(str(tmp_path))
+
+
 def test_a_tied_head_that_is_stored_again_is_held_once(tmp_path):
     stored = quantize(_plain().spec, parse("bf16"))  # untied: it has lm_head
     write_weights(write_config(tmp_path, tie_word_embeddings=True), stored, extra=[("model.layers.0.self_attn.rotary_emb.inv_freq", "F32", [32], 128)])

@@ -32,6 +32,9 @@ class Hub(ThreadingHTTPServer):
         self.files: dict[str, bytes] = {}
         self.mood, self.log, self.times = "", [], 0
 
+    def handle_error(self, *_) -> None:
+        """A client that hangs up is no error."""
+
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_address[1]}"

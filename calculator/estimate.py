@@ -232,7 +232,7 @@ def _checkpoint_warnings(model: Model, job: Job) -> list[str]:
     own = model.checkpoint
     if own is None:
         return []
-    if job.from_headers or own.stored is None:
+    if job.from_headers or own.stored is None or job.scheme.name == own.scheme.name:
         return list(own.warnings)
     return [*own.warnings, f"the weights are sized as {job.scheme.name} from the dimensions; the files hold {own.scheme.name}"]
 

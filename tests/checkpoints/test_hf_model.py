@@ -3,7 +3,9 @@ from __future__ import annotations
 import json
 
 import pytest
-from readers.files import safetensors_bytes
+from hypothesis import given
+from hypothesis import strategies as st
+from readers.files import read_or_refuse, safetensors_bytes
 
 from calculator.catalog import Model, load_model
 from calculator.errors import CalculatorError, NotModelled, UnreadableFile
@@ -15,6 +17,10 @@ CONFIG = {"model_type": "llama", "hidden_size": 512, "num_hidden_layers": 6, "nu
           "intermediate_size": 1024, "vocab_size": 1000, "max_position_embeddings": 4096, "tie_word_embeddings": False, "torch_dtype": "bfloat16"}  # fmt: skip
 W = {"type": "int", "num_bits": 4, "strategy": "group", "group_size": 128, "symmetric": True}
 A = {"type": "float", "num_bits": 8, "strategy": "token", "dynamic": True}
+
+
+_FIELDS = ["quant_method", "bits", "group_size", "w_bit", "version", "load_in_4bit", "config_groups", "weights", "input_activations", "ignore", "type", "num_bits", "strategy",
+           "weight_block_size", "activation_scheme", "quant_algo", "quantization", "global_quant_config", "weight", "dtype", "qscheme", "modules_to_not_convert", "dynamic"]  # fmt: skip
 
 
 def compressed(weights, inputs=None, **more):
@@ -78,6 +84,21 @@ REFUSED = [
 def test_a_layout_that_is_not_modelled_is_refused_by_name(tmp_path, quantization, what):
     with pytest.raises(CalculatorError, match=what):
         load_model(str(write_config(tmp_path, quantization_config=quantization)))
+
+
+_JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=20)
+                     | st.sampled_from(["gptq", "awq", "fp8", "quark", "modelopt", "mxfp4", "bitsandbytes", "compressed-tensors", "lm_head", "re:.*", "llama"]),
+                     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(_FIELDS) | st.text(max_size=5), inner, max_size=6), max_leaves=15)  # fmt: skip
+
+
+@given(st.dictionaries(st.sampled_from(_FIELDS), _JSON, max_size=8), st.dictionaries(st.sampled_from(sorted(CONFIG)), _JSON, max_size=2), st.booleans())
+def test_any_config_is_sized_or_refused_in_a_line(tmp_path_factory, quantization, changes, nested):
+    config = CONFIG | changes | {"quantization_config": quantization}
+    path = tmp_path_factory.mktemp("c") / "config.json"
+    path.write_text(json.dumps({"model_type": "x", "text_config": config} if nested else config))
+    found = read_or_refuse(lambda p: load_model(str(p)), path)
+    if found is not None:
+        assert read_or_refuse(lambda m: estimate(m, context=64), found) is None or estimate(found, context=64).tensor_bytes > 0
 
 
 def _plain(**changes) -> Model:

@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 UV := $(shell command -v uv 2>/dev/null)
 
-.PHONY: app test lint report bench browser real oracle wheel clean
+.PHONY: app test lint report bench browser real oracle fuzz wheel clean
 .DEFAULT_GOAL := test
 
 ifdef UV
@@ -51,6 +51,10 @@ real: $(VENV)/.torch  ## a short slice of real torch runs: what was exact stays 
 
 oracle: $(VENV)/.torch  ## 200 random configs: the closed forms against traces of the real code
 	$(BIN)/python tests/real/oracle.py
+
+fuzz: $(VENV)/.ready  ## a million executions of the readers under coverage guidance
+	$(INSTALL) -e '.[fuzz]'
+	$(BIN)/python tests/fuzz/readers.py -runs=1000000 -rss_limit_mb=2000 -timeout=5
 
 wheel: $(VENV)/.ready  ## dist/*.whl
 	$(BIN)/python -m hatchling build -t wheel

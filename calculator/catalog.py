@@ -9,10 +9,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from calculator.checkpoints import Checkpoint
 from calculator.datafiles import DATA, read_json
-from calculator.errors import UnknownName, UnreadableFile
+from calculator.errors import UnknownName
 from calculator.names import key, lookup
-from calculator.readers.hf_config import model_from_config, read_config
+from calculator.readers.hf_config import model_from_config
+from calculator.readers.untrusted import printable
 from calculator.slices import part_of
 from calculator.spec import GpuSpec, ModelSpec, Quantity
 
@@ -24,6 +26,7 @@ class Model(NamedTuple):
 
     spec: ModelSpec
     record: dict[str, Any]
+    checkpoint: Checkpoint | None = None
 
     @property
     def related(self) -> list[dict[str, str]]:
@@ -54,10 +57,12 @@ def load_model(name: str) -> Model:
     """
     if not name.strip() or len(name) > 1024:
         raise UnknownName(f"model {name[:40]!r} is not a name", hint="vram models lists all")
+    if name.startswith("hf:"):
+        return _model_of_file(name)
     if name in model_ids():
         return _catalog_model(name)
     if _looks_like_a_path(name):
-        return _model_of_file(Path(name).expanduser())
+        return _model_of_file(name)
     index = _model_index()
     return _catalog_model(lookup(name, index, kind="model", known=_known_models(), listing="vram models"))
 
@@ -100,13 +105,12 @@ def _looks_like_a_path(name: str) -> bool:
     return name.endswith((".json", ".gguf", ".safetensors")) or name.startswith((".", "/", "~")) or (key(name) not in _model_index() and os.path.isdir(name))
 
 
-def _model_of_file(path: Path) -> Model:
-    if path.suffix in (".gguf", ".safetensors"):
-        raise UnreadableFile(
-            f"{path}: reading {path.suffix} headers comes in a later version", hint="the model's config.json"
-        )
-    spec = model_from_config(read_config(path), id=str(path)[-_CLIP:])
-    return Model(spec, {"name": spec.id, "family": spec.model_type, "sources": {"config": str(path)}})
+def _model_of_file(name: str) -> Model:
+    from calculator.checkpoints.load import load_hub, load_path  # readers of other people's files cost start-up time
+
+    path = Path(name).expanduser()
+    spec, checkpoint = load_hub(name) if name.startswith("hf:") else load_path(path, id=printable(str(path)[-_CLIP:]))
+    return Model(spec, {"name": spec.id, "family": spec.model_type, "sources": {"config": name}}, checkpoint)
 
 
 def _known_models() -> Iterator[str]:

@@ -22,7 +22,6 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print one JS
 LATER = {
     "plan": "replicas and cost for traffic come with capacity planning",
     "train": "training memory comes in a later version",
-    "inspect": "headers of GGUF and safetensors files come with the readers",
     "detect": "finding this machine's GPUs comes in a later version",
 }
 
@@ -248,6 +247,17 @@ def solve(model: str, gpu: str, wanted: str, as_json: bool, **kw: Any) -> None:
     found = load_model(model)
     solved = solve(found, load_gpu(gpu), wanted, options_of(found, kw))
     show(lambda: solve_document(solved), lambda: solve_text(solved), as_json)
+
+
+@vram.command()
+@click.argument("file")
+@json_option
+def inspect(file: str, as_json: bool) -> None:
+    """What a config, a GGUF or a safetensors header holds; FILE may be a folder of them."""
+    from calculator.report.inspect import inspect, inspect_document, inspect_text
+
+    found = inspect(file)
+    show(lambda: inspect_document(found), lambda: inspect_text(found), as_json)
 
 
 @vram.command()

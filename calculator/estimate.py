@@ -15,7 +15,7 @@ from calculator.engines.base import HasPresets, Pool, Reserves, Starts, parse_se
 from calculator.errors import BadValue, NotModelled, Unsupported
 from calculator.ledger import Ledger, Line
 from calculator.memory import with_total
-from calculator.quantization import parse, quantize, stored_nbytes
+from calculator.quantization import Scheme, Stored, parse, quantize, stored_nbytes
 from calculator.quantization.gguf import NEEDS_IMATRIX, file_nbytes
 from calculator.spec import Deployment, GpuSpec, Workload
 from calculator.steps import Peak
@@ -65,7 +65,9 @@ class Estimate:
 
     @property
     def file_bytes(self) -> int | None:
-        """The predicted GGUF file [bytes]; None for other formats, or where the tokenizer's size is unknown."""
+        """The file or files as their headers say, or the predicted GGUF file [bytes]; None for other formats, or where the tokenizer's size is unknown."""
+        if self.job.from_headers and self.model.checkpoint is not None:
+            return self.model.checkpoint.file_bytes
         metadata = self.model.record.get("gguf_metadata_bytes")
         if not self.job.scheme.recipe or metadata is None:
             return None
@@ -74,7 +76,8 @@ class Estimate:
     @property
     def parameters(self) -> int:
         """Parameters, tied ones once."""
-        return build_inventory(self.job.model).parameters
+        own = self.model.checkpoint.parameters if self.model.checkpoint is not None else None
+        return build_inventory(self.job.model).parameters if own is None else own
 
     @property
     def kv_bytes_per_token(self) -> int:
@@ -142,7 +145,7 @@ def resolve(
     """Names and defaults settled, everything checked, before any number is made."""
     spec = model.spec
     wanted = engines.canonical(engine) if engine is not None else None
-    scheme = parse(quant if quant is not None else _CHECKPOINT_TYPES[spec.dtype], engine=wanted)
+    scheme, own = _scheme(model, quant, wanted)
     wanted = wanted or ("llama.cpp" if scheme.recipe else "transformers")
     engines.check_runs(scheme, wanted)
     runner, version = engines.load(wanted, engine_version)
@@ -167,10 +170,23 @@ def resolve(
         quant=scheme.name, kv_dtype=kv_dtype, engine=runner.name, engine_version=version, gpu=card.name if card else None,
         gpus=gpus, settings=filled,
     )  # fmt: skip
-    stored = quantize(spec, scheme, imatrix=bool(filled.get("imatrix", False)))
-    job = Job(spec, scheme, stored, workload, deployment, card)
+    stored = own if own is not None else quantize(spec, scheme, imatrix=bool(filled.get("imatrix", False)))
+    job = Job(spec, scheme, stored, workload, deployment, card, own is not None)
     runner.check(job)
     return job, runner
+
+
+def _scheme(model: Model, quant: str | None, engine: str | None) -> tuple[Scheme, Stored | None]:
+    """The scheme, and the tensors as the checkpoint's own headers store them where that is what is asked for."""
+    own, named = model.checkpoint, quant.strip().lower() if quant is not None else None
+    if own is None:
+        return parse(quant if quant is not None else _CHECKPOINT_TYPES[model.spec.dtype], engine=engine), None
+    if named in (None, own.scheme.name.lower()):
+        if engine is None or engine in own.scheme.engines:
+            return own.scheme, own.stored if engine != "vllm" else None  # vLLM's ranks are cut from the dimensions
+        if own.scheme.family == "stored":
+            raise NotModelled(f"{engine} with weights that only their headers describe ({own.scheme.name})", hint="--engine transformers, or --quant naming a format")
+    return parse(quant if quant is not None else own.scheme.name, engine=engine), None
 
 
 def check_tensor_parallel(model: Model, tp: int, engine: str | None = None) -> None:
@@ -210,11 +226,22 @@ def _warnings(model: Model, job: Job, peak: Peak, ledger: Ledger) -> tuple[str, 
     if job.scheme.family == "exl2":
         found.append("ExLlamaV2 is not modelled: weights are those of the EXL2 format, cache and activations are "
                      "those of transformers")  # fmt: skip
-    if job.scheme.recipe in NEEDS_IMATRIX and not job.deployment.settings.get("imatrix"):
+    if job.scheme.recipe in NEEDS_IMATRIX and not job.from_headers and not job.deployment.settings.get("imatrix"):
         found.append(f"{job.scheme.recipe} files are made with an importance matrix: --set imatrix=1 for their types")
+    found += _checkpoint_warnings(model, job)
     for other in model.related:
         found.append(f"see also {other['id']}: {other['why']}")
     return tuple(found)
+
+
+def _checkpoint_warnings(model: Model, job: Job) -> list[str]:
+    """What the checkpoint's headers say otherwise than its config; or that another format than theirs is sized."""
+    own = model.checkpoint
+    if own is None:
+        return []
+    if job.from_headers or own.stored is None or job.scheme.name == own.scheme.name:
+        return list(own.warnings)
+    return [*own.warnings, f"the weights are sized as {job.scheme.name} from the dimensions; the files hold {own.scheme.name}"]
 
 
 def _card_warnings(job: Job) -> list[str]:

@@ -103,7 +103,7 @@ def test_a_config_file_and_its_folder_work_as_a_model(tmp_path):
         ({"num_attention_heads": 0, "head_dim": None}, "head_dim is absent"),
         ({"num_hidden_layers": 10**9}, "num_hidden_layers"),
         ({"torch_dtype": "int3"}, "torch_dtype"),
-        ({"quantization_config": {"bits": 4}}, "already quantized"),
+        ({"quantization_config": {"bits": 4}}, "no quant_method"),
         ({"vocab_size": [1]}, "vocab_size"),
         ({"num_key_value_heads": 0}, "num_key_value_heads"),
         ({"head_dim": 0}, "head_dim"),

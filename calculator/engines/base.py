@@ -28,6 +28,12 @@ class Job:
     workload: Workload
     deployment: Deployment
     gpu: GpuSpec | None = None
+    from_headers: bool = False  # `stored` is what the checkpoint's own headers say, not what its config implies
+
+    @property
+    def weights_basis(self) -> Basis:
+        """How the stored tensors are known."""
+        return "exact" if self.from_headers else "derived"
 
     @property
     def vendor(self) -> str:

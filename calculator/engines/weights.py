@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal
 
-from calculator.ledger import Formula, Line
+from calculator.ledger import Basis, Formula, Line
 from calculator.quantization import Scheme, Stored, StoredGroup
 
 _PLACES = {"embedding": "embedding", "output": "output head", "norm": "norms and biases", "bias": "norms and biases",
-           "router": "routers"}
+           "router": "routers", "other": "other tensors"}
 
 
-def weight_lines(scheme: Scheme, stored: Stored, *, device: int, tied: bool) -> list[Line]:
+def weight_lines(scheme: Scheme, stored: Stored, *, device: int, tied: bool, basis: Basis = "derived") -> list[Line]:
     """Lines for embedding, linear layers, norms, head: what they are stored as and why."""
     by_place: dict[tuple[str, bool], list[StoredGroup]] = {}
     for group in stored:
@@ -23,7 +23,7 @@ def weight_lines(scheme: Scheme, stored: Stored, *, device: int, tied: bool) -> 
         where: int | Literal["host"] = "host" if on_host else device
         total = sum(g.nbytes for g in groups)
         note = scheme.rule if place == "linear layers" and scheme.storage else ""
-        lines.append(Line("weights", place, total, stored_formula(groups), scheme.source, device=where, note=note))
+        lines.append(Line("weights", place, total, stored_formula(groups), scheme.source, basis=basis, device=where, note=note))
     if tied and not any(g.group.role == "output" for g in stored) and "embedding" in {p for p, _ in by_place}:
         lines.append(Line("weights", "output head", 0, Formula("0"), "config tie_word_embeddings", device=device,
                           note="tied to the embedding"))  # fmt: skip

@@ -60,6 +60,8 @@ _FIXED: dict[str, Scheme] = {
         _plain("bf16", "bfloat16"),
         _plain("fp16", "float16"),
         _linear("fp8", hf.fp8_tensor, SERVERS, "compressed-tensors, FP8 per tensor"),
+        _linear("fp8-dynamic", hf.fp8_dynamic, SERVERS, "vLLM and compressed-tensors, FP8 per tensor, dynamic inputs"),
+        _linear("fp8-block", hf.fp8_block, SERVERS, "FP8 in blocks of 128 x 128: DeepSeek V3, transformers finegrained_fp8"),
         _linear("fp8-per-channel", hf.channel_8bit, SERVERS, "compressed-tensors, FP8 per channel"),
         _linear("int8-w8a8", hf.channel_8bit, SERVERS, "compressed-tensors, INT8 W8A8"),
         _linear("bnb-int8", hf.bnb_int8, SERVERS, _BNB),
@@ -94,6 +96,11 @@ def _awq(bits: int, group: int) -> Scheme:
     return _linear(f"awq-int{bits}-g{group}", storage, SERVERS, "AutoAWQ GEMM layout")
 
 
+def _packed(bits: int, group: int) -> Scheme:
+    storage = hf.storage_of(hf.packed_int, bits=bits, group=group)
+    return _linear(f"w{bits}a16-g{group}", storage, SERVERS, "compressed-tensors pack-quantized, symmetric")
+
+
 def _hqq(bits: int, group: int) -> Scheme:
     storage = hf.storage_of(hf.hqq, bits=bits, group=group)
     return _linear(f"hqq-int{bits}-g{group}", storage, ("transformers", "vllm"), "hqq")
@@ -107,6 +114,7 @@ def _torchao_int4(_: int, group: int) -> Scheme:
 _GROUPED: tuple[tuple[str, frozenset[int], frozenset[int], Callable[[int, int], Scheme]], ...] = (
     (r"gptq-int(\d)-g(-?\d+)", frozenset({2, 3, 4, 8}), frozenset({-1, 16, 32, 64, 128, 256, 512, 1024}), _gptq),
     (r"awq-int(\d)-g(-?\d+)", frozenset({4, 8}), frozenset({-1, 16, 32, 64, 128, 256}), _awq),
+    (r"w(\d)a16-g(-?\d+)", frozenset({4, 8}), frozenset({-1, 16, 32, 64, 128, 256}), _packed),
     (r"hqq-int(\d)-g(\d+)", frozenset({1, 2, 3, 4, 8}), frozenset({8, 16, 32, 64, 128, 256}), _hqq),
     (r"torchao-int(4)wo-g(\d+)", frozenset({4}), frozenset({32, 64, 128, 256}), _torchao_int4),
 )

@@ -160,6 +160,36 @@ def fp8_tensor(out: int, in_: int) -> tuple[Part, ...]:
     return Part("F8_E4M3 values", out * in_, "N"), Part("weight and input scale", 8, "8")
 
 
+def fp8_dynamic(out: int, in_: int) -> tuple[Part, ...]:
+    """FP8, one float32 scale for the weight of each Linear; inputs are scaled as they come."""
+    return Part("F8_E4M3 values", out * in_, "N"), Part("weight scale", 4, "4")
+
+
+def fp8_block(out: int, in_: int) -> tuple[Part, ...]:
+    """FP8 with one float32 scale a block of 128 x 128: the checkpoints of DeepSeek V3 and of Qwen3 in FP8.
+
+    bytes = N + 4 ceil(out / 128) ceil(in / 128)
+
+    Source: transformers v5.23.0 integrations/finegrained_fp8.py FP8Linear (weight, weight_scale_inv).
+    """
+    return Part("F8_E4M3 values", out * in_, "N"), Part("weight_scale_inv", 4 * ceil_div(out, 128) * ceil_div(in_, 128), "4 × N / 128²")
+
+
+def packed_int(out: int, in_: int, *, bits: int, group: int) -> tuple[Part, ...]:
+    """compressed-tensors pack-quantized, symmetric: codes packed into int32 along a row, 16-bit scales, the shape.
+
+    bytes = 4 out ceil(in bits / 32) + 2 G out + 16          G = ceil(in / group), 1 when group is -1
+
+    Source: compressed-tensors compressors/pack_quantized/{base,helpers}.py (weight_packed, weight_scale, weight_shape).
+    """
+    groups = 1 if group < 0 else ceil_div(in_, group)
+    return (
+        Part("weight_packed", 4 * out * ceil_div(in_ * bits, 32), f"N × {bits} / 8"),
+        Part("weight_scale", 2 * groups * out, "2 × G × out"),
+        Part("weight_shape", 16, "16"),
+    )
+
+
 def channel_8bit(out: int, in_: int) -> tuple[Part, ...]:
     """8-bit values with one 16-bit scale a row: compressed-tensors FP8 dynamic and INT8 W8A8."""
     return Part("8-bit values", out * in_, "N"), Part("scales", 2 * out, "2 × out")

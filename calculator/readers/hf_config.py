@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from calculator.architectures import ARCHITECTURES, architecture
 from calculator.errors import NotModelled, UnknownArchitecture, UnreadableFile
+from calculator.readers.untrusted import LocalFile, inside, read_json, shown
 from calculator.spec import ModelSpec
 
-MAX_BYTES = 4 * 2**20  # a config.json is a few KiB
+MAX_BYTES = 2 * 2**20  # a config.json is a few KiB
 
 _REQUIRED = (
     "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size",
@@ -21,18 +21,11 @@ _REQUIRED = (
 
 def read_config(path: Path) -> dict[str, Any]:
     """The object in a config.json, or in a folder that holds one. Raises UnreadableFile."""
-    try:
-        file = path / "config.json" if path.is_dir() else path
-        if not file.is_file():
-            raise UnreadableFile(f"{file} is not a file", hint="a config.json or a folder that holds one")
-        if file.stat().st_size > MAX_BYTES:
-            raise UnreadableFile(f"{file} is larger than 4 MiB", hint="the model's config.json")
-        config = json.loads(file.read_bytes(), parse_constant=lambda c: _refuse(file, f"holds {c}"))
-    except (OSError, ValueError, RecursionError) as e:
-        raise UnreadableFile(f"{str(path)[-80:]} is not readable JSON ({str(e)[:80]})", hint="the model's config.json") from None
-    if not isinstance(config, dict):
-        raise UnreadableFile(f"{file} doesn't hold a JSON object", hint="the model's config.json")
-    return config
+    file = inside(path, "config.json") if path.is_dir() else path
+    if not file.is_file():
+        raise UnreadableFile(f"{shown(file)} is not a file", hint="a config.json or a folder that holds one")
+    with LocalFile(file) as source:
+        return read_json(source, limit=MAX_BYTES)
 
 
 def model_from_config(config: Mapping[str, Any], *, id: str, trusted: bool = False) -> ModelSpec:
@@ -77,10 +70,6 @@ def model_from_config(config: Mapping[str, Any], *, id: str, trusted: bool = Fal
 
         check_model(fields)
     return ModelSpec(**fields)
-
-
-def _refuse(file: Path, what: str) -> None:
-    raise UnreadableFile(f"{file} {what}", hint="the model's config.json")
 
 
 def _head_dim(config: Mapping[str, Any], id: str) -> int:

@@ -448,8 +448,47 @@ class Engines(_Envelope):
     engines: list[EngineRow]
 
 
+class TypeRow(_Document):
+    """Tensors of one stored type [bytes]."""
+
+    type: str
+    count: int
+    elements: int
+    bytes: int
+
+
+class TensorRow(_Document):
+    """One tensor of a header; shape with rows first, as Hugging Face writes it."""
+
+    name: str
+    type: str
+    shape: list[int]
+    bytes: int
+
+
+class Inspect(_Envelope):
+    """vram inspect --json."""
+
+    path: str
+    format: Literal["gguf", "safetensors", "config"]
+    architecture: str | None
+    parameters: int | None
+    dimensions: dict[str, int]
+    files: list[str]
+    file_bytes: int | None
+    truncated: bool
+    tensor_count: int
+    tensor_bytes: int | None
+    types: list[TypeRow]
+    tensors: list[TensorRow]
+    metadata: dict[str, Any]
+    sizable: bool
+    refused: str | None
+    warnings: list[str]
+
+
 DOCUMENTS: dict[str, type[_Envelope]] = {
-    "estimate": Estimate, "compare": Compare, "sweep": Sweep, "recommend": Recommend, "solve": Solve, "audit": Audit, "report": Report, "validate": Validate,
+    "estimate": Estimate, "compare": Compare, "sweep": Sweep, "recommend": Recommend, "solve": Solve, "audit": Audit, "report": Report, "inspect": Inspect, "validate": Validate,
     "trace": Trace, "verify": Verify,
     "models": Models, "gpus": Gpus, "quants": Quants, "engines": Engines,
 }  # fmt: skip

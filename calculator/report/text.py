@@ -61,7 +61,8 @@ def estimate_text(estimated: Estimate, *, explain: bool) -> str:
     if (pool := estimated.pool) is not None:
         out.append(pool_text(pool, devices=len(ledger.devices)))
     if estimated.file_bytes is not None:
-        out.append(f"file {estimated.file_bytes / 1e9:.2f} GB ({estimated.file_bytes:,} bytes, predicted)")
+        how = "by its header" if estimated.job.from_headers else "predicted"
+        out.append(f"file {estimated.file_bytes / 1e9:.2f} GB ({estimated.file_bytes:,} bytes, {how})")
     if (command := estimated.start_command) is not None:
         out.append(f"start with  {command}")
     if explain:

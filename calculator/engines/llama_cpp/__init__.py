@@ -78,13 +78,13 @@ class LlamaCpp:
         context = context_of(job)
         if not context.cuda:
             return [Line("weights", "model buffer", sum(g.nbytes for g in job.stored), stored_formula(list(job.stored)),
-                         RECIPE_SOURCE, note="CPU, before any repacking")]  # fmt: skip
+                         _types_source(job), basis=job.weights_basis, note="CPU, before any repacking")]  # fmt: skip
         placed = _placed(job, context)
-        lines = [_model_buffer(list(held), device, f"{job.scheme.name}: {job.scheme.rule}" if held else "no layer is on this GPU")
+        lines = [_model_buffer(job, list(held), device, f"{job.scheme.name}: {job.scheme.rule}" if held else "no layer is on this GPU")
                  for device, held in enumerate(placed.gpus)]  # fmt: skip
         twice = job.model.tie_word_embeddings and context.n_gpu_layers
         tied = "held twice: tied to the output, which is on the GPU" if twice else "always on the host"
-        lines.append(_model_buffer(list(placed.embedding), "host", tied, "token_embd"))
+        lines.append(_model_buffer(job, list(placed.embedding), "host", tied, "token_embd"))
         first = job.model.num_hidden_layers + 1 - max(context.n_gpu_layers, 0)
         for part, name, note in (
             (placed.layers, "layers", f"layers 0 to {first - 1}" if context.n_gpu_layers else "all layers and the output"),
@@ -92,7 +92,7 @@ class LlamaCpp:
             (placed.no_kernel, "no CUDA kernel", "CUDA doesn't multiply this type: it stays on the CPU"),
         ):
             if part:
-                lines.append(_model_buffer(list(part), "host", note, name))
+                lines.append(_model_buffer(job, list(part), "host", note, name))
         return lines
 
     def cache_lines(self, job: Job, phase: str) -> list[Line]:  # noqa: ARG002
@@ -215,17 +215,21 @@ def _context_record(vendor: str, cuda: bool) -> Record:
     return record("llama_cpp", {"AMD": "hip_context", "Apple": "metal_context"}.get(vendor, "cuda_context"))
 
 
+def _types_source(job: Job) -> str:
+    return job.scheme.source if job.from_headers else RECIPE_SOURCE
+
+
 def _placed(job: Job, context: buffers.Context) -> placement.Placed:
     return placement.place(job.stored, layers=job.model.num_hidden_layers, tied=job.model.tie_word_embeddings, context=context)
 
 
-def _model_buffer(held: list[StoredGroup], device: Place, note: str, name: str = "") -> Line:
+def _model_buffer(job: Job, held: list[StoredGroup], device: Place, note: str, name: str = "") -> Line:
     """The line of one model buffer, each tensor aligned and padded as its place has it."""
     size = placement.host_bytes if device == "host" else placement.gpu_bytes
     exact = all(size(g) == g.nbytes for g in held)
     label = f"model buffer, {name}" if name else "model buffer"
     return Line("weights", label, sum(size(g) for g in held), stored_formula(held, None if exact else size), placement.SOURCE,
-                device=device, note=note)  # fmt: skip
+                basis=job.weights_basis, device=device, note=note)  # fmt: skip
 
 
 def _compute(job: Job, context: buffers.Context) -> Compute:

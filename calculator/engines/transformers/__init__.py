@@ -38,7 +38,7 @@ _COPIES: dict[str, tuple[str, int, str]] = {
     "exl2": ("prefill", 2, "exllamav2 q_gemm.cu L233: 16-bit copy above 32 rows"),
 }
 # compressed-tensors formats without a kernel in transformers become 16-bit on the first forward pass, for good
-_DECOMPRESSED = frozenset({"int8-w8a8", "nvfp4"})
+_DECOMPRESSED = ("int8-w8a8", "nvfp4", "w4a16", "w8a16", "compressed-tensors")  # beginnings of names
 _DECOMPRESSED_SOURCE = "huggingface/transformers PR #47652: compressed weights are decompressed on the first forward pass"
 
 
@@ -105,7 +105,7 @@ class Transformers:
         lines = []
         for share in self._shares(job):
             held = share_of(job.stored, share, head_with_embedding=job.model.tie_word_embeddings)
-            lines += weight_lines(job.scheme, held, device=share.device, tied=job.model.tie_word_embeddings)
+            lines += weight_lines(job.scheme, held, device=share.device, tied=job.model.tie_word_embeddings, basis=job.weights_basis)
         half, tables = job.model.head_dim // 2, 2 if job.model.model_type == "gemma3_text" else 1
         lines.append(Line("weights", "rotary inverse frequencies", tables * 2 * 4 * half,
                           Formula("{n} (tables) × 2 (current and original) × 4 (bytes) × {half}", {"half": half, "n": tables}),
@@ -153,7 +153,7 @@ class Transformers:
                       "int64 token ids that the caller holds")]  # fmt: skip
         slack, context, workspace = self._records(job)
         for share in self._shares(job):
-            if job.scheme.name in _DECOMPRESSED:
+            if job.scheme.name.startswith(_DECOMPRESSED):
                 copy = _decompressed_bytes(share_of(job.stored, share, head_with_embedding=True))
                 lines.append(Line("overhead", "decompressed weights", copy, Formula("{n} × 2 (bytes)", {"n": copy // 2}),
                                   _DECOMPRESSED_SOURCE, basis="modelled", low=0, device=share.device,

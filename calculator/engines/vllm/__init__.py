@@ -92,6 +92,8 @@ class Vllm:
             raise BadValue(f"use_v1 has no choice in vllm {job.deployment.engine_version}", hint="leaving it out: 0.8 to 0.10 have both engines")
         if job.workload.context > length:
             raise BadValue(f"max_model_len {length:,} is below the context of {job.workload.context:,}", hint="leaving max_model_len out")
+        if job.scheme.name == "fp8-block" and weights.by_marlin(job):
+            raise NotModelled("vllm with fp8 in blocks on a GPU without FP8 units: Marlin spreads its scales, no record to hold that against", hint="a newer GPU")
         if model.sliding_window and not model.full_every and job.workload.context > model.sliding_window:
             raise NotModelled(
                 f"vllm with sliding-window attention beyond its window of {model.sliding_window:,} tokens",

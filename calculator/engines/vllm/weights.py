@@ -47,7 +47,7 @@ def lines_of(job: Job) -> list[Line]:
                               SCALES_SOURCE, device=share.device))  # fmt: skip
         if job.deployment.settings["enable_lora"]:
             lines.append(_lora_line(job, rank, share))
-        if _fp8_by_marlin(job):
+        if by_marlin(job):
             lines.append(_marlin_line(job, rank, share))
         matrices = sum(g.count for g in held if len(g.parts) > 1)
         point = 0 if matrices else _unsplit(rank, share, size)
@@ -58,7 +58,8 @@ def lines_of(job: Job) -> list[Line]:
     return lines
 
 
-def _fp8_by_marlin(job: Job) -> bool:
+def by_marlin(job: Job) -> bool:
+    """Whether FP8 weights run on the Marlin kernel, for want of FP8 units."""
     capability = job.gpu.compute_capability if job.gpu else None
     return job.scheme.name.startswith("fp8") and capability is not None and tuple(map(int, capability.split("."))) < FP8_SINCE
 
@@ -69,7 +70,7 @@ def _marlin_line(job: Job, rank: ModelSpec, share: Share) -> Line:
     bytes = L x (e x columns [a scale a tensor] + columns)                   locks: 16 int32 for 64 columns, until 0.9
           = L x (e x columns [a scale a tensor] + 4 x ceil512(4 x SMs))      locks: one int32 a multiprocessor, since
     """
-    spread = element_bytes(job) if job.scheme.name == "fp8" else 0
+    spread = element_bytes(job) if job.scheme.name in ("fp8", "fp8-dynamic") else 0
     columns = sum(group.rows for group in build_inventory(rank).groups if group.role in LINEAR_ROLES)
     symbols = {"L": len(share.layers), "e": spread, "N": columns}
     scales = symbols["e"] * symbols["N"]

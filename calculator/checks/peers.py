@@ -13,6 +13,7 @@ from calculator.checks.validate import groups
 PEERS = RECORDS.parent / "peers.json"  # in a checkout; a wheel has none
 OURS = "this calculator"
 HEADER = ("quantity", "engine", "records", "calculator", "n", "exact", "median", "p95", "worst", "doesn't count or claim")
+NOT_ASKED = ("llama-cpp-offload", "llama-cpp-2025")  # suites that no peer claims
 BYPRODUCTS = {("weights", "activations"), ("kv_cache", "activations")}  # figures that another suite is about
 
 
@@ -48,6 +49,8 @@ def totals(comparisons: Iterable[Comparison]) -> list[Comparison]:
     runs: dict[int, dict[str, Comparison]] = {}
     buffers: dict[str, Comparison] = {}
     for c in comparisons:
+        if c.record.suite in NOT_ASKED:
+            continue
         runs.setdefault(id(c.record), {})[c.component] = c
         if c.component == "model buffer" and c.record.run["settings"]["backend"] == "cuda":
             buffers[_model(c)] = c

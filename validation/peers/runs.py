@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 RECORDS = Path(__file__).parents[1] / "records"
 FAMILIES = ("llama", "mistral", "qwen2")
+NOT_ASKED = ("llama-cpp-offload", "llama-cpp-2025")  # layers on the host, several GPUs, older versions: no peer claims them
 QUANTITIES = {"weights_bytes": "weights", "tensor_bytes": "weights", "kv_bytes": "kv_cache", "act_bytes": "activations",
               "compute_bytes": "compute buffer"}  # fmt: skip
 
@@ -78,7 +79,8 @@ def records() -> list[dict[str, Any]]:
         if path.name.endswith((".jsonl", ".jsonl.gz")):
             data = path.read_bytes()
             lines = (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8").splitlines()
-            out += [record for record in map(json.loads, lines) if record["model"]["model_type"] in FAMILIES]
+            found = map(json.loads, lines)
+            out += [r for r in found if r["model"]["model_type"] in FAMILIES and r["suite"] not in NOT_ASKED]
     return out
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, ClassVar, Literal
 
 from calculator.engines.base import Dynamic, Job, Record, Setting, record, residual_band
-from calculator.engines.llama_cpp import buffers, ollama, placement
+from calculator.engines.llama_cpp import buffers, kv, ollama, placement
 from calculator.engines.llama_cpp.command import start_command
 from calculator.engines.llama_cpp.compute import NONE_ON_HOST, Compute, compute, device_bytes
 from calculator.engines.llama_cpp.compute import SOURCE as COMPUTE_SOURCE
@@ -22,7 +22,6 @@ from calculator.quantization.gguf import SOURCE as RECIPE_SOURCE
 from calculator.spec import GpuSpec, ModelSpec, Workload
 from calculator.steps import Peak
 
-KV_SOURCE = "llama.cpp src/llama-kv-cache.cpp @0c1e57098; equals 6,080 of 6,080 measured contexts of llama-like models"
 Place = int | Literal["host"]
 
 
@@ -97,22 +96,7 @@ class LlamaCpp:
 
     def cache_lines(self, job: Job, phase: str) -> list[Line]:  # noqa: ARG002
         """KV buffers: padded cells times rows, on the place of each layer."""
-        context, model = context_of(job), job.model
-        where = buffers.layout(context)
-        rows = {"k": buffers.row_bytes(model, FORMATS[context.type_k]), "v": buffers.row_bytes(model, FORMATS[context.type_v])}
-        note = f"K {context.type_k}, V {context.type_v}; cells are padded to {buffers.padding_of(context)}"
-        lines = []
-        for device, layers in _cache_places(model, context).items():
-            for name, cells, count in _kinds(model, context, layers):
-                total = count * _kv_layer(model, context, cells, device)
-                padding = total - where.streams * cells * count * sum(rows.values())
-                symbols = {"s": where.streams, "c": cells, "L": count, **rows, "p": padding}
-                template = (
-                    "{s} (streams) × {c} (cells) × {L} (layers) × ({k} + {v}) (bytes a row of K and V)"
-                    + (" + {p} (CUDA's padding of last rows)" if padding else "")
-                )
-                lines.append(Line("kv_cache", name, total, Formula(template, symbols), KV_SOURCE, device=device, note=note))
-        return lines
+        return kv.lines(job.model, context_of(job))
 
     def activation_lines(self, job: Job, phase: str) -> list[Line]:  # noqa: ARG002
         """Compute buffers of the devices and the host, and the output buffer."""
@@ -171,11 +155,7 @@ class LlamaCpp:
 
         def size(context: int, sequences: int) -> tuple[int, int]:
             where = context_of(job, context, sequences)
-            fixed = sum(
-                count * _kv_layer(model, where, cells, device)
-                for device, layers in _cache_places(model, where).items() if device != "host"
-                for _, cells, count in _kinds(model, where, layers)
-            )  # fmt: skip
+            fixed = kv.gpu_bytes(model, where)
             if not where.cuda:
                 fixed += 4 * model.vocab_size * where.n_seq_max
             if gpus == 1 and where.on_gpus_alone:
@@ -242,36 +222,3 @@ def _weights(job: Job, context: buffers.Context) -> Weights:
         return NONE_ON_HOST
     layers = job.model.num_hidden_layers
     return Weights(*placement.formats_on_host(job.stored, layers, context.n_gpu_layers, context.n_cpu_moe))
-
-
-def _cache_places(model: ModelSpec, context: buffers.Context) -> dict[Place, Sequence[int]]:
-    """The layers whose cache each place holds."""
-    everything = range(model.num_hidden_layers)
-    if not context.cuda:
-        return {0: everything}
-    if not context.kv_offload:
-        return {"host": everything}
-    if context.gpus == 1 and context.n_gpu_layers < 0:
-        return {0: everything}
-    found: dict[Place, list[int]] = {}
-    places = placement.places_of_layers(model.num_hidden_layers, context)
-    for layer in everything:
-        found.setdefault("host" if places[layer] == context.gpus else places[layer], []).append(layer)
-    return dict(found)
-
-
-def _kinds(model: ModelSpec, context: buffers.Context, layers: Sequence[int]) -> list[tuple[str, int, int]]:
-    """Name of the buffer, cells a stream and number of layers, for full and for sliding-window layers."""
-    cells = buffers.layout(context).cells
-    if not model.full_every:
-        return [("KV buffer", cells, len(layers))]
-    full = sum((i + 1) % model.full_every == 0 for i in layers)
-    windowed = buffers.window_cells(model.sliding_window or 0, context)
-    return [(name, n, count) for name, n, count in (("KV buffer", cells, full), ("KV buffer, sliding window", windowed, len(layers) - full)) if count]
-
-
-def _kv_layer(model: ModelSpec, context: buffers.Context, cells: int, place: Place) -> int:
-    where = buffers.layout(context)._replace(cells=cells)
-    on_gpu = context.cuda and place != "host"
-    rows = context.release.row_indices
-    return sum(buffers.kv_tensor_bytes(model, FORMATS[t], where, cuda=on_gpu, rows=rows) for t in (context.type_k, context.type_v))

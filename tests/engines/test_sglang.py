@@ -80,3 +80,11 @@ def test_solving_and_recommending_go_through_the_static_fraction():
     assert 20_000 < solved.value < 40_000
     found = recommend(load_model("llama-3.1-8b"), {"engine": "sglang", "context": "16k"}, gpus=[load_gpu("rtx 4090"), load_gpu("t4")])
     assert found.candidates[0].gpu.name == "RTX 4090"
+
+
+@pytest.mark.parametrize("version", ["0.4.1", "0.4.9", "0.5.6"])
+@pytest.mark.parametrize("total", [1, 10**9])
+def test_a_card_too_small_for_anything_is_refused_not_divided_by(version, total):
+    found = run(engine_version=version, settings={"total_memory_bytes": total})
+    assert found.pool.tokens == 0
+    assert fit(found, found.job.gpu).verdict == "does_not_fit"

@@ -9,6 +9,7 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import contexts, models, sequences
+from test_contract import value_of
 
 from calculator.catalog import Model, load_gpu, load_model
 from calculator.cli import main, vram
@@ -375,3 +376,13 @@ def test_lora_slots_follow_rank_and_adapters():
 def test_what_is_not_modelled_is_refused_by_name(setting):
     with pytest.raises(CalculatorError, match=f"vllm with {setting}: .* no formula yet"):
         run("llama-3.2-1b", quant="bf16", settings={setting: 1})
+
+
+@pytest.mark.parametrize("model", [MOE, GEMMA], ids=lambda m: m.spec.id)
+@pytest.mark.parametrize("version", ["0.6.6", "0.8.5", "0.11.0", "0.19.0"])
+@pytest.mark.parametrize("quant", ["bf16", "fp8", "gptq-int4-g128"])
+def test_formulas_of_experts_and_windows_evaluate_to_their_bytes(model, version, quant):
+    settings = {"tensor_parallel_size": 2, "enable_expert_parallel": 1, "max_num_seqs": 4}
+    found = run(model, quant=quant, engine_version=version, gpus=4, gpu="A100 SXM4 80GB", settings=settings)
+    for line in found.ledger.lines:
+        assert abs(value_of(str(line.formula)) - line.nbytes) <= 1, (line.name, str(line.formula), line.nbytes)

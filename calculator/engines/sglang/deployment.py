@@ -62,7 +62,8 @@ def card_mib(job: Job) -> int | None:
     if job.gpu is None:
         return None
     gpu = job.gpu
-    return (gpu.nvml_total_bytes or (gpu.memory_sold_bytes if gpu.memory_sold_bytes.verified else usable_memory(gpu))).value // MIB
+    size = gpu.nvml_total_bytes or (gpu.memory_sold_bytes if gpu.memory_sold_bytes.verified else usable_memory(gpu))
+    return max(size.value // MIB, 1)
 
 
 def chunk_of(job: Job) -> int:

@@ -39,8 +39,10 @@ def lines_of(job: Job) -> list[Line]:
             mine = [replace(line, note=note) if line.name in ("embedding", "output head") and line.nbytes else line for line in mine]
         lines += mine
         lines.append(Line("weights", "rotary cos and sin", table,
-                          Formula("{P} (positions) × {d} (head_dim) × {e}", {"P": model.max_position_embeddings, "d": model.head_dim, "e": size}),
-                          ROPE_SOURCE, device=share.device, note="one table, shared by the layers"))  # fmt: skip
+                          Formula("{n} × {P} (positions) × {d} (head_dim) × {e}",
+                                  {"n": tables, "P": model.max_position_embeddings, "d": model.head_dim, "e": size}),
+                          ROPE_SOURCE, device=share.device,
+                          note="one table, shared by the layers" if tables == 1 else "one for windowed layers, one for the others"))  # fmt: skip
         if version_of(job).v1:
             lines.append(Line("weights", "attention scales", 7 * 512 * len(share.layers),
                               Formula("7 × 512 (allocated bytes of a scalar) × {L} (layers)", {"L": len(share.layers)}),

@@ -140,6 +140,7 @@ def resolve(
     scheme = parse(quant if quant is not None else _CHECKPOINT_TYPES[spec.dtype], engine=wanted)
     wanted = wanted or ("llama.cpp" if scheme.recipe else "transformers")
     engines.check_runs(scheme, wanted)
+    engines.check_family(spec, wanted)
     runner, version = engines.load(wanted, engine_version)
 
     limit = spec.max_position_embeddings
@@ -197,6 +198,9 @@ def _warnings(model: Model, job: Job, peak: Peak, ledger: Ledger) -> tuple[str, 
     if "math kernel" in peak.step.name:
         found.append("grouped heads in float32, or on a card before Ampere, leave sdpa the math kernel, which holds S x S "
                      "scores; 16 bits on a newer card, or --engine llama.cpp, avoids it")  # fmt: skip
+    if job.model.vision_parameters:
+        where = "is a file of its own (mmproj) and not counted" if job.scheme.recipe else "is counted, what it computes with is not"
+        found.append(f"{job.model.id} has a vision tower of {job.model.vision_parameters:,} parameters: it {where}")
     found += _card_warnings(job)
     if any(line.name == "model buffer, no CUDA kernel" for line in ledger.lines):
         found.append(f"CUDA can't multiply {job.scheme.name}: its layers stay in host memory and run on the CPU")

@@ -92,7 +92,7 @@ def test_a_config_file_and_its_folder_work_as_a_model(tmp_path):
     [
         ({"hidden_size": "REMOVE"}, "lacks hidden_size"),
         ({"model_type": "REMOVE"}, "no model_type"),
-        ({"model_type": "gpt_oss"}, "has no formulas"),
+        ({"model_type": "llama5"}, "has no formulas"),
         ({"model_type": 7}, "no model_type"),
         ({"num_key_value_heads": 5}, "doesn't divide"),
         ({"hidden_size": -4}, "hidden_size"),

@@ -9,7 +9,7 @@ from calculator.ledger import Formula, Line
 from calculator.quantization import Scheme, Stored, StoredGroup
 
 _PLACES = {"embedding": "embedding", "output": "output head", "norm": "norms and biases", "bias": "norms and biases",
-           "router": "routers"}
+           "router": "routers", "vision": "vision tower"}
 
 
 def weight_lines(scheme: Scheme, stored: Stored, *, device: int, tied: bool) -> list[Line]:

@@ -7,6 +7,7 @@ tensor_type_fallback L390. Byte-exact on every measured file of that version.
 from __future__ import annotations
 
 from calculator.architectures import Inventory, TensorGroup
+from calculator.errors import NotModelled
 from calculator.formats import FORMATS, Format
 from calculator.quantization.stored import Part, Stored, StoredGroup
 from calculator.spec import ModelSpec
@@ -41,13 +42,17 @@ def quantize(model: ModelSpec, inventory: Inventory, recipe: str, *, imatrix: bo
 
     `imatrix`: an importance matrix was given; it changes the types of some recipes.
     """
+    if model.mla:
+        raise NotModelled(f"GGUF recipes of {model.model_type}: its converter splits and turns the latent matrices", hint="--quant bf16")
     stored: list[StoredGroup] = []
     for group in inventory.groups:
+        if group.role == "vision":  # a file of its own (mmproj)
+            continue
         if group.role in ("norm", "bias", "router"):
-            stored.append(_store(group, "F32", tuple(range(group.layers))))
+            stored.append(_store(group, "F32", group.indices))
             continue
         by_type: dict[str, list[int]] = {}
-        for layer in range(group.layers):
+        for layer in group.indices:
             by_type.setdefault(_type(model, inventory, group, recipe, layer, imatrix), []).append(layer)
         if not group.layers:
             by_type[_type(model, inventory, group, recipe, 0, imatrix)] = []

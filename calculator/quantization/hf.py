@@ -23,7 +23,7 @@ def quantize(inventory: Inventory, storage: Storage | None, *, dtype: str, label
     size = DTYPE_BYTES[dtype]
     stored = []
     for group in inventory.groups:
-        layers = tuple(range(group.layers))
+        layers = group.indices
         if storage is not None and group.role in LINEAR_ROLES:
             out, in_ = group.shape[-2:]
             experts = group.elements // (out * in_)  # a matrix each

@@ -15,7 +15,7 @@ from calculator.estimate import estimate
 from calculator.readers.hf_config import model_from_config
 
 TOLERANCE = 4096  # bytes
-MODELLED = sorted(set(ARCHITECTURES) - {"gemma2"})  # which transformers' engine refuses
+MODELLED = sorted(name for name, row in ARCHITECTURES.items() if "transformers" in row.engines)
 QUANTS = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 
 

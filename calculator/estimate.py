@@ -201,6 +201,8 @@ def _warnings(model: Model, job: Job, peak: Peak, ledger: Ledger) -> tuple[str, 
     if job.model.vision_parameters:
         where = "is a file of its own (mmproj) and not counted" if job.scheme.recipe else "is counted, what it computes with is not"
         found.append(f"{job.model.id} has a vision tower of {job.model.vision_parameters:,} parameters: it {where}")
+    if model.record.get("own"):
+        found.append(f"{job.model.id} is your own, from {model.record['file']}")
     found += _card_warnings(job)
     if any(line.name == "model buffer, no CUDA kernel" for line in ledger.lines):
         found.append(f"CUDA can't multiply {job.scheme.name}: its layers stay in host memory and run on the CPU")

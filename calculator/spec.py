@@ -30,7 +30,7 @@ class LatentAttention:
 class ModelSpec:
     """Dimensions of a decoder-only transformer, in Hugging Face config names [elements, counts]."""
 
-    id: str
+    id: str = field(compare=False)  # models of the same dimensions share what is computed from them
     model_type: str
     hidden_size: int
     num_hidden_layers: int
@@ -56,6 +56,7 @@ class ModelSpec:
     mtp_layers: int = 0  # layers that predict further tokens, in the checkpoint
     mla: LatentAttention | None = None
     qk_norm: bool = False  # norms over queries and keys, where a model type may or may not have them
+    head_bias: bool = False
     vision_parameters: int = 0  # of a vision tower and its projector, where the config has them
 
     @property

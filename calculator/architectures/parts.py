@@ -107,7 +107,7 @@ def routed(model: ModelSpec, *, at: str, layers: Sequence[int], router: str = "g
 
 
 def decoder(model: ModelSpec, inner: Groups, *, norms: Sequence[str] = NORMS, norm_bias: bool = False,
-            final_norm: bool = True, mtp: Groups | None = None, head_bias: bool = False) -> Inventory:  # fmt: skip
+            final_norm: bool = True, mtp: Groups | None = None) -> Inventory:  # fmt: skip
     """Embedding, what the layers hold, a norm of h for each name in each layer, the last norm and an untied head."""
     h, n = model.hidden_size, model.num_hidden_layers
     groups = [TensorGroup("model.embed_tokens.weight", (model.vocab_size, h), "embedding"), *inner]
@@ -117,7 +117,7 @@ def decoder(model: ModelSpec, inner: Groups, *, norms: Sequence[str] = NORMS, no
         groups += [TensorGroup(f"model.norm.{part}", (h,), "norm") for part in parts]
     if not model.tie_word_embeddings:
         groups.append(TensorGroup("lm_head.weight", (model.vocab_size, h), "output"))
-    if head_bias:
+    if model.head_bias:
         groups.append(TensorGroup("lm_head.bias", (model.vocab_size,), "bias"))
     if model.vision_parameters:
         groups.append(TensorGroup("vision tower and projector", (model.vision_parameters,), "vision"))

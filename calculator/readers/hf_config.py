@@ -71,6 +71,7 @@ def model_from_config(config: Mapping[str, Any], *, id: str, trusted: bool = Fal
         "mlp_bias": _switch(config, row.mlp_bias_setting, id, absent=row.mlp_bias_setting == "use_bias" and row.attention_bias != "none"),
         "rope_type": _rope_type(config),
         "qk_norm": _switch(config, "use_qk_norm", id) if config["model_type"] == "glm4_moe" else False,
+        "head_bias": _switch(config, "lm_head_bias", id) if config["model_type"] == "phimoe" else False,
         "mla": mla,
         "vision_parameters": vision,
         **_windows(config, row, id),

@@ -64,6 +64,7 @@ class ModelInput(_Input):
     mtp_layers: Annotated[int, Field(ge=0, le=100)] = 0
     mla: LatentAttentionInput | None = None
     qk_norm: bool = False
+    head_bias: bool = False
     vision_parameters: Annotated[int, Field(ge=0, le=2**40)] = 0
 
     @model_validator(mode="after")

@@ -16,6 +16,7 @@ from calculator.spec import GpuSpec
 if TYPE_CHECKING:  # estimate's document must not wait for the others
     from calculator.audit import Audit
     from calculator.recommend import Recommendation
+    from calculator.search import Found, Search
     from calculator.solve import Solution
 
 SCHEMA_VERSION = 1
@@ -121,16 +122,24 @@ def audit_document(model_id: str, found: Audit) -> dict[str, Any]:
     )  # fmt: skip
 
 
-def models_document(ids: list[str]) -> dict[str, Any]:
+def models_document(found: Search) -> dict[str, Any]:
     """`vram models --json`."""
+    from calculator.catalog import user_folder
+
+    return envelope(models=[_model_row(f) for f in found.found], user_folder=str(user_folder()),
+                    not_sized=[{"id": id, "why": why} for id, why in found.not_sized])  # fmt: skip
+
+
+def _model_row(found: Found) -> dict[str, Any]:
+    """Parameters apart: all but MTP layers, those of a token, the vision tower's, the MTP layers'."""
     from calculator.architectures import build_inventory
 
-    models = [load_model(id) for id in ids]
-    return envelope(models=[
-        {"id": m.spec.id, "parameters": build_inventory(m.spec).parameters, "family": m.record["family"],
-         "name": m.record["name"], "hf_id": m.record["hf_id"], "source": m.record["sources"]["config"]}
-        for m in models
-    ])  # fmt: skip
+    spec, record = found.model.spec, found.model.record
+    inventory = build_inventory(spec)
+    active = inventory.active_parameters(experts=spec.num_experts, used=spec.num_experts_per_tok)
+    return {"id": spec.id, "parameters": inventory.parameters, "active_parameters": active, "vision_parameters": inventory.vision_parameters,
+            "mtp_parameters": inventory.mtp_parameters, "family": record["family"], "name": record["name"], "hf_id": record["hf_id"],
+            "source": record["sources"]["config"], "file": record["file"], "unverified": list(record.get("unverified", [])), "verdict": found.verdict}  # fmt: skip
 
 
 def gpus_document(gpus: tuple[GpuSpec, ...]) -> dict[str, Any]:

@@ -37,7 +37,7 @@ CASES: dict[str, list[dict]] = {
     "seed_oss": [{}, {"attention_bias": False}, {"attention_bias": True, "mlp_bias": True}],
     "glm4": [{"attention_bias": True}, {"attention_bias": False, "head_dim": 24}],
     "mixtral": [{"num_local_experts": 4, "num_experts_per_tok": 2}],
-    "phimoe": [{"num_local_experts": 4, "num_experts_per_tok": 2}],
+    "phimoe": [{"num_local_experts": 4, "num_experts_per_tok": 2}, {"num_local_experts": 4, "num_experts_per_tok": 2, "attention_bias": True, "lm_head_bias": True}],
     "granitemoe": [{"num_local_experts": 4, "num_experts_per_tok": 2}],
     "minimax_m2": [{"num_local_experts": 4, "num_experts_per_tok": 2}],
     "gpt_oss": [{"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 64}],

@@ -106,6 +106,8 @@ def estimate(model: str, gpu: str | None, explain: bool, check: bool, as_json: b
     estimated = run_estimate(model, gpu, kw)
     if check and estimated.job.gpu is None:
         raise BadValue("--check needs a GPU", hint="--gpu NAME")
+    if check and estimated.partial and fit(estimated, estimated.job.gpu).verdict != "does_not_fit":
+        raise NotModelled(f"--check of {estimated.job.model.model_type} in {estimated.engine.name}: its activations have no formula", hint="leaving --check out")
 
     def text() -> str:
         from calculator.report.text import estimate_text
@@ -124,7 +126,7 @@ def run_estimate(model: str, gpu: str | None, kw: dict[str, Any]) -> Any:
     from calculator.fit import usable_memory
 
     found = load_model(model)
-    estimated = estimate(found, **options_of(found, kw), gpu=gpu)
+    estimated = estimate(found, **options_of(found, kw), gpu=gpu, partial=True)
     if gpu is None:
         return estimated
     from dataclasses import replace

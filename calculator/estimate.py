@@ -12,6 +12,7 @@ from calculator.architectures import build_inventory
 from calculator.catalog import Model, load_gpu, load_model
 from calculator.engines import Engine, Job
 from calculator.engines.base import Pool, Reserves, parse_settings
+from calculator.engines.partial import Partial
 from calculator.errors import BadValue, NotModelled, Unsupported
 from calculator.ledger import Ledger, Line
 from calculator.memory import with_total
@@ -67,6 +68,11 @@ class Estimate:
         return file_nbytes(self.job.stored, metadata_bytes=metadata["value"])
 
     @property
+    def partial(self) -> bool:
+        """Whether activations are missing: the total is a lower bound."""
+        return isinstance(self.engine, Partial)
+
+    @property
     def parameters(self) -> int:
         """Parameters, tied ones once."""
         return build_inventory(self.job.model).parameters
@@ -89,15 +95,18 @@ def estimate(
     gpu: str | GpuSpec | None = None,
     gpus: int = 1,
     settings: Mapping[str, Any] | None = None,
+    partial: bool = False,
 ) -> Estimate:
     """Memory that `sequences` sequences of `context` tokens need, for this quantization, engine and GPU [bytes].
+
+    `partial`: weights and cache alone where the engine has no formula for the model type's activations.
 
     Raises CalculatorError: unknown names, values out of range, combinations that the engine refuses.
     """
     found = load_model(model) if isinstance(model, str) else model
     job, runner = resolve(
         found, quant=quant, context=context, sequences=sequences, kv_dtype=kv_dtype, engine=engine,
-        engine_version=engine_version, gpu=gpu, gpus=gpus, settings=settings or {},
+        engine_version=engine_version, gpu=gpu, gpus=gpus, settings=settings or {}, partial=partial,
     )  # fmt: skip
     phase = largest_phase(runner, job)
     ledger = Ledger.of(
@@ -133,6 +142,7 @@ def resolve(
     gpu: str | GpuSpec | None,
     gpus: int,
     settings: Mapping[str, Any],
+    partial: bool = False,
 ) -> tuple[Job, Engine]:
     """Names and defaults settled, everything checked, before any number is made."""
     spec = model.spec
@@ -140,8 +150,8 @@ def resolve(
     scheme = parse(quant if quant is not None else _CHECKPOINT_TYPES[spec.dtype], engine=wanted)
     wanted = wanted or ("llama.cpp" if scheme.recipe else "transformers")
     engines.check_runs(scheme, wanted)
-    engines.check_family(spec, wanted)
     runner, version = engines.load(wanted, engine_version)
+    runner = engines.for_family(runner, spec, partial=partial)
 
     limit = spec.max_position_embeddings
     workload = Workload(
@@ -198,6 +208,8 @@ def _warnings(model: Model, job: Job, peak: Peak, ledger: Ledger) -> tuple[str, 
     if "math kernel" in peak.step.name:
         found.append("grouped heads in float32, or on a card before Ampere, leave sdpa the math kernel, which holds S x S "
                      "scores; 16 bits on a newer card, or --engine llama.cpp, avoids it")  # fmt: skip
+    if any(line.name == "not modelled" for line in ledger.lines):
+        found.append(f"{job.deployment.engine} has no formula for the activations of {job.model.model_type}: this is weights and cache, a lower bound")
     if job.model.vision_parameters:
         where = "is a file of its own (mmproj) and not counted" if job.scheme.recipe else "is counted, what it computes with is not"
         found.append(f"{job.model.id} has a vision tower of {job.model.vision_parameters:,} parameters: it {where}")

@@ -43,6 +43,7 @@ class Architecture(NamedTuple):
 _QKVO: tuple[str, Bias] = ("attention_bias", "qkvo")
 _QKV: tuple[str, Bias] = ("attention_bias", "qkv")
 _ALL = ("transformers", "llama.cpp", "vllm")
+_TRANSFORMERS = ("transformers",)
 _LOCAL = ("transformers", "llama.cpp")
 _GEMMA2 = partial(dense, norms=AROUND)
 _GEMMA3 = partial(dense, qk_norm="head", norms=AROUND)
@@ -52,16 +53,16 @@ _MOE = "moe_intermediate_size"
 ARCHITECTURES: dict[str, Architecture] = {
     "llama": Architecture(dense, "llama", "llama", bias_setting=_QKVO, mlp_bias_setting="mlp_bias", windows="never", engines=_ALL),
     "mistral": Architecture(dense, "mistral", "llama", engines=_ALL),
-    "ministral3": Architecture(dense, "ministral3", head_dim=128),
+    "ministral3": Architecture(dense, "ministral3", head_dim=128, engines=_TRANSFORMERS),
     "qwen2": Architecture(dense, "qwen2", "qwen2", "qkv", windows="use_sliding_window", engines=_ALL),
     "qwen3": Architecture(partial(dense, qk_norm="head"), "qwen3", "qwen3", bias_setting=_QKVO, windows="use_sliding_window", head_dim=128, engines=_ALL),
     "phi3": Architecture(partial(dense, fused_qkv=True, fused_gate_up=True), "phi3", "phi3", engines=_ALL),
     "gemma": Architecture(dense, "gemma", bias_setting=_QKVO, tied=True, head_dim=256),
     "gemma2": Architecture(_GEMMA2, "gemma2", "gemma2", bias_setting=_QKVO, tied=True, full_every=2, head_dim=256, engines=("llama.cpp",)),
     "gemma3_text": Architecture(_GEMMA3, "gemma3", "gemma3", bias_setting=_QKVO, tied=True, full_every=6, head_dim=256, engines=_LOCAL),
-    "granite": Architecture(dense, "granite", bias_setting=_QKVO, mlp_bias_setting="mlp_bias"),
-    "smollm3": Architecture(dense, "smollm3", bias_setting=_QKVO, mlp_bias_setting="mlp_bias", tied=True, windows="use_sliding_window"),
-    "seed_oss": Architecture(dense, "seed_oss", "", "qkv", bias_setting=_QKV, mlp_bias_setting="mlp_bias", head_dim=128),
+    "granite": Architecture(dense, "granite", bias_setting=_QKVO, mlp_bias_setting="mlp_bias", engines=_TRANSFORMERS),
+    "smollm3": Architecture(dense, "smollm3", bias_setting=_QKVO, mlp_bias_setting="mlp_bias", tied=True, windows="use_sliding_window", engines=_TRANSFORMERS),
+    "seed_oss": Architecture(dense, "seed_oss", "", "qkv", bias_setting=_QKV, mlp_bias_setting="mlp_bias", head_dim=128, engines=_TRANSFORMERS),
     "ernie4_5": Architecture(dense, "ernie4_5", bias_setting=("use_bias", "qkvo"), mlp_bias_setting="use_bias", tied=True, head_dim=128),
     "olmo": Architecture(partial(dense, final_norm=False), "olmo", bias_setting=_QKVO),
     "olmo2": Architecture(partial(dense, qk_norm="all", norms=AFTER), "olmo2", bias_setting=_QKVO),

@@ -57,8 +57,13 @@ def estimate_document(estimated: Estimate) -> dict[str, Any]:
         ],
         devices=_devices(estimated, held),
         speed=None, start_command=None, related=related(estimated),
-        verdict=held.verdict if held else None, warnings=list(estimated.warnings),
+        verdict=held.verdict if held and not _unknown(estimated, held.verdict) else None, warnings=list(estimated.warnings),
     )  # fmt: skip
+
+
+def _unknown(estimated: Estimate, verdict: str) -> bool:
+    """A lower bound says that something doesn't fit, never that it does."""
+    return estimated.partial and verdict != "does_not_fit"
 
 
 def _pool(pool: Pool | None) -> dict[str, Any] | None:
@@ -172,7 +177,7 @@ def _devices(estimated: Estimate, held: Fit | None) -> list[dict[str, Any]]:
         ]  # fmt: skip
     return [
         {"index": d.index, "gpu": d.gpu, "usable_bytes": d.usable_bytes, "required_bytes": d.required_bytes,
-         "headroom_bytes": d.headroom_bytes, "fits": d.verdict != "does_not_fit"}
+         "headroom_bytes": d.headroom_bytes, "fits": None if _unknown(estimated, d.verdict) else d.verdict != "does_not_fit"}
         for d in held.devices
     ]  # fmt: skip
 

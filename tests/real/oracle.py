@@ -42,7 +42,7 @@ def draw(rng: random.Random) -> tuple[dict[str, Any], dict[str, Any]]:
         config["sliding_window"] = None
     elif model_type.startswith("qwen"):
         config["use_sliding_window"] = False
-    elif model_type == "phi3":  # its config class has no head_dim
+    elif model_type in ("phi3", "granite", "smollm3"):  # their config classes have no head_dim
         config |= {"hidden_size": heads * dim, "sliding_window": None}
         del config["head_dim"]
     elif model_type == "gemma3_text":

@@ -23,6 +23,8 @@ ENGINES = ("transformers", "llama.cpp")
 _UNKNOWN_BUFFERS = frozenset({"rotary inverse frequencies", "embedding scale"})
 LATENT_SOURCE = "transformers v5.23.0 models/deepseek_v3/modeling_deepseek_v3.py DeepseekV3Attention.forward: the compressed row and the rotary key are cached"
 
+NO_VALUES = "llama.cpp src/llama-kv-cache.cpp: with MLA there is a K tensor of kv_lora_rank + qk_rope_head_dim a layer and no V"
+
 
 class Partial:
     """Weights and cache of `inner`, and a line that says what is missing."""
@@ -58,6 +60,8 @@ class Partial:
         """What the engine refuses, and caches that aren't known."""
         if self.name == "llama.cpp":
             self.inner.check(job)
+            if job.model.mla and "/" in job.deployment.kv_dtype:
+                raise NotModelled("keys and values of two types with latent attention, which keeps no values", hint="--kv-dtype")
             return
         model, settings = job.model, job.deployment.settings
         what = f"{model.model_type} in transformers"
@@ -76,6 +80,9 @@ class Partial:
         """The engine's own; with latent attention the compressed row of each token."""
         if not job.model.mla:
             return self.inner.cache_lines(job, phase)
+        if self.name == "llama.cpp":
+            return [replace(line, nbytes=line.nbytes // 2, formula=Formula("{n} / 2 (keys alone: values are read from them)", {"n": line.nbytes}), source=NO_VALUES)
+                    for line in self.inner.cache_lines(self._latent(job), phase)]  # fmt: skip
         lines = []
         for line in self.inner.cache_lines(job, phase):
             row, old = self._latent_row(job), job.model.num_key_value_heads * job.model.head_dim * 2
@@ -101,7 +108,11 @@ class Partial:
 
     def kv_bytes_per_token(self, job: Job) -> int:
         """The engine's own; with latent attention a compressed row a layer."""
-        return self._latent_row(job) * job.model.num_hidden_layers if job.model.mla else self.inner.kv_bytes_per_token(job)
+        if job.model.mla is None:
+            return self.inner.kv_bytes_per_token(job)
+        if self.name == "llama.cpp":
+            return self.inner.kv_bytes_per_token(self._latent(job)) // 2
+        return self._latent_row(job) * job.model.num_hidden_layers
 
     def dynamic_key(self, job: Job) -> tuple[Any, ...]:
         """Sweeps refuse it before they ask."""
@@ -120,6 +131,12 @@ class Partial:
     def resolved_settings(self, job: Job) -> dict[str, str | int | bool | float]:
         """The engine's own."""
         return self.inner.resolved_settings(job)
+
+    def _latent(self, job: Job) -> Job:
+        """A job whose one KV head is the compressed row and the rotary key."""
+        mla = job.model.mla
+        assert mla is not None
+        return replace(job, model=replace(job.model, num_key_value_heads=1, head_dim=mla.kv_lora_rank + mla.qk_rope_head_dim, mla=None))
 
     def _element_bytes(self, job: Job) -> int:
         return DTYPE_BYTES[compute_dtype(job.model, job.scheme)]

@@ -6,6 +6,8 @@ tensor_type_fallback L390. Byte-exact on every measured file of that version.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from calculator.architectures import Inventory, TensorGroup
 from calculator.errors import NotModelled
 from calculator.formats import FORMATS, Format
@@ -42,12 +44,10 @@ def quantize(model: ModelSpec, inventory: Inventory, recipe: str, *, imatrix: bo
 
     `imatrix`: an importance matrix was given; it changes the types of some recipes.
     """
-    if model.mla:
-        raise NotModelled(f"GGUF recipes of {model.model_type}: its converter splits and turns the latent matrices", hint="--quant bf16")
+    if recipe in _LOW_BIT and model.shared_expert_intermediate_size:
+        raise NotModelled(f"{recipe} with shared experts: which of their matrices count as early isn't known here", hint="IQ3_XXS or wider")
     stored: list[StoredGroup] = []
-    for group in inventory.groups:
-        if group.role == "vision":  # a file of its own (mmproj)
-            continue
+    for group in (part for whole in inventory.groups for part in _converted(model, whole)):
         if group.role in ("norm", "bias", "router"):
             stored.append(_store(group, "F32", group.indices))
             continue
@@ -62,6 +62,20 @@ def quantize(model: ModelSpec, inventory: Inventory, recipe: str, *, imatrix: bo
     if model.rope_type in ("longrope", "su"):
         stored += [_store(TensorGroup(f"rope_factors_{kind}.weight", (model.head_dim // 2,), "norm"), "F32", ()) for kind in ("long", "short")]
     return tuple(stored)
+
+
+def _converted(model: ModelSpec, group: TensorGroup) -> tuple[TensorGroup, ...]:
+    """The group as convert_hf_to_gguf.py writes it: latent keys turned and apart from values, a matrix a head; no vision tower.
+
+    Source: llama.cpp @007dbbf3f conversion of DeepseekV2Model (attn_k_b, attn_v_b); the tower is a file of its own (mmproj).
+    """
+    if group.role == "vision":
+        return ()
+    if group.role != "attn_kv_b" or model.mla is None:
+        return (group,)
+    heads, rank = model.num_attention_heads, model.mla.kv_lora_rank
+    keys = replace(group, name=group.name.replace("kv_b", "k_b"), shape=(heads, rank, model.mla.qk_nope_head_dim))
+    return keys, replace(group, name=group.name.replace("kv_b", "v_b"), shape=(heads, model.mla.v_head_dim, rank))
 
 
 def file_nbytes(stored: Stored, *, metadata_bytes: int) -> int:
@@ -119,6 +133,8 @@ def _more_bits(layer: int, layers: int) -> bool:
 
 def _wanted(model: ModelSpec, inventory: Inventory, group: TensorGroup, recipe: str, layer: int, imatrix: bool) -> str:
     start, role, layers = RECIPES[recipe], group.role, model.num_hidden_layers
+    if model.model_type == "glm4_moe":
+        layers += model.mtp_layers  # they are in the file and count as layers
     gqa = model.num_attention_heads // model.num_key_value_heads
     if role == "output" or (role == "embedding" and inventory.tied):
         if recipe == "MXFP4_MOE" or group.row_length % FORMATS[start].block_elements:
@@ -140,6 +156,8 @@ def _wanted(model: ModelSpec, inventory: Inventory, group: TensorGroup, recipe: 
         # LLM_TYPE_70B: 80 layers with grouped-query attention (src/models/llama.cpp L28)
         large = layers == 80 and (model.model_type == "qwen2" or (gqa > 1 and model.model_type in ("llama", "mistral")))
         return "Q5_K" if large and wanted in ("Q3_K", "Q4_K") else wanted
+    if role in ("attn_q_a", "attn_q_b", "attn_kv_a", "attn_kv_b"):
+        return start
     if role in ("attn_k", "attn_q"):
         return {"IQ3_XS": "IQ3_XXS", "IQ3_XXS": "IQ2_S"}.get(recipe, start)
     if role == "ffn_down":

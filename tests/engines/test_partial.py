@@ -28,6 +28,14 @@ def test_glm_4_32b_cache_as_llama_cpp_prints_it():
     assert mib(found, "KV buffer") == pytest.approx(162.03, abs=0.02)
 
 
+def test_deepseek_v2_lite_in_llama_cpp():
+    """A file of Q4_0 has 108 tensors of F32 and one of Q6_K (ollama/ollama#5113, before kv_b was split in two); the cache has no V."""
+    found = estimate("deepseek-v2-lite", quant="Q4_0", context=4096, partial=True)
+    count = {name: sum(g.count for g in found.job.stored if g.format == name) for name in ("F32", "Q4_0", "Q6_K")}
+    assert count == {"F32": 108, "Q4_0": 268 + 27, "Q6_K": 1}
+    assert found.ledger.component_bytes("kv_cache") == 27 * 4096 * (512 + 64) * 2
+
+
 def test_latent_attention_caches_one_row_a_token():
     """27 layers x (512 + 64) x 2 bytes, not 27 x 16 heads x (192 + 128)."""
     found = estimate("deepseek-v2-lite", quant="bf16", context=4096, partial=True)
@@ -57,7 +65,7 @@ def test_only_a_single_estimate_takes_half_an_answer():
 
 
 def test_what_isnt_known_of_the_cache_or_the_file_is_refused():
-    for options in ({"quant": "Q4_K_M"}, {"quant": "bf16", "settings": {"cache_implementation": "static"}}, {"quant": "bnb-nf4"}, {"quant": "bf16", "engine": "vllm"}):
+    for options in ({"quant": "IQ2_XS"}, {"quant": "bf16", "settings": {"cache_implementation": "static"}}, {"quant": "bnb-nf4"}, {"quant": "bf16", "engine": "vllm"}):
         with pytest.raises(CalculatorError):
             estimate("deepseek-v2-lite", **options, partial=True)
 

@@ -18,7 +18,7 @@ from calculator.ledger import Ledger, Line
 from calculator.memory import with_total
 from calculator.quantization import parse, quantize, stored_nbytes
 from calculator.quantization.gguf import NEEDS_IMATRIX, file_nbytes
-from calculator.spec import Deployment, GpuSpec, Workload
+from calculator.spec import Deployment, GpuSpec, ModelSpec, Workload
 from calculator.steps import Peak
 from calculator.units import parse_count, tokens
 
@@ -147,7 +147,7 @@ def resolve(
     """Names and defaults settled, everything checked, before any number is made."""
     spec = model.spec
     wanted = engines.canonical(engine) if engine is not None else None
-    scheme = parse(quant if quant is not None else _CHECKPOINT_TYPES[spec.dtype], engine=wanted)
+    scheme = parse(_own_quant(spec) if quant is None else quant, engine=wanted)
     wanted = wanted or ("llama.cpp" if scheme.recipe else "transformers")
     engines.check_runs(scheme, wanted)
     runner, version = engines.load(wanted, engine_version)
@@ -175,6 +175,13 @@ def resolve(
     job = Job(spec, scheme, stored, workload, deployment, card)
     runner.check(job)
     return job, runner
+
+
+def _own_quant(spec: ModelSpec) -> str:
+    """The checkpoint's own type or quantization. Raises NotModelled for a format without a name here."""
+    if spec.stored_as.startswith("?"):
+        raise NotModelled(f"{spec.id}: its checkpoint is quantized by {spec.stored_as[1:]} in a form that has no sizes here", hint="--quant naming a format")
+    return spec.stored_as or _CHECKPOINT_TYPES[spec.dtype]
 
 
 def check_tensor_parallel(model: Model, tp: int, engine: str | None = None) -> None:
@@ -238,7 +245,7 @@ def _card_warnings(job: Job) -> list[str]:
         return []
     major, _, minor = job.gpu.compute_capability.partition(".")
     capability, quant = (int(major), int(minor or 0)), job.scheme.name
-    needed = {"fp8": (8, 9), "fp8-per-channel": (8, 9), "mxfp4": (7, 5), "bf16": (8, 0)}.get(quant)
+    needed = {"fp8": (8, 9), "fp8-per-channel": (8, 9), "fp8-block": (8, 9), "mxfp4": (7, 5), "bf16": (8, 0)}.get(quant)
     if needed and capability < needed:
         what = "emulates" if quant == "bf16" else "has no kernel for"
         return [f"{job.gpu.name} (compute capability {major}.{minor or 0}) {what} {quant}; it needs {needed[0]}.{needed[1]}"]

@@ -57,6 +57,7 @@ class ModelSpec:
     mla: LatentAttention | None = None
     qk_norm: bool = False  # norms over queries and keys, where a model type may or may not have them
     head_bias: bool = False
+    stored_as: str = ""  # the scheme of an already quantized checkpoint; "?METHOD": one without a name here
     vision_parameters: int = 0  # of a vision tower and its projector, where the config has them
 
     @property

@@ -67,7 +67,8 @@ class Partial:
         what = f"{model.model_type} in transformers"
         if settings["cache_implementation"] != "dynamic":
             raise NotModelled(f"{what}: only a dynamic cache has a formula", hint="leaving cache_implementation and --kv-dtype out")
-        if model.num_experts and job.scheme.family != "plain":
+        own = job.scheme.name == "fp8-block" or (job.scheme.name == "mxfp4" and model.model_type == "gpt_oss")  # as their makers publish them
+        if model.num_experts and job.scheme.family != "plain" and not own:
             raise NotModelled(f"{job.scheme.name} of a model with experts: what each library leaves unquantized differs", hint="--quant bf16, or a GGUF recipe")
         if model.sliding_window and not model.full_every and job.workload.context > model.sliding_window:
             raise NotModelled(f"{what} beyond its window of {model.sliding_window:,} tokens", hint=f"--context {model.sliding_window}")

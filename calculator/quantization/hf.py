@@ -18,13 +18,13 @@ Storage = Callable[[int, int], tuple[Part, ...]]
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
-def quantize(inventory: Inventory, storage: Storage | None, *, dtype: str, label: str) -> Stored:
-    """Store the decoder's linear layers by `storage` and all else in `dtype`; storage None: all in `dtype`."""
+def quantize(inventory: Inventory, storage: Storage | None, *, dtype: str, label: str, experts_alone: bool = False) -> Stored:
+    """Store the decoder's linear layers, or its experts alone, by `storage` and all else in `dtype`; storage None: all in `dtype`."""
     size = DTYPE_BYTES[dtype]
     stored = []
     for group in inventory.groups:
         layers = group.indices
-        if storage is not None and group.role in LINEAR_ROLES:
+        if storage is not None and group.role in LINEAR_ROLES and (len(group.shape) == 3 or not experts_alone):
             out, in_ = group.shape[-2:]
             experts = group.elements // (out * in_)  # a matrix each
             parts = tuple(part._replace(nbytes=part.nbytes * experts) for part in storage(out, in_))
@@ -158,6 +158,15 @@ def awq(out: int, in_: int, *, bits: int, group: int) -> tuple[Part, ...]:
 def fp8_tensor(out: int, in_: int) -> tuple[Part, ...]:
     """FP8, one float32 scale for the weight and one for the input of each Linear (compressed-tensors, static)."""
     return Part("F8_E4M3 values", out * in_, "N"), Part("weight and input scale", 8, "8")
+
+
+def fp8_block(out: int, in_: int) -> tuple[Part, ...]:
+    """FP8 with one float32 scale a block of 128 x 128 (DeepSeek-V3, Qwen3-FP8, MiniMax M2).
+
+    Source: arXiv 2412.19437, section 3.3; the scales of DeepSeek-V3 and MiniMax-M2.5 make up what their safetensors totals
+    have beyond their parameters, 41,540,496 and 13,880,064.
+    """
+    return Part("F8_E4M3 values", out * in_, "N"), Part("block scales", 4 * ceil_div(out, 128) * ceil_div(in_, 128), "4 × out / 128 × in / 128")
 
 
 def channel_8bit(out: int, in_: int) -> tuple[Part, ...]:

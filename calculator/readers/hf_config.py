@@ -11,6 +11,7 @@ from calculator.architectures import Architecture, architecture
 from calculator.errors import NotModelled, UnreadableFile
 from calculator.readers.feed_forward import experts
 from calculator.readers.nested import text_config
+from calculator.readers.quantized import checkpoint_scheme
 from calculator.spec import LatentAttention, ModelSpec
 
 MAX_BYTES = 4 * 2**20  # a config.json is a few KiB
@@ -48,11 +49,7 @@ def model_from_config(config: Mapping[str, Any], *, id: str, trusted: bool = Fal
     if not isinstance(config["model_type"], str):
         raise UnreadableFile(f"{id}: text_config has no model_type", hint="the model's own config.json, as published")
     row = architecture(config["model_type"])
-    if config.get("quantization_config") is not None:
-        raise NotModelled(
-            f"{id}: config of an already quantized checkpoint",
-            hint="the config.json of the unquantized model, with --quant naming the format",
-        )
+    stored_as = checkpoint_scheme(config, id)
     if missing := [name for name in _REQUIRED if config.get(name) is None]:
         raise UnreadableFile(f"{id}: config lacks {', '.join(missing)}", hint="the model's own config.json, as published")
     heads, tied = config["num_attention_heads"], config.get("tie_word_embeddings")
@@ -66,7 +63,8 @@ def model_from_config(config: Mapping[str, Any], *, id: str, trusted: bool = Fal
         "head_dim": mla.qk_nope_head_dim + mla.qk_rope_head_dim if mla else _head_dim(config, row, id),
         # transformers' base class ties unless told otherwise; each config class says what absence means
         "tie_word_embeddings": row.tied if tied is None else tied,
-        "dtype": _dtype(config, id),
+        "dtype": _dtype(config, id, absent="bfloat16" if stored_as else None),
+        "stored_as": stored_as,
         "attention_bias": _attention_bias(config, row, id),
         "mlp_bias": _switch(config, row.mlp_bias_setting, id, absent=row.mlp_bias_setting == "use_bias" and row.attention_bias != "none"),
         "rope_type": _rope_type(config),
@@ -135,8 +133,9 @@ def _attention_bias(config: Mapping[str, Any], row: Architecture, id: str) -> st
     return switched if _switch(config, name, id, absent=row.attention_bias != "none") else "none"
 
 
-def _dtype(config: Mapping[str, Any], id: str) -> str:
-    dtype = config.get("dtype") or config.get("torch_dtype")
+def _dtype(config: Mapping[str, Any], id: str, *, absent: str | None) -> str:
+    """The type of what isn't quantized; configs of quantized checkpoints often leave it out."""
+    dtype = config.get("dtype") or config.get("torch_dtype") or absent
     if dtype not in ("float32", "bfloat16", "float16"):
         raise UnreadableFile(
             f"{id}: torch_dtype {str(dtype)[:30]!r} is not understood", allowed="float32, bfloat16, float16"

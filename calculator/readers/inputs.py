@@ -65,6 +65,7 @@ class ModelInput(_Input):
     mla: LatentAttentionInput | None = None
     qk_norm: bool = False
     head_bias: bool = False
+    stored_as: Annotated[str, Field(max_length=60)] = ""
     vision_parameters: Annotated[int, Field(ge=0, le=2**40)] = 0
 
     @model_validator(mode="after")

@@ -148,8 +148,9 @@ def _model_of_file(path: Path) -> Model:
         raise UnreadableFile(
             f"{path}: reading {path.suffix} headers comes in a later version", hint="the model's config.json"
         )
-    spec = model_from_config(read_config(path), id=str(path)[-_CLIP:])
-    return Model(spec, {"name": spec.id, "family": spec.model_type, "hf_id": None, "sources": {"config": str(path)}, "file": str(path)})
+    config = read_config(path)
+    spec = model_from_config(config, id=str(path)[-_CLIP:])
+    return Model(spec, {"config": config, "name": spec.id, "family": spec.model_type, "hf_id": None, "sources": {"config": str(path)}, "file": str(path)})
 
 
 def _known_models() -> Iterator[str]:

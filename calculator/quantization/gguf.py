@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 from calculator.architectures import Inventory, TensorGroup
-from calculator.errors import NotModelled
 from calculator.formats import FORMATS, Format
 from calculator.quantization.stored import Part, Stored, StoredGroup
 from calculator.spec import ModelSpec
@@ -44,8 +43,6 @@ def quantize(model: ModelSpec, inventory: Inventory, recipe: str, *, imatrix: bo
 
     `imatrix`: an importance matrix was given; it changes the types of some recipes.
     """
-    if recipe in _LOW_BIT and model.shared_expert_intermediate_size:
-        raise NotModelled(f"{recipe} with shared experts: which of their matrices count as early isn't known here", hint="IQ3_XXS or wider")
     stored: list[StoredGroup] = []
     for group in (part for whole in inventory.groups for part in _converted(model, whole)):
         if group.role in ("norm", "bias", "router"):
@@ -148,7 +145,7 @@ def _wanted(model: ModelSpec, inventory: Inventory, group: TensorGroup, recipe: 
         return {"IQ2_XXS": "Q2_K", "IQ2_XS": "Q2_K", "IQ1_S": "Q2_K", "IQ1_M": "Q2_K", "IQ2_S": "IQ3_S",
                 "IQ2_M": "IQ3_S", "IQ3_XXS": "IQ3_S", "TQ1_0": "Q4_K", "TQ2_0": "Q4_K", "Q2_0": "Q4_K"}.get(recipe, start)  # fmt: skip
     if recipe in _LOW_BIT:
-        return _low_bit(recipe, role, start, layer, layers, gqa, model.num_experts)
+        return _low_bit(recipe, role, start, _place(model, group, layer), layers, gqa, model.num_experts)
     if role in ("attn_v", "attn_k") and model.num_experts == 8:
         return "Q8_0"
     if role in ("attn_v", "attn_qkv"):
@@ -171,6 +168,17 @@ def _wanted(model: ModelSpec, inventory: Inventory, group: TensorGroup, recipe: 
     if recipe == "IQ3_XS" and layers // 8 <= layer < 7 * layers // 8:  # ffn_gate, ffn_up
         return "IQ3_XXS"
     return start
+
+
+def _place(model: ModelSpec, group: TensorGroup, layer: int) -> int:
+    """How many ffn_down tensors come before: low-bit recipes count tensors, and shared experts have one of their own.
+
+    Source: llama.cpp src/llama-quant.cpp llama_tensor_get_type_impl, i_ffn_down; the order of names is ffn_down_exps, ffn_down_shexp.
+    """
+    if not model.shared_expert_intermediate_size:
+        return layer
+    sparse = model.expert_layers
+    return layer + sum(other < layer for other in sparse) + (layer in sparse and len(group.shape) == 2)
 
 
 def _low_bit(recipe: str, role: str, start: str, layer: int, layers: int, gqa: int, experts: int) -> str:

@@ -98,6 +98,7 @@ ARCHITECTURES: dict[str, Architecture] = {
                                 full_every=4, head_dim=128, expert_width="intermediate_size"),
     "deepseek_v2": Architecture(partial(experts, shared="shared_experts"), "deepseek_v2", bias_setting=_QKVO, expert_width=_MOE),
     "deepseek_v3": Architecture(_DEEPSEEK, "deepseek_v3", bias_setting=_QKVO, expert_width=_MOE),
+    "glm4_moe_lite": Architecture(_DEEPSEEK, "glm4_moe_lite", bias_setting=_QKVO, expert_width=_MOE),
     "kimi_k2": Architecture(_DEEPSEEK, "deepseek_v3", bias_setting=_QKVO, expert_width=_MOE),
 }  # fmt: skip
 

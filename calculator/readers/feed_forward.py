@@ -10,6 +10,7 @@ from calculator.errors import NotModelled, UnknownArchitecture, UnreadableFile
 
 _COUNTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 _USED = ("num_experts_per_tok", "moe_topk", "moe_k")
+_FIRST_DENSE = ("deepseek_v2", "deepseek_v3", "kimi_k2", "glm4_moe", "glm4_moe_lite")
 _HINT = "the model's own config.json, as published"
 
 
@@ -63,12 +64,27 @@ def _layers(config: Mapping[str, Any], kind: str, id: str) -> dict[str, Any]:
         return {"expert_every": step}
     if kind in ("qwen2_moe", "qwen3_moe"):
         return {"expert_every": config.get("decoder_sparse_step", 1)}
-    if config.get("first_k_dense_replace") is None and config.get("moe_layer_freq") is None:
-        return {"mtp_layers": config.get("num_nextn_predict_layers") or 0} if kind in ("deepseek_v3", "glm4_moe", "kimi_k2") else {}
+    if kind not in _FIRST_DENSE:
+        return {}
+    if kind == "glm4_moe_lite":
+        return {"first_dense_layers": _first_dense(config, id), "mtp_layers": config.get("num_nextn_predict_layers") or 0}
+    if config.get("first_k_dense_replace") is None:
+        raise UnreadableFile(f"{id}: config lacks first_k_dense_replace", hint=_HINT)
     if config.get("moe_layer_freq", 1) != 1:
         raise NotModelled(f"{id}: moe_layer_freq {str(config['moe_layer_freq'])[:20]} comes in a later version", hint="vram trace, with its config.json")
     mtp = config.get("num_nextn_predict_layers") or 0
     return {"first_dense_layers": config.get("first_k_dense_replace") or 0, "mtp_layers": mtp}
+
+
+def _first_dense(config: Mapping[str, Any], id: str) -> Any:
+    """From a list of layer types, dense ones first; one where neither says."""
+    types = config.get("mlp_layer_types")
+    if types is None:
+        return 1 if config.get("first_k_dense_replace") is None else config["first_k_dense_replace"]
+    dense = types.count("dense") if isinstance(types, list) else 0
+    if types != ["dense"] * dense + ["sparse"] * (config["num_hidden_layers"] - dense):
+        raise NotModelled(f"{id}: mlp_layer_types isn't dense layers and then sparse ones", hint="vram trace, with its config.json")
+    return dense
 
 
 def _first(config: Mapping[str, Any], names: tuple[str, ...]) -> Any:

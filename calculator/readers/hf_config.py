@@ -107,7 +107,7 @@ def _head_dim(config: Mapping[str, Any], row: Architecture, id: str) -> Any:
 
 
 def _latent_attention(config: Mapping[str, Any]) -> LatentAttention | None:
-    if not config["model_type"].startswith(("deepseek", "kimi")):
+    if not config["model_type"].startswith(("deepseek", "kimi", "glm4_moe_lite")):
         return None
     names = ("kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
     if missing := [*(name for name in names if not isinstance(config.get(name), int)), *(["q_lora_rank"] if "q_lora_rank" not in config else [])]:

@@ -25,6 +25,7 @@ REAL = {  # transformers 5.23.0, AutoModelForCausalLM.from_config on the meta de
     "gemma3_text": (136_896, {"sliding_window": 64, "sliding_window_pattern": 2, "tie_word_embeddings": False}),
     "glm4": (161_344, {"attention_bias": False, "head_dim": 24}),
     "glm4_moe": (220_620, {"num_experts_per_tok": 2, "moe_intermediate_size": 48, "norm_topk_prob": True, "n_routed_experts": 4, "n_shared_experts": 1, "first_k_dense_replace": 1, "use_qk_norm": True, "attention_bias": True}),
+    "glm4_moe_lite": (231_916, {"num_experts_per_tok": 2, "moe_intermediate_size": 48, "norm_topk_prob": True, "kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 4, "v_head_dim": 12, "num_key_value_heads": 4, "head_dim": None, "n_routed_experts": 4, "n_shared_experts": 2, "n_group": 1, "topk_group": 1, "q_lora_rank": 24}),
     "gpt_oss": (363_360, {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 64}),
     "granite": (136_256, {}),
     "granitemoe": (358_464, {"num_local_experts": 4, "num_experts_per_tok": 2}),
@@ -98,6 +99,7 @@ def test_experts_are_in_the_layers_that_have_them():
         ({"model_type": "qwen2_moe", "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 8, "decoder_sparse_step": 0}, "expert_every"),
         ({"model_type": "glm4_moe", "n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 8, "first_k_dense_replace": 9}, "no layer"),
         ({"model_type": "glm4_moe", "n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 8, "n_shared_experts": "1"}, "shared experts"),
+        ({"model_type": "glm4_moe", "n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 8}, "lacks first_k_dense_replace"),
         ({"model_type": "olmo3", "sliding_window": 64, "sliding_window_pattern": -1}, "sliding_window_pattern"),
     ],
 )  # fmt: skip

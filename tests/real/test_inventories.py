@@ -49,6 +49,8 @@ CASES: dict[str, list[dict]] = {
     "llama4_text": [LLAMA4, LLAMA4 | {"interleave_moe_layer_step": 2, "tie_word_embeddings": True}],
     "glm4_moe": [EXPERTS | {"n_routed_experts": 4, "n_shared_experts": 1, "first_k_dense_replace": 1, "use_qk_norm": q, "attention_bias": q} for q in (False, True)],
     "deepseek_v2": [DEEPSEEK | {"q_lora_rank": rank} for rank in (None, 24)],
+    "glm4_moe_lite": [DEEPSEEK | {"q_lora_rank": rank, "mlp_layer_types": ["dense"] + 3 * ["sparse"]} for rank in (None, 24)] + [
+        {k: v for k, v in DEEPSEEK.items() if k != "first_k_dense_replace"} | {"q_lora_rank": 24}],
     "deepseek_v3": [DEEPSEEK | {"q_lora_rank": rank, "attention_bias": bool(rank)} for rank in (None, 24)],
 }  # fmt: skip
 NULLS = ("sliding_window", "pad_token_id", "q_lora_rank")  # mean something

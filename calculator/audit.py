@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from calculator.architectures import build_inventory
 from calculator.catalog import Model, load_model
+from calculator.consistency import own_claims, own_notes, reconcile_total
 from calculator.estimate import estimate
 from calculator.spec import ModelSpec
 
@@ -54,11 +55,20 @@ def audit(model: Model) -> Audit:
     records = model.record.get("claims")
     released = load_model(model.record["released"]) if "released" in model.record else None
     if not records:
-        return Audit((_published_parameters(model),), (), ())
+        return _own(model)
     claims = tuple(_claim(model, released, record) for record in records)
     sets = tuple(_reconcile(model.spec, released.spec if released else model.spec, records))
     decides = [f"the released checkpoint ({released.spec.id}) decides: {released.source('config')}"] if released else []
     return Audit(claims, sets, (AMBIGUITY, *decides))
+
+
+def _own(model: Model) -> Audit:
+    """An entry or a config without a card: its total, what its fields imply of each other, and published files."""
+    published, explained = model.record.get("published_parameters", {}).get("value"), model.record.get("difference")
+    claims = (_published_parameters(model), *(Claim(*row) for row in own_claims(model.spec, model.record)), *_files(model))
+    sets = reconcile_total(model.spec, published - (explained["value"] if explained else 0)) if published else []
+    notes = [f"published and implied differ by {explained['value']:+,}: {explained['why']}"] if explained else []
+    return Audit(claims, tuple(ReconcilingSet(changes, total, False) for changes, total in sets), (*notes, *own_notes(model.spec)))
 
 
 def parameters(spec: ModelSpec) -> int:
@@ -67,13 +77,26 @@ def parameters(spec: ModelSpec) -> int:
 
 
 def _published_parameters(model: Model) -> Claim:
-    published = model.record.get("published_parameters")
-    implied = parameters(model.spec)
+    published, inventory = model.record.get("published_parameters"), build_inventory(model.spec)
+    implied = inventory.parameters
     if published is None:
         return Claim("parameters", "not published", implied, None, None, "not checkable", "the config alone")
+    expected = published["value"] - model.record.get("difference", {}).get("value", 0)
+    if expected == implied + inventory.mtp_parameters:  # checkpoints hold MTP layers too
+        implied = expected
     ratio = implied / published["value"]
-    verdict = "agrees" if implied == published["value"] else "contradicts"
+    verdict = "agrees" if implied == expected else "contradicts"
     return Claim("parameters", published["value"], implied, published["value"], ratio, verdict, published["source"])
+
+
+def _files(model: Model) -> list[Claim]:
+    """Published files against what their recipe makes of the inventory."""
+    found = []
+    for file in model.record.get("published_files", ()):
+        size = estimate(model, quant=file["quant"], settings={"imatrix": 1} if file.get("imatrix") else None).file_bytes
+        verdict = "not checkable" if size is None else "agrees" if size == file["value"] else "contradicts"
+        found.append(Claim(f"file, {file['quant']}", file["value"], size, None, size / file["value"] if size else None, verdict, file["source"]))
+    return found
 
 
 def _claim(model: Model, released: Model | None, record: dict[str, Any]) -> Claim:

@@ -11,10 +11,12 @@ from typing import Any, NamedTuple
 
 from calculator.checkpoints import Checkpoint
 from calculator.datafiles import DATA, read_json
-from calculator.errors import UnknownName
+from calculator.errors import CalculatorError, UnknownName
 from calculator.names import key, lookup
 from calculator.readers.hf_config import model_from_config
 from calculator.readers.untrusted import printable
+from calculator.readers.user_models import user_folder as user_folder
+from calculator.readers.user_models import user_model_files, user_record
 from calculator.slices import part_of
 from calculator.spec import GpuSpec, ModelSpec, Quantity
 
@@ -44,9 +46,18 @@ def data_version() -> str:
     return str(read_json("version.json")["data_version"])
 
 
-def model_ids() -> list[str]:
-    """Ids of the catalog models, sorted."""
-    return sorted(path.stem for path in (DATA / "models").glob("*.json"))
+@lru_cache(maxsize=1)
+def model_ids() -> tuple[str, ...]:
+    """Ids of the catalog's models and of the user's own that can be read, sorted."""
+    return tuple(sorted({*_records(), *(id for id in user_models() if _readable(id))}))
+
+
+def _readable(id: str) -> bool:
+    try:
+        load_model(id)
+    except CalculatorError:
+        return False
+    return True
 
 
 @lru_cache(maxsize=512)
@@ -59,7 +70,7 @@ def load_model(name: str) -> Model:
         raise UnknownName(f"model {name[:40]!r} is not a name", hint="vram models lists all")
     if name.startswith("hf:"):
         return _model_of_file(name)
-    if name in model_ids():
+    if name in user_models() or name in _records():
         return _catalog_model(name)
     if _looks_like_a_path(name):
         return _model_of_file(name)
@@ -97,8 +108,55 @@ def siblings(gpu: GpuSpec, name: str) -> list[str]:
 
 
 def _catalog_model(id: str) -> Model:
-    record = read_json(f"models/{id}.json")
-    return Model(model_from_config(record["config"], id=id, trusted=True), record)
+    if (own := user_models().get(id)) is not None:
+        return user_model(id, own)
+    record = _records()[id]
+    spec = model_from_config(record["config"], id=id, trusted=True)
+    return Model(spec, record, _declared(record["config"], spec))
+
+
+def _declared(config: dict[str, Any], spec: ModelSpec) -> Checkpoint | None:
+    """What a quantized checkpoint's config says that it is stored as."""
+    if "quantization_config" not in config and "text_config" not in config:
+        return None
+    from calculator.checkpoints.hf import declared, split_config
+
+    said = split_config(config, id=spec.id).quantization
+    return None if said is None else declared(said, spec)
+
+
+@lru_cache(maxsize=1)
+def user_models() -> dict[str, Path]:
+    """The user's own models: the files of their folder by id; they come before the catalog's."""
+    return user_model_files(user_folder())
+
+
+def user_model(id: str, path: Path) -> Model:
+    """A model of the user's folder: a record like the catalog's, or a bare config.json. Raises as `load_model` does."""
+    record = user_record(id, path)
+    spec = model_from_config(record["config"], id=id)
+    return Model(spec, record, _declared(record["config"], spec))
+
+
+@lru_cache(maxsize=1)
+def _records() -> dict[str, dict[str, Any]]:
+    """All shipped records by id. A file holds one record, or a family: its models, and references that they name as sources."""
+    found: dict[str, dict[str, Any]] = {}
+    for path in sorted((DATA / "models").glob("*.json")):
+        data = read_json(f"models/{path.name}")
+        for record in data.get("models", (data,)):
+            found[record["id"]] = record if "models" not in data else _expanded(record, data["references"])
+            found[record["id"]]["file"] = f"data/models/{path.name}"
+    return found
+
+
+def _expanded(record: dict[str, Any], references: dict[str, str]) -> dict[str, Any]:
+    """A family's record with its sources written out."""
+    sources = {field: "; ".join(references[name] for name in names) for field, names in record["sources"].items()}
+    if "torch_dtype" in record.get("unverified", ()):
+        sources["torch_dtype"] = references["dtype"]
+    published = {"value": record["published_parameters"], "source": references["safetensors"]}
+    return {"aliases": [], **record, "sources": sources, "published_parameters": published}
 
 
 def _looks_like_a_path(name: str) -> bool:
@@ -109,26 +167,26 @@ def _model_of_file(name: str) -> Model:
     from calculator.checkpoints.load import load_hub, load_path  # readers of other people's files cost start-up time
 
     path = Path(name).expanduser()
-    spec, checkpoint = load_hub(name) if name.startswith("hf:") else load_path(path, id=printable(str(path)[-_CLIP:]))
-    return Model(spec, {"name": spec.id, "family": spec.model_type, "sources": {"config": name}}, checkpoint)
+    config, spec, checkpoint = load_hub(name) if name.startswith("hf:") else load_path(path, id=printable(str(path)[-_CLIP:]))
+    return Model(spec, {"config": config, "name": spec.id, "family": spec.model_type, "hf_id": None, "sources": {"config": name}, "file": name}, checkpoint)
 
 
 def _known_models() -> Iterator[str]:
-    for id in model_ids():
+    yield from user_models()
+    for id, record in _records().items():
         yield id
-        if hf_id := read_json(f"models/{id}.json")["hf_id"]:
-            yield hf_id
+        if record["hf_id"]:
+            yield record["hf_id"]
 
 
 @lru_cache(maxsize=1)
 def _model_index() -> dict[str, str]:
     index: dict[str, str] = {}
-    for id in model_ids():
-        record = read_json(f"models/{id}.json")
+    for id, record in _records().items():
         for name in (id, record["hf_id"], record["name"], *record.get("aliases", ())):
             if name:
-                index[key(name)] = id
-    return index
+                index.setdefault(key(name), id)
+    return index | {key(id): id for id in user_models()}
 
 
 @lru_cache(maxsize=1)

@@ -109,6 +109,8 @@ def estimate(model: str, gpu: str | None, explain: bool, check: bool, as_json: b
     estimated = run_estimate(model, gpu, kw)
     if check and estimated.job.gpu is None:
         raise BadValue("--check needs a GPU", hint="--gpu NAME")
+    if check and estimated.partial and fit(estimated, estimated.job.gpu).verdict != "does_not_fit":
+        raise NotModelled(f"--check of {estimated.job.model.model_type} in {estimated.engine.name}: its activations have no formula", hint="leaving --check out")
 
     def text() -> str:
         from calculator.report.text import estimate_text
@@ -127,7 +129,7 @@ def run_estimate(model: str, gpu: str | None, kw: dict[str, Any]) -> Any:
     from calculator.fit import usable_memory
 
     found = load_model(model)
-    estimated = estimate(found, **options_of(found, kw), gpu=gpu)
+    estimated = estimate(found, **options_of(found, kw), gpu=gpu, partial=True)
     if gpu is None:
         return estimated
     from dataclasses import replace
@@ -289,14 +291,24 @@ def report(models: tuple[str, ...], output: str | None, as_json: bool) -> None:
 
 
 @vram.command()
+@click.option("--family", metavar="F", help="Only this family: llama, qwen3 ...")
+@click.option("--max-params", metavar="N", help="Only models up to this size: 8B, 500M.")
+@click.option("--fits", metavar="GPU", help="Only models that this GPU holds.")
+@click.option("--quant", metavar="Q", help="With --fits: in this quantization. Default Q4_K_M.")
+@click.option("--context", metavar="N", help="With --fits: tokens of one sequence. Default 8k.")
 @json_option
-def models(as_json: bool) -> None:
-    """The models of the catalog."""
-    from calculator.catalog import model_ids
+def models(family: str | None, max_params: str | None, fits: str | None, quant: str | None, context: str | None, as_json: bool) -> None:
+    """The models of the catalog, and your own: JSON files in the folder that this names."""
+    from calculator.catalog import load_gpu
     from calculator.commands import models_text
     from calculator.report.documents import models_document
+    from calculator.search import parse_parameters, search
 
-    show(lambda: models_document(model_ids()), models_text, as_json)
+    if fits is None and (quant or context):
+        raise BadValue("--quant and --context go with --fits", hint="--fits GPU")
+    found = search(family=family, max_parameters=parse_parameters(max_params) if max_params is not None else None,
+                   gpu=load_gpu(fits) if fits is not None else None, quant=quant, context=context)  # fmt: skip
+    show(lambda: models_document(found), lambda: models_text(found), as_json)
 
 
 @vram.command()

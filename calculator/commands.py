@@ -9,10 +9,11 @@ from typing import Any
 
 import click
 
-from calculator.catalog import load_gpus, load_model, model_ids
+from calculator.catalog import load_gpus, load_model
 from calculator.errors import BadValue, CalculatorError, UnreadableFile
 from calculator.report.documents import engines_document, envelope, models_document
 from calculator.report.text import table
+from calculator.search import Search
 from calculator.units import gib, parse_count
 
 MAX_STEPS = 100_000
@@ -106,10 +107,19 @@ def run_report(models: tuple[str, ...], output: str | None, as_json: bool) -> No
     click.echo(json.dumps(sizing.as_document(sized)) if as_json else f"wrote {output}")
 
 
-def models_text() -> str:
-    """The catalog as a table."""
-    rows = [(m["id"], f"{m['parameters']:,}", m["family"], m["source"]) for m in models_document(model_ids())["models"]]
-    return table(rows, header=("id", "parameters", "family", "source"), right=frozenset({1}))
+def models_text(found: Search) -> str:
+    """The models as a table, and where a user's own go."""
+    from calculator.architectures import ARCHITECTURES
+
+    document = models_document(found)
+    rows = [(m["id"], f"{m['parameters']:,}", f"{m['active_parameters']:,}" if m["active_parameters"] != m["parameters"] else "", m["family"], m["verdict"] or "", m["source"])
+            for m in document["models"]]  # fmt: skip
+    out = [table(rows, header=("id", "parameters", "active, text", "family", "verdict", "source"), right=frozenset({1, 2}))] if rows else ["no model is like that"]
+    if left := document["not_sized"]:
+        out.append(f"{len(left)} models have no size here: " + ", ".join(m["id"] for m in left[:6]) + (" ..." if len(left) > 6 else "") + " (--json says why)")
+    out.append(f"model types with formulas: {', '.join(ARCHITECTURES)}")
+    out.append(f"your own models: config.json files, named NAME.json, in {document['user_folder']} (or $VRAM_MODELS)")
+    return "\n".join(out)
 
 
 def gpus_text() -> str:

@@ -12,6 +12,7 @@ from calculator.architectures import build_inventory
 from calculator.catalog import Model, load_gpu, load_model
 from calculator.engines import Engine, Job
 from calculator.engines.base import HasPresets, Pool, Reserves, Starts, parse_settings
+from calculator.engines.partial import Partial
 from calculator.errors import BadValue, NotModelled, Unsupported
 from calculator.ledger import Ledger, Line
 from calculator.memory import with_total
@@ -74,6 +75,11 @@ class Estimate:
         return file_nbytes(self.job.stored, metadata_bytes=metadata["value"])
 
     @property
+    def partial(self) -> bool:
+        """Whether activations are missing: the total is a lower bound."""
+        return isinstance(self.engine, Partial)
+
+    @property
     def parameters(self) -> int:
         """Parameters, tied ones once."""
         own = self.model.checkpoint.parameters if self.model.checkpoint is not None else None
@@ -97,15 +103,18 @@ def estimate(
     gpu: str | GpuSpec | None = None,
     gpus: int = 1,
     settings: Mapping[str, Any] | None = None,
+    partial: bool = False,
 ) -> Estimate:
     """Memory that `sequences` sequences of `context` tokens need, for this quantization, engine and GPU [bytes].
+
+    `partial`: weights and cache alone where the engine has no formula for the model type's activations.
 
     Raises CalculatorError: unknown names, values out of range, combinations that the engine refuses.
     """
     found = load_model(model) if isinstance(model, str) else model
     job, runner = resolve(
         found, quant=quant, context=context, sequences=sequences, kv_dtype=kv_dtype, engine=engine,
-        engine_version=engine_version, gpu=gpu, gpus=gpus, settings=settings or {},
+        engine_version=engine_version, gpu=gpu, gpus=gpus, settings=settings or {}, partial=partial,
     )  # fmt: skip
     phase = largest_phase(runner, job)
     ledger = Ledger.of(
@@ -141,6 +150,7 @@ def resolve(
     gpu: str | GpuSpec | None,
     gpus: int,
     settings: Mapping[str, Any],
+    partial: bool = False,
 ) -> tuple[Job, Engine]:
     """Names and defaults settled, everything checked, before any number is made."""
     spec = model.spec
@@ -149,12 +159,14 @@ def resolve(
     wanted = wanted or ("llama.cpp" if scheme.recipe else "transformers")
     engines.check_runs(scheme, wanted)
     runner, version = engines.load(wanted, engine_version)
+    runner = engines.for_family(runner, spec, partial=partial)
 
     if kv_dtype is not None and (kv_dtype := kv_dtype.strip().lower()) not in KV_DTYPES:
         raise BadValue(f"kv-dtype {kv_dtype[:30]!r} is not known", allowed=", ".join(KV_DTYPES))
     chosen = parse_settings(runner.name, runner.settings, settings)
     card = load_gpu(gpu) if isinstance(gpu, str) else gpu
-    presets = runner if isinstance(runner, HasPresets) else None
+    whole = runner.inner if isinstance(runner, Partial) else runner
+    presets = whole if isinstance(whole, HasPresets) else None
     default = (presets.preset_context(chosen, spec, card, gpus) if presets else None) or min(DEFAULT_CONTEXT, spec.max_position_embeddings)
     workload = Workload(
         context=default if context is None else parse_count(context, name="context"),
@@ -181,6 +193,8 @@ def _scheme(model: Model, quant: str | None, engine: str | None) -> tuple[Scheme
     own, named = model.checkpoint, quant.strip().lower() if quant is not None else None
     if own is None:
         return parse(quant if quant is not None else _CHECKPOINT_TYPES[model.spec.dtype], engine=engine), None
+    if named is None and own.refused is not None:
+        raise own.refused
     if named in (None, own.scheme.name.lower()):
         if engine is None or engine in own.scheme.engines:
             return own.scheme, own.stored if engine != "vllm" else None  # vLLM's ranks are cut from the dimensions
@@ -220,6 +234,13 @@ def _warnings(model: Model, job: Job, peak: Peak, ledger: Ledger) -> tuple[str, 
     if "math kernel" in peak.step.name:
         found.append("grouped heads in float32, or on a card before Ampere, leave sdpa the math kernel, which holds S x S "
                      "scores; 16 bits on a newer card, or --engine llama.cpp, avoids it")  # fmt: skip
+    if any(line.name == "not modelled" for line in ledger.lines):
+        found.append(f"{job.deployment.engine} has no formula for the activations of {job.model.model_type}: this is weights and cache, a lower bound")
+    if job.model.vision_parameters:
+        where = "is a file of its own (mmproj) and not counted" if job.scheme.recipe else "is counted, what it computes with is not"
+        found.append(f"{job.model.id} has a vision tower of {job.model.vision_parameters:,} parameters: it {where}")
+    if model.record.get("own"):
+        found.append(f"{job.model.id} is your own, from {model.record['file']}")
     found += _card_warnings(job)
     if any(line.name == "model buffer, no CUDA kernel" for line in ledger.lines):
         found.append(f"CUDA can't multiply {job.scheme.name}: its layers stay in host memory and run on the CPU")
@@ -254,7 +275,7 @@ def _card_warnings(job: Job) -> list[str]:
         return []
     major, _, minor = job.gpu.compute_capability.partition(".")
     capability, quant = (int(major), int(minor or 0)), job.scheme.name
-    needed = {"fp8": (8, 9), "fp8-per-channel": (8, 9), "mxfp4": (7, 5), "bf16": (8, 0)}.get(quant)
+    needed = {"fp8": (8, 9), "fp8-per-channel": (8, 9), "fp8-block": (8, 9), "mxfp4": (7, 5), "bf16": (8, 0)}.get(quant)
     if needed and capability < needed:
         what = "emulates" if quant == "bf16" else "has no kernel for"
         return [f"{job.gpu.name} (compute capability {major}.{minor or 0}) {what} {quant}; it needs {needed[0]}.{needed[1]}"]

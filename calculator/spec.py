@@ -16,10 +16,21 @@ Segment = Literal["datacenter", "workstation", "consumer", "unified"]
 
 
 @dataclass(frozen=True, slots=True)
+class LatentAttention:
+    """Multi-head latent attention (DeepSeek): keys and values from one compressed row a token [elements]."""
+
+    q_lora_rank: int  # 0: queries aren't compressed
+    kv_lora_rank: int
+    qk_nope_head_dim: int
+    qk_rope_head_dim: int
+    v_head_dim: int
+
+
+@dataclass(frozen=True, slots=True)
 class ModelSpec:
     """Dimensions of a decoder-only transformer, in Hugging Face config names [elements, counts]."""
 
-    id: str
+    id: str = field(compare=False)  # models of the same dimensions share what is computed from them
     model_type: str
     hidden_size: int
     num_hidden_layers: int
@@ -39,6 +50,19 @@ class ModelSpec:
     num_experts_per_tok: int = 0
     expert_intermediate_size: int = 0  # of one expert
     full_every: int = 0  # each n-th layer sees everything, the others sliding_window tokens; 0: all layers alike
+    shared_expert_intermediate_size: int = 0  # of all shared experts together
+    first_dense_layers: int = 0  # layers without experts before those with them
+    expert_every: int = 1  # each n-th layer has experts
+    mtp_layers: int = 0  # layers that predict further tokens, in the checkpoint
+    mla: LatentAttention | None = None
+    qk_norm: bool = False  # norms over queries and keys, where a model type may or may not have them
+    head_bias: bool = False
+    vision_parameters: int = 0  # of a vision tower and its projector, where the config has them
+
+    @property
+    def expert_layers(self) -> tuple[int, ...]:
+        """The layers that have experts."""
+        return tuple(i for i in range(self.first_dense_layers, self.num_hidden_layers) if (i + 1) % self.expert_every == 0) if self.num_experts else ()
 
     @property
     def full_layers(self) -> int:

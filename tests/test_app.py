@@ -19,7 +19,7 @@ from streamlit.testing.v1 import AppTest
 
 from calculator import charts
 from calculator.catalog import load_gpu, load_gpus, load_model, model_ids
-from calculator.errors import UnknownName
+from calculator.errors import CalculatorError, UnknownName
 from calculator.estimate import estimate
 from calculator.fit import fit, usable_memory
 from calculator.quantization import CATALOG
@@ -55,10 +55,14 @@ def total_of(at: AppTest) -> int:
 def cases(n: int) -> list[tuple[str, str, int, int]]:
     rng = random.Random(20)
     found = []
-    for _ in range(n):
+    while len(found) < n:
         model = load_model(rng.choice(model_ids()))
-        workload = rng.choice(tables.contexts(model)), rng.choice((1, 2, 7, 32))
-        found.append((model.spec.id, rng.choice(CATALOG), *workload))
+        case = (model.spec.id, rng.choice(CATALOG), rng.choice(tables.contexts(model)), rng.choice((1, 2, 7, 32)))
+        try:
+            estimate(case[0], quant=case[1], context=case[2], sequences=case[3])
+        except CalculatorError:
+            continue
+        found.append(case)
     return found
 
 

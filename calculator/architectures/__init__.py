@@ -6,43 +6,101 @@ from collections.abc import Callable
 from functools import lru_cache, partial
 from typing import Literal, NamedTuple
 
-from calculator.architectures.dense import dense, experts
+from calculator.architectures.dense import AFTER, AROUND, GLM, PARALLEL, dense, plain
 from calculator.architectures.inventory import Inventory, TensorGroup
+from calculator.architectures.moe import experts
 from calculator.errors import UnknownArchitecture
 from calculator.names import nearest
 from calculator.spec import ModelSpec
 
 __all__ = ["ARCHITECTURES", "Architecture", "Inventory", "TensorGroup", "architecture", "build_inventory"]
 
+Bias = Literal["none", "qkv", "qkvo"]
+
 
 class Architecture(NamedTuple):
-    """A model type: its structural kind and what its config leaves unsaid."""
+    """A model type: its structural kind and what its config leaves unsaid. `source` is its folder in transformers' models."""
 
     kind: Callable[[ModelSpec], Inventory]
-    attention_bias: Literal["none", "qkv"]
-    source: str
-    gguf: str  # the name of its graph in llama.cpp
+    folder: str
+    gguf: str = ""  # the name of its graph in llama.cpp, where that is modelled
+    attention_bias: Bias = "none"  # where the config doesn't say
+    bias_setting: tuple[str, Bias] = ("", "none")  # the config's switch, and what it switches on
+    mlp_bias_setting: str = ""
     tied: bool = False  # where the config doesn't say
     full_every: int = 0  # each n-th layer sees everything and the others a window; 0: no layer has a window of its own
+    windows: str = "always"  # the config's sliding_window holds "always", "never", or where "use_sliding_window" says so
+    head_dim: int = 0  # the class's own, where the config doesn't say; 0: hidden_size / heads
+    expert_width: str = ""  # the field that holds the width of one expert; empty: no experts
+    engines: tuple[str, ...] = ()  # whose activations have formulas
+
+    @property
+    def source(self) -> str:
+        """The code that the inventory follows."""
+        return f"transformers models/{self.folder}/modeling_{self.folder}.py v5.23.0"
 
 
-def _source(name: str) -> str:
-    return f"transformers models/{name}/modeling_{name}.py v5.23.0"
+_QKVO: tuple[str, Bias] = ("attention_bias", "qkvo")
+_QKV: tuple[str, Bias] = ("attention_bias", "qkv")
+_ALL = ("transformers", "llama.cpp", "vllm", "sglang")
+_TRANSFORMERS = ("transformers",)
+_LOCAL = ("transformers", "llama.cpp")
+_GEMMA2 = partial(dense, norms=AROUND)
+_GEMMA3 = partial(dense, qk_norm="head", norms=AROUND)
+_DEEPSEEK = partial(experts, shared="shared_experts", correction="gate.e_score_correction_bias")
+_MOE = "moe_intermediate_size"
 
-
-_GEMMA2 = partial(dense, post_norms=True)
-_GEMMA3 = partial(dense, qk_norm=True, post_norms=True)
 ARCHITECTURES: dict[str, Architecture] = {
-    "llama": Architecture(dense, "none", _source("llama"), "llama"),
-    "mistral": Architecture(dense, "none", _source("mistral"), "llama"),
-    "qwen2": Architecture(dense, "qkv", _source("qwen2"), "qwen2"),
-    "qwen3": Architecture(partial(dense, qk_norm=True), "none", _source("qwen3"), "qwen3"),
-    "phi3": Architecture(partial(dense, fused=True), "none", _source("phi3"), "phi3"),
-    "gemma2": Architecture(_GEMMA2, "none", _source("gemma2"), "gemma2", tied=True, full_every=2),
-    "gemma3_text": Architecture(_GEMMA3, "none", _source("gemma3"), "gemma3", tied=True, full_every=6),
-    "mixtral": Architecture(partial(experts, block="block_sparse_moe"), "none", _source("mixtral"), "llama"),
-    "qwen3_moe": Architecture(partial(experts, qk_norm=True), "none", _source("qwen3_moe"), "qwen3moe"),
-}
+    "llama": Architecture(dense, "llama", "llama", bias_setting=_QKVO, mlp_bias_setting="mlp_bias", windows="never", engines=_ALL),
+    "mistral": Architecture(dense, "mistral", "llama", engines=_ALL),
+    "ministral3": Architecture(dense, "ministral3", head_dim=128, engines=_TRANSFORMERS),
+    "qwen2": Architecture(dense, "qwen2", "qwen2", "qkv", windows="use_sliding_window", engines=_ALL),
+    "qwen3": Architecture(partial(dense, qk_norm="head"), "qwen3", "qwen3", bias_setting=_QKVO, windows="use_sliding_window", head_dim=128, engines=_ALL),
+    "phi3": Architecture(partial(dense, fused_qkv=True, fused_gate_up=True), "phi3", "phi3", engines=_ALL),
+    "gemma": Architecture(dense, "gemma", bias_setting=_QKVO, tied=True, head_dim=256),
+    "gemma2": Architecture(_GEMMA2, "gemma2", "gemma2", bias_setting=_QKVO, tied=True, full_every=2, head_dim=256, engines=("llama.cpp", "vllm")),
+    "gemma3_text": Architecture(_GEMMA3, "gemma3", "gemma3", bias_setting=_QKVO, tied=True, full_every=6, head_dim=256, engines=(*_LOCAL, "vllm")),
+    "granite": Architecture(dense, "granite", bias_setting=_QKVO, mlp_bias_setting="mlp_bias", engines=_TRANSFORMERS),
+    "smollm3": Architecture(dense, "smollm3", bias_setting=_QKVO, mlp_bias_setting="mlp_bias", tied=True, windows="use_sliding_window", engines=_TRANSFORMERS),
+    "seed_oss": Architecture(dense, "seed_oss", "", "qkv", bias_setting=_QKV, mlp_bias_setting="mlp_bias", head_dim=128, engines=_TRANSFORMERS),
+    "ernie4_5": Architecture(dense, "ernie4_5", bias_setting=("use_bias", "qkvo"), mlp_bias_setting="use_bias", tied=True, head_dim=128),
+    "olmo": Architecture(partial(dense, final_norm=False), "olmo", bias_setting=_QKVO),
+    "olmo2": Architecture(partial(dense, qk_norm="all", norms=AFTER), "olmo2", bias_setting=_QKVO),
+    "olmo3": Architecture(partial(dense, qk_norm="all", norms=AFTER), "olmo3", bias_setting=_QKVO, full_every=4),
+    "exaone4": Architecture(partial(dense, qk_norm="head", norms=AFTER), "exaone4", full_every=4),
+    "glm4": Architecture(partial(dense, fused_gate_up=True, norms=GLM), "glm4", "", "qkv", bias_setting=_QKV, head_dim=128),
+    "cohere": Architecture(partial(dense, norms=PARALLEL), "cohere", bias_setting=_QKVO, tied=True),
+    "cohere2": Architecture(partial(dense, norms=PARALLEL), "cohere2", bias_setting=_QKVO, tied=True, full_every=4),
+    "stablelm": Architecture(partial(dense, norm_bias=True), "stablelm", bias_setting=("use_qkv_bias", "qkv")),
+    "starcoder2": Architecture(partial(plain, names=("c_fc", "c_proj")), "starcoder2", "", "qkvo", bias_setting=("use_bias", "qkvo"),
+                               mlp_bias_setting="use_bias", tied=True),
+    "nemotron": Architecture(plain, "nemotron", bias_setting=_QKVO, mlp_bias_setting="mlp_bias"),
+    "arcee": Architecture(partial(plain, norm_bias=False), "arcee", bias_setting=_QKVO, mlp_bias_setting="mlp_bias"),
+    "mixtral": Architecture(partial(experts, block="block_sparse_moe"), "mixtral", "llama", expert_width="intermediate_size", engines=_ALL),
+    "phimoe": Architecture(partial(experts, block="block_sparse_moe", norm_bias=True), "phimoe", bias_setting=_QKVO, expert_width="intermediate_size"),
+    "qwen2_moe": Architecture(partial(experts, shared="shared_expert", shared_gate=True), "qwen2_moe", "", "qkv", bias_setting=("qkv_bias", "qkv"),
+                              windows="use_sliding_window", expert_width=_MOE),
+    "qwen3_moe": Architecture(partial(experts, qk_norm="head"), "qwen3_moe", "qwen3moe", bias_setting=_QKVO, windows="use_sliding_window",
+                              expert_width=_MOE, engines=_ALL),
+    "olmoe": Architecture(partial(experts, qk_norm="all"), "olmoe", bias_setting=_QKVO, expert_width="intermediate_size"),
+    "granitemoe": Architecture(partial(experts, block="block_sparse_moe", router="router.layer.weight"), "granitemoe", bias_setting=_QKVO,
+                               expert_width="intermediate_size"),
+    "gpt_oss": Architecture(partial(experts, router="router.weight", bias=True, sinks=True), "gpt_oss", "", "qkvo", bias_setting=_QKVO,
+                            full_every=2, head_dim=64, expert_width="intermediate_size"),
+    "glm4_moe": Architecture(partial(_DEEPSEEK, qk_norm="config"), "glm4_moe", bias_setting=_QKV, expert_width=_MOE),
+    "minimax_m2": Architecture(partial(experts, block="block_sparse_moe", qk_norm="all", correction="e_score_correction_bias"), "minimax_m2",
+                               head_dim=128, expert_width="intermediate_size"),
+    "hunyuan_v1_moe": Architecture(partial(experts, router="gate.wg.weight", shared="shared_mlp", qk_norm="head", qk_names=("query_layernorm", "key_layernorm")),
+                                   "hunyuan_v1_moe", bias_setting=_QKVO, expert_width="intermediate_size"),
+    "ernie4_5_moe": Architecture(partial(experts, shared="shared_experts", correction="moe_statics.e_score_correction_bias"), "ernie4_5_moe",
+                                 bias_setting=("use_bias", "qkvo"), mlp_bias_setting="use_bias", tied=True, expert_width=_MOE),
+    "llama4_text": Architecture(partial(experts, block="feed_forward", router="router.weight", shared="shared_expert"), "llama4", bias_setting=_QKVO,
+                                full_every=4, head_dim=128, expert_width="intermediate_size"),
+    "deepseek_v2": Architecture(partial(experts, shared="shared_experts"), "deepseek_v2", bias_setting=_QKVO, expert_width=_MOE),
+    "deepseek_v3": Architecture(_DEEPSEEK, "deepseek_v3", bias_setting=_QKVO, expert_width=_MOE),
+    "glm4_moe_lite": Architecture(_DEEPSEEK, "glm4_moe_lite", bias_setting=_QKVO, expert_width=_MOE),
+    "kimi_k2": Architecture(_DEEPSEEK, "deepseek_v3", bias_setting=_QKVO, expert_width=_MOE),
+}  # fmt: skip
 
 
 def architecture(model_type: str) -> Architecture:
@@ -51,8 +109,8 @@ def architecture(model_type: str) -> Architecture:
         near = nearest(model_type, ARCHITECTURES) if len(model_type) < 80 else []
         raise UnknownArchitecture(
             f"model_type {model_type[:60]!r} has no formulas here and is not guessed",
-            allowed=", ".join(ARCHITECTURES),
-            hint=f"{near[0]}, if that is what it is" if near else "vram models lists what is known",
+            allowed=f"{len(ARCHITECTURES)} model types, which vram models lists",
+            hint=f"{near[0]}, if that is what it is" if near else "vram trace, with its config.json",
         )
     return ARCHITECTURES[model_type]
 

@@ -8,16 +8,17 @@ from typing import Literal
 
 Role = Literal[
     "embedding", "output", "attn_q", "attn_k", "attn_v", "attn_qkv", "attn_output", "ffn_gate", "ffn_up", "ffn_down",
-    "router", "norm", "bias",
+    "attn_q_a", "attn_q_b", "attn_kv_a", "attn_kv_b", "router", "norm", "bias", "vision",
 ]
 LINEAR_ROLES: frozenset[Role] = frozenset(
-    {"attn_q", "attn_k", "attn_v", "attn_qkv", "attn_output", "ffn_gate", "ffn_up", "ffn_down"}
+    {"attn_q", "attn_k", "attn_v", "attn_qkv", "attn_output", "ffn_gate", "ffn_up", "ffn_down", "attn_q_a", "attn_q_b", "attn_kv_a", "attn_kv_b"}
 )
 
 
 @dataclass(frozen=True, slots=True)
 class TensorGroup:
-    """Equal tensors, one in each of `layers` layers; 0 layers: one tensor outside the layers.
+    """Equal tensors, one in each of `layers` layers; 0 layers: one tensor outside the layers. `which` names them where they
+    aren't the first ones.
 
     `shape` is (out_features, in_features) as Hugging Face stores a Linear, (n,), or (experts, out, in) for all experts
     of a layer in one [elements]. `ffn_up` may hold gate and up.
@@ -27,6 +28,12 @@ class TensorGroup:
     shape: tuple[int, ...]
     role: Role
     layers: int = 0
+    which: tuple[int, ...] = ()
+
+    @property
+    def indices(self) -> tuple[int, ...]:
+        """The layers that hold one; () is outside the layers."""
+        return self.which or tuple(range(self.layers))
 
     @property
     def count(self) -> int:
@@ -51,15 +58,31 @@ class TensorGroup:
 
 @dataclass(frozen=True, slots=True)
 class Inventory:
-    """All tensors of a model, tied ones once."""
+    """All tensors of a model, tied ones once. `mtp` are layers that predict further tokens: in the checkpoint, but not loaded."""
 
     groups: tuple[TensorGroup, ...]
     tied: bool
+    mtp: tuple[TensorGroup, ...] = ()
 
     @property
     def parameters(self) -> int:
-        """Parameters, tied embeddings counted once."""
+        """Parameters, tied embeddings counted once; without MTP layers."""
         return sum(g.elements * g.count for g in self.groups)
+
+    @property
+    def vision_parameters(self) -> int:
+        """Those of the vision tower and its projector among them."""
+        return sum(g.elements * g.count for g in self.groups if g.role == "vision")
+
+    @property
+    def mtp_parameters(self) -> int:
+        """Those of the MTP layers, beside `parameters`."""
+        return sum(g.elements * g.count for g in self.mtp)
+
+    def active_parameters(self, *, experts: int, used: int) -> int:
+        """Text parameters that one token uses: `used` of the `experts` in each stack of experts, and all else."""
+        idle = sum(g.elements * g.count // experts * (experts - used) for g in self.groups if len(g.shape) == 3 and g.role != "vision") if experts else 0
+        return self.parameters - self.vision_parameters - idle
 
     @property
     def tensors(self) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from dataclasses import replace
+from typing import Any
 
 from calculator.architectures import TensorGroup, build_inventory
 from calculator.architectures.inventory import Role
@@ -42,9 +43,10 @@ _OUTER: dict[str, Role] = {"token_embd.weight": "embedding", "output.weight": "o
 _LAYER = re.compile(r"blk\.(\d{1,5})\.(.+)")
 
 
-def load(header: Header, *, id: str) -> tuple[ModelSpec, Checkpoint]:
-    """Model and stored tensors of a GGUF header. Raises UnknownArchitecture, NotModelled, UnreadableFile."""
-    spec = model_from_config(config_of(header), id=id)
+def load(header: Header, *, id: str) -> tuple[dict[str, Any], ModelSpec, Checkpoint]:
+    """Config, model and stored tensors of a GGUF header. Raises UnknownArchitecture, NotModelled, UnreadableFile."""
+    config = config_of(header)
+    spec = model_from_config(config, id=id)
     names = {t.name for t in header.tensors}
     if spec.attention_bias == "none" and "blk.0.attn_q.bias" in names:
         spec = replace(spec, attention_bias="qkv")
@@ -59,7 +61,7 @@ def load(header: Header, *, id: str) -> tuple[ModelSpec, Checkpoint]:
     if header.truncated:
         warnings.append(f"{header.files[0]} ends before its tensors do: the header alone, or an unfinished download")
     parameters = elements(tuple(g for g in stored if g.group.name not in _ROPE))
-    return spec, Checkpoint(scheme, stored, parameters, header.file_bytes, tuple(warnings))
+    return config, spec, Checkpoint(scheme, stored, parameters, header.file_bytes, tuple(warnings))
 
 
 def stored_of(header: Header) -> Stored:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from calculator.architectures import Inventory, TensorGroup, build_inventory
-from calculator.architectures.inventory import LINEAR_ROLES
+from calculator.architectures.inventory import LINEAR_ROLES, Role
 from calculator.checkpoints import Checkpoint
 from calculator.checkpoints.inventory import OTHER, differences, elements, kinds_of_inventory, kinds_of_stored
 from calculator.checkpoints.quantization_config import check_left_out, scheme_of
@@ -33,31 +33,29 @@ _LAYER = re.compile(r"\.layers\.(\d{1,5})\.")
 _EXPERT = re.compile(r"\.experts\.\d{1,5}\.")
 _PREFIXES = ("language_model.", "model.language_model.")
 _MIXTRAL = {"w1": "gate_proj", "w3": "up_proj", "w2": "down_proj"}
+_VISION = re.compile(r"(^|\.)(visual|vision_tower|vision_model|multi_modal_projector|vision_encoder|merger)\.")
 _NOT_LOADED = re.compile(r"\.(rotary_emb\.inv_freq|masked_bias|attn\.bias)$")
 
 
 class Config(NamedTuple):
-    """A config.json: the decoder's part, how it was quantized, and what lies beside the decoder."""
+    """A config.json: all of it, how it was quantized, and what lies beside the decoder that no formula counts."""
 
-    decoder: dict[str, Any]
+    whole: dict[str, Any]
     quantization: dict[str, Any] | None
     beside: tuple[str, ...]
 
 
 def split_config(config: Mapping[str, Any], *, id: str) -> Config:
-    """The text model of a config, whether at the top or in text_config. Raises UnreadableFile."""
-    quantization, decoder = config.get("quantization_config"), dict(config)
-    if config.get("model_type") is not None and isinstance(text := config.get("text_config"), dict):
-        quantization = quantization or text.get("quantization_config")
-        inherited = {k: config[k] for k in ("dtype", "torch_dtype", "tie_word_embeddings") if config.get(k) is not None}
-        decoder = inherited | {k: v for k, v in text.items() if v is not None or k not in inherited}
-    decoder.pop("quantization_config", None)
+    """A config and its quantization, said at the top or in text_config. Raises UnreadableFile."""
+    text = config.get("text_config")
+    inner = text.get("quantization_config") if isinstance(text, dict) else None
+    quantization = inner if config.get("quantization_config") is None else config["quantization_config"]
     if quantization is not None and not isinstance(quantization, dict):
         raise UnreadableFile(f"{id}: quantization_config is not an object", hint="the config.json as published")
-    return Config(decoder, quantization, tuple(k for k in ("vision_config", "audio_config") if config.get(k)))
+    return Config(dict(config), quantization, tuple(k for k in ("audio_config",) if config.get(k)))
 
 
-def load(path: Path, *, id: str) -> tuple[ModelSpec, Checkpoint | None]:
+def load(path: Path, *, id: str) -> tuple[dict[str, Any], ModelSpec, Checkpoint | None]:
     """Model of a config.json, of its folder with or without weights, or of a .safetensors file beside one.
 
     Raises UnreadableFile, UnknownArchitecture, NotModelled.
@@ -70,8 +68,7 @@ def load(path: Path, *, id: str) -> tuple[ModelSpec, Checkpoint | None]:
     if config.quantization is None and path.suffix != ".json" and (folder / MODELOPT).is_file():  # its exports before quantization_config
         with LocalFile(inside(folder, MODELOPT)) as source:
             config = config._replace(quantization={"quant_method": "modelopt", **read_json(source, limit=MAX_BYTES)})
-    header = _header(path, folder)
-    return model_and_checkpoint(config, header, id=id)
+    return model_and_checkpoint(config, _header(path, folder), id=id)
 
 
 def _header(path: Path, folder: Path) -> Header | None:
@@ -82,19 +79,26 @@ def _header(path: Path, folder: Path) -> Header | None:
     return None
 
 
-def model_and_checkpoint(config: Config, header: Header | None, *, id: str) -> tuple[ModelSpec, Checkpoint | None]:
-    """The model, and what is stored by headers where they are at hand, else by quantization_config."""
-    spec = model_from_config(config.decoder, id=id)
+def model_and_checkpoint(config: Config, header: Header | None, *, id: str) -> tuple[dict[str, Any], ModelSpec, Checkpoint | None]:
+    """The config, the model, and what is stored by headers where they are at hand, else by quantization_config."""
+    whole = config.whole if header is None else {k: v for k, v in config.whole.items() if k != "vision_config"}  # the header counts the tower
+    spec = model_from_config(whole, id=id)
     beside = tuple(f"{name.removesuffix('_config')} tower: not in the decoder's dimensions" + ("" if header else ", not counted") for name in config.beside)
-    if header is None and config.quantization is None:
-        return spec, Checkpoint(parse(QUANTS[spec.dtype]), warnings=beside) if beside else None
-    if header is None and config.quantization is not None:
-        scheme = scheme_of(config.quantization, id=id)
-        check_left_out(config.quantization, spec, id=id)
-        return spec, Checkpoint(scheme, warnings=beside)
-    assert header is not None
-    scheme = _scheme(config.quantization, spec, header, id=id)
-    return spec, checkpoint_of(header, spec, scheme, warnings=beside)
+    if header is not None:
+        return config.whole, spec, checkpoint_of(header, spec, _scheme(config.quantization, spec, header, id=id), warnings=beside)
+    if config.quantization is not None:
+        return config.whole, spec, declared(config.quantization, spec, warnings=beside)
+    return config.whole, spec, Checkpoint(parse(QUANTS[spec.dtype]), warnings=beside) if beside else None
+
+
+def declared(quantization: dict[str, Any], spec: ModelSpec, *, warnings: tuple[str, ...] = ()) -> Checkpoint:
+    """What a quantization_config says alone; a form without sizes is kept as a refusal, since another format may be asked for."""
+    try:
+        scheme = scheme_of(quantization, id=spec.id)
+        check_left_out(quantization, spec, id=spec.id)
+    except NotModelled as e:
+        return Checkpoint(parse(QUANTS[spec.dtype]), warnings=warnings, refused=e)
+    return Checkpoint(scheme, warnings=warnings)
 
 
 def _scheme(quantization: dict[str, Any] | None, spec: ModelSpec, header: Header, *, id: str) -> Scheme:
@@ -195,12 +199,17 @@ def _store(module: str, held: list[tuple[str, Tensor]], known: TensorGroup | Non
     if set(sizes) == {"weight"}:
         dtype = DTYPES.get(first.type, first.type)
         shape = (len(held), *first.shape) if known is not None and len(known.shape) == 3 and len(first.shape) == 2 else first.shape
-        name, role = (known.name, known.role) if known else (module, OTHER)
+        name, role = (known.name, known.role) if known else (module, _role(module))
         per = sum(t.nbytes for _, t in held) * 8 // max(1, sum(t.elements for _, t in held))
         return TensorGroup(name, shape, role), dtype, (Part("values", sizes["weight"], f"{per // 8}" if per % 8 == 0 else f"{per} / 8"),)
     parts = tuple(Part(name, n, f"{n:,}") for name, n in sizes.items() if n)
-    group = replace(known, layers=0) if known else TensorGroup(module, first.shape, OTHER)
+    group = replace(known, layers=0) if known else TensorGroup(module, first.shape, _role(module))
     return group, scheme.name.upper(), parts
+
+
+def _role(module: str) -> Role:
+    """Of a module that the decoder's inventory doesn't know."""
+    return "vision" if _VISION.search(module + ".") else OTHER
 
 
 def _as(group: StoredGroup, dtype: str) -> StoredGroup:

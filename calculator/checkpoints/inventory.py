@@ -16,10 +16,11 @@ Kinds = Counter[tuple[str, tuple[int, ...]]]
 
 
 def kinds_of_inventory(inventory: Inventory) -> Kinds:
-    """How many tensors of each role and shape a model has."""
+    """How many tensors of each role and shape a model's decoder has."""
     found: Kinds = Counter()
     for group in inventory.groups:
-        found[group.role, group.shape] += group.count
+        if group.role != "vision":
+            found[group.role, group.shape] += group.count
     return found
 
 
@@ -27,7 +28,7 @@ def kinds_of_stored(stored: Iterable[StoredGroup], *, without: frozenset[str] = 
     """The same of what a file holds; `without`: names that only a file has."""
     found: Kinds = Counter()
     for group in stored:
-        if group.group.name not in without:
+        if group.group.name not in without and group.group.role != "vision":
             found[group.group.role, group.group.shape] += group.count
     return found
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from calculator.checkpoints import Checkpoint, gguf, hf
 from calculator.readers.gguf import read_gguf
 from calculator.spec import ModelSpec
 
 
-def load_hub(name: str) -> tuple[ModelSpec, Checkpoint | None]:
-    """Model and checkpoint of hf:org/name, by its config and headers alone. Raises CalculatorError."""
+def load_hub(name: str) -> tuple[dict[str, Any], ModelSpec, Checkpoint | None]:
+    """Config, model and checkpoint of hf:org/name, by its config and headers alone. Raises CalculatorError."""
     from calculator.readers.hub import read_hub
 
     found = read_hub(name)
@@ -19,8 +20,8 @@ def load_hub(name: str) -> tuple[ModelSpec, Checkpoint | None]:
     return hf.model_and_checkpoint(hf.split_config(found.config or {}, id=name), found.header, id=name)
 
 
-def load_path(path: Path, *, id: str) -> tuple[ModelSpec, Checkpoint | None]:
-    """Model and checkpoint of a .gguf, a .safetensors, a config.json or a folder of them.
+def load_path(path: Path, *, id: str) -> tuple[dict[str, Any], ModelSpec, Checkpoint | None]:
+    """Config, model and checkpoint of a .gguf, a .safetensors, a config.json or a folder of them.
 
     A folder that holds GGUF files and no config.json is that GGUF. Raises CalculatorError.
     """

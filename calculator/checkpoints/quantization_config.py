@@ -19,7 +19,7 @@ from calculator.spec import ModelSpec
 
 Config = Mapping[str, Any]
 _INDEX = re.compile(r"\.\d+(?=\.|$)")
-_HEADERS = "the folder with its .safetensors files: their headers say what is stored"
+_HEADERS = "the folder with its .safetensors files, whose headers say what is stored, or --quant naming a format"
 
 
 def scheme_of(config: Config, *, id: str) -> Scheme:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from calculator.architectures import ARCHITECTURES, architecture
 from calculator.engines.base import Engine, Job, Releases
 from calculator.engines.llama_cpp import LlamaCpp
+from calculator.engines.partial import ENGINES as PARTIAL
+from calculator.engines.partial import Partial
 from calculator.engines.sglang import Sglang
 from calculator.engines.transformers import Transformers
 from calculator.engines.vllm import Vllm
 from calculator.errors import BadValue, NotModelled, UnknownName, Unsupported
 from calculator.names import key, nearest
 from calculator.quantization import Scheme
+from calculator.spec import ModelSpec
 
-__all__ = ["ENGINES", "LATER", "Engine", "Job", "check_runs", "load"]
+__all__ = ["ENGINES", "LATER", "Engine", "Job", "check_runs", "for_family", "load"]
 
 ENGINES: dict[str, Engine] = {engine.name: engine for engine in (Transformers(), LlamaCpp(), Vllm(), Sglang())}
 
@@ -56,6 +60,23 @@ def check_runs(scheme: Scheme, engine: str) -> None:
             hint=f"--engine llama.cpp, or --quant bf16 with {engine}",
         )
     raise Unsupported(f"{engine} can't run {scheme.name}", hint=f"--engine {' or '.join(scheme.engines)}")
+
+
+def for_family(runner: Engine, model: ModelSpec, *, partial: bool) -> Engine:
+    """The engine for a model type; `partial`: weights and cache alone where its activations have no formula.
+
+    Raises NotModelled with the types that have one.
+    """
+    having, engine = architecture(model.model_type).engines, runner.name
+    if model.vision_parameters and engine in ("vllm", "sglang"):
+        raise NotModelled(f"{engine} with a vision tower ({model.id}): its profiling run of images has no formula yet", hint="--engine transformers or llama.cpp")
+    if engine in having:
+        return runner
+    if partial and engine in PARTIAL:
+        return Partial(runner)
+    types = ", ".join(name for name, row in ARCHITECTURES.items() if engine in row.engines)
+    hint = f"--engine {' or '.join(having)}" if having else "vram trace, which runs the real code; vram quants MODEL, which sizes the weights"
+    raise NotModelled(f"{model.model_type} in {engine}: its activations have no formula yet", allowed=types, hint=hint)
 
 
 def load(name: str, version: str | None = None) -> tuple[Engine, str]:

@@ -63,6 +63,7 @@ _FIXED: dict[str, Scheme] = {
         _linear("fp8-dynamic", hf.fp8_dynamic, SERVERS, "vLLM and compressed-tensors, FP8 per tensor, dynamic inputs"),
         _linear("fp8-block", hf.fp8_block, SERVERS, "FP8 in blocks of 128 x 128: DeepSeek V3, transformers finegrained_fp8"),
         _linear("fp8-per-channel", hf.channel_8bit, SERVERS, "compressed-tensors, FP8 per channel"),
+        _linear("fp8-block", hf.fp8_block, SERVERS, "DeepSeek-V3's FP8, blocks of 128 x 128"),
         _linear("int8-w8a8", hf.channel_8bit, SERVERS, "compressed-tensors, INT8 W8A8"),
         _linear("bnb-int8", hf.bnb_int8, SERVERS, _BNB),
         _linear("bnb-nf4", hf.storage_of(hf.bnb_4bit, double_quant=False), SERVERS, _BNB),
@@ -152,8 +153,9 @@ def quantize(model: ModelSpec, scheme: Scheme, *, imatrix: bool = False) -> Stor
     if scheme.bits:
         return exl2.quantize(model, inventory, bits=scheme.bits)
     return hf.quantize(
-        inventory, scheme.storage, dtype=compute_dtype(model, scheme), label=scheme.name.upper()
-    )
+        inventory, scheme.storage, dtype=compute_dtype(model, scheme), label=scheme.name.upper(),
+        experts_alone=model.model_type == "gpt_oss" and scheme.name == "mxfp4",  # as OpenAI publishes it
+    )  # fmt: skip
 
 
 def compute_dtype(model: ModelSpec, scheme: Scheme) -> str:

@@ -36,7 +36,7 @@ def quantize(model: ModelSpec, inventory: Inventory, *, bits: float, generation:
     thousandths = round(bits * 1000)
     stored = []
     for group in inventory.groups:
-        layers = tuple(range(group.layers))
+        layers = group.indices
         if group.role in LINEAR_ROLES:
             stored.append(StoredGroup(group, f"EXL2 {bits}", _linear(group, thousandths, generation), layers))
         elif group.role == "output":

@@ -18,13 +18,13 @@ Storage = Callable[[int, int], tuple[Part, ...]]
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
-def quantize(inventory: Inventory, storage: Storage | None, *, dtype: str, label: str) -> Stored:
-    """Store the decoder's linear layers by `storage` and all else in `dtype`; storage None: all in `dtype`."""
+def quantize(inventory: Inventory, storage: Storage | None, *, dtype: str, label: str, experts_alone: bool = False) -> Stored:
+    """Store the decoder's linear layers, or its experts alone, by `storage` and all else in `dtype`; storage None: all in `dtype`."""
     size = DTYPE_BYTES[dtype]
     stored = []
     for group in inventory.groups:
-        layers = tuple(range(group.layers))
-        if storage is not None and group.role in LINEAR_ROLES:
+        layers = group.indices
+        if storage is not None and group.role in LINEAR_ROLES and (len(group.shape) == 3 or not experts_alone):
             out, in_ = group.shape[-2:]
             experts = group.elements // (out * in_)  # a matrix each
             parts = tuple(part._replace(nbytes=part.nbytes * experts) for part in storage(out, in_))
@@ -170,7 +170,8 @@ def fp8_block(out: int, in_: int) -> tuple[Part, ...]:
 
     bytes = N + 4 ceil(out / 128) ceil(in / 128)
 
-    Source: transformers v5.23.0 integrations/finegrained_fp8.py FP8Linear (weight, weight_scale_inv).
+    Source: transformers v5.23.0 integrations/finegrained_fp8.py FP8Linear (weight, weight_scale_inv); the scales of DeepSeek-V3 and
+    MiniMax-M2.5 make up what their safetensors totals have beyond their parameters, 41,540,496 and 13,880,064.
     """
     return Part("F8_E4M3 values", out * in_, "N"), Part("weight_scale_inv", 4 * ceil_div(out, 128) * ceil_div(in_, 128), "4 × N / 128²")
 

@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from calculator.architectures import ARCHITECTURES, architecture
-from calculator.errors import NotModelled, UnknownArchitecture, UnreadableFile
+from calculator.architectures import Architecture, architecture
+from calculator.errors import NotModelled, UnreadableFile
+from calculator.readers.feed_forward import experts
+from calculator.readers.nested import text_config
 from calculator.readers.untrusted import LocalFile, inside, read_json, shown
-from calculator.spec import ModelSpec
+from calculator.spec import LatentAttention, ModelSpec
 
 MAX_BYTES = 2 * 2**20  # a config.json is a few KiB
 
@@ -33,38 +35,41 @@ def model_from_config(config: Mapping[str, Any], *, id: str, trusted: bool = Fal
 
     Raises UnreadableFile (missing or impossible field), UnknownArchitecture, NotModelled.
     """
-    model_type = config.get("model_type")
-    if not isinstance(model_type, str):
+    if not isinstance(config.get("model_type"), str):
         raise UnreadableFile(f"{id}: config has no model_type", hint="the model's own config.json, as published")
-    row = architecture(model_type)
-    if config.get("quantization_config") is not None:
-        raise NotModelled(
-            f"{id}: config of an already quantized checkpoint",
-            hint="the config.json of the unquantized model, with --quant naming the format",
-        )
+    config, vision = text_config(config, id)
+    if not isinstance(config["model_type"], str):
+        raise UnreadableFile(f"{id}: text_config has no model_type", hint="the model's own config.json, as published")
+    row = architecture(config["model_type"])
     if missing := [name for name in _REQUIRED if config.get(name) is None]:
         raise UnreadableFile(f"{id}: config lacks {', '.join(missing)}", hint="the model's own config.json, as published")
-    heads = config["num_attention_heads"]
-    tied = config.get("tie_word_embeddings")
+    heads, tied = config["num_attention_heads"], config.get("tie_word_embeddings")
+    mla = _latent_attention(config)
     fields: dict[str, Any] = {
         **{name: config[name] for name in _REQUIRED},
         "id": id,
-        "model_type": model_type,
+        "model_type": config["model_type"],
         # absent means multi-head attention, and hidden_size / heads: configuration_llama.py __post_init__
-        "num_key_value_heads": heads if config.get("num_key_value_heads") is None else config["num_key_value_heads"],
-        "head_dim": _head_dim(config, id) if config.get("head_dim") is None else config["head_dim"],
-        # transformers' base class ties unless told otherwise; all but gemma's configs override it to false
+        "num_key_value_heads": heads if config.get("num_key_value_heads") is None or mla else config["num_key_value_heads"],
+        "head_dim": mla.qk_nope_head_dim + mla.qk_rope_head_dim if mla else _head_dim(config, row, id),
+        # transformers' base class ties unless told otherwise; each config class says what absence means
         "tie_word_embeddings": row.tied if tied is None else tied,
-        "dtype": _dtype(config, id),
-        "sliding_window": _window(config),
-        "attention_bias": _attention_bias(config, row.attention_bias, id),
-        "mlp_bias": config.get("mlp_bias") or False,
+        "dtype": _dtype(config, id, absent="bfloat16" if config.get("quantization_config") else None),
+        "attention_bias": _attention_bias(config, row, id),
+        "mlp_bias": _switch(config, row.mlp_bias_setting, id, absent=row.mlp_bias_setting == "use_bias" and row.attention_bias != "none"),
         "rope_type": _rope_type(config),
-        "full_every": _full_every(config, row.full_every, id),
-        **_experts(config, id),
+        "qk_norm": _switch(config, "use_qk_norm", id) if config["model_type"] == "glm4_moe" else False,
+        "head_bias": _switch(config, "lm_head_bias", id) if config["model_type"] == "phimoe" else False,
+        "mla": mla,
+        "vision_parameters": vision,
+        **_windows(config, row, id),
+        **experts(config, row, id),
     }
-    if config.get("partial_rotary_factor") not in (None, 1, 1.0):
+    if config.get("partial_rotary_factor") not in (None, 1, 1.0) and row.engines:
         raise NotModelled(f"{id}: rotary embeddings over a part of head_dim come in a later version", hint="vram trace, with its config.json")
+    for name in ("use_qk_norm", "qk_layernorm"):
+        if config["model_type"] in ("cohere", "stablelm") and config.get(name):
+            raise NotModelled(f"{id}: {name} in {config['model_type']} comes in a later version", hint="vram trace, with its config.json")
     if not trusted:
         from calculator.readers.inputs import check_model
 
@@ -72,7 +77,11 @@ def model_from_config(config: Mapping[str, Any], *, id: str, trusted: bool = Fal
     return ModelSpec(**fields)
 
 
-def _head_dim(config: Mapping[str, Any], id: str) -> int:
+def _head_dim(config: Mapping[str, Any], row: Architecture, id: str) -> Any:
+    if config.get("head_dim") is not None:
+        return config["head_dim"]
+    if row.head_dim:
+        return row.head_dim
     hidden, heads = config["hidden_size"], config["num_attention_heads"]
     if not isinstance(hidden, int) or not isinstance(heads, int) or heads < 1 or hidden % heads:
         raise UnreadableFile(
@@ -83,16 +92,36 @@ def _head_dim(config: Mapping[str, Any], id: str) -> int:
     return hidden // heads
 
 
-def _attention_bias(config: Mapping[str, Any], usual: str, id: str) -> str:
-    """A setting of llama alone: mistral and qwen2 ignore it."""
-    bias = config.get("attention_bias", False)
-    if not isinstance(bias, bool):
-        raise UnreadableFile(f"{id}: attention_bias {str(bias)[:30]!r} is not true or false", hint="the config as published")
-    return "qkvo" if bias and config["model_type"] == "llama" else usual
+def _latent_attention(config: Mapping[str, Any]) -> LatentAttention | None:
+    if not config["model_type"].startswith(("deepseek", "kimi", "glm4_moe_lite")):
+        return None
+    names = ("kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
+    if missing := [*(name for name in names if not isinstance(config.get(name), int)), *(["q_lora_rank"] if "q_lora_rank" not in config else [])]:
+        raise UnreadableFile(f"config of {config['model_type']} lacks {', '.join(missing)}", hint="the model's own config.json, as published")
+    return LatentAttention(q_lora_rank=config.get("q_lora_rank") or 0, **{name: config[name] for name in names})
 
 
-def _dtype(config: Mapping[str, Any], id: str) -> str:
-    dtype = config.get("dtype") or config.get("torch_dtype")
+def _switch(config: Mapping[str, Any], name: str, id: str, *, absent: bool = False) -> bool:
+    """A setting that is true or false; absent where the model type has none."""
+    value = config.get(name) if name else None
+    if value is not None and not isinstance(value, bool):
+        raise UnreadableFile(f"{id}: {name} {str(value)[:30]!r} is not true or false", hint="the config as published")
+    return absent if value is None else value
+
+
+def _attention_bias(config: Mapping[str, Any], row: Architecture, id: str) -> str:
+    """What the model type always has, or what its setting switches on; where it has no setting the config's is ignored."""
+    name, switched = row.bias_setting
+    if not name:
+        return row.attention_bias
+    if config["model_type"] == "seed_oss" and config.get("attention_out_bias"):
+        raise NotModelled(f"{id}: attention_out_bias comes in a later version", hint="vram trace, with its config.json")
+    return switched if _switch(config, name, id, absent=row.attention_bias != "none") else "none"
+
+
+def _dtype(config: Mapping[str, Any], id: str, *, absent: str | None) -> str:
+    """The type of what isn't quantized; configs of quantized checkpoints often leave it out."""
+    dtype = config.get("dtype") or config.get("torch_dtype") or absent
     if dtype not in ("float32", "bfloat16", "float16"):
         raise UnreadableFile(
             f"{id}: torch_dtype {str(dtype)[:30]!r} is not understood", allowed="float32, bfloat16, float16"
@@ -100,45 +129,38 @@ def _dtype(config: Mapping[str, Any], id: str) -> str:
     return str(dtype)
 
 
-def _window(config: Mapping[str, Any]) -> int | None:
-    if config["model_type"] == "llama":  # has no windows, whatever its config says
-        return None
+def _windows(config: Mapping[str, Any], row: Architecture, id: str) -> dict[str, Any]:
+    """Each n-th layer sees everything, the others a window; a list of layer types that isn't of this form is refused."""
+    chunked = config["model_type"] == "llama4_text"
+    window = config.get("attention_chunk_size" if chunked else "sliding_window")
     # qwen configs carry a window that is off unless use_sliding_window says so
-    if config.get("use_sliding_window", not config["model_type"].startswith("qwen")) is False:
-        return None
-    return config.get("sliding_window")
-
-
-def _full_every(config: Mapping[str, Any], usual: int, id: str) -> int:
-    """Each n-th layer sees everything; a list of layer types that isn't of this form is refused."""
-    every = config.get("sliding_window_pattern") or usual
-    if not usual:
-        return 0
-    if not isinstance(every, int) or every < 1 or not config.get("sliding_window"):
-        raise UnreadableFile(f"{id}: sliding_window_pattern or sliding_window is missing or not a number", hint="the config as published")
-    types = config.get("layer_types")
-    count = config["num_hidden_layers"]
-    expected = ["sliding_attention" if (i + 1) % every else "full_attention" for i in range(min(count, 10_000) if isinstance(count, int) else 0)]
+    if row.windows == "never" or (row.windows == "use_sliding_window" and config.get("use_sliding_window", False) is False):
+        window = None
+    every = _every(config.get("sliding_window_pattern"), row.full_every, id)
+    if not row.full_every:
+        return {"sliding_window": window}
+    if not window:
+        if row.engines or chunked:
+            raise UnreadableFile(f"{id}: sliding_window is missing or not a number", hint="the config as published")
+        return {"sliding_window": None}  # all layers see everything: exaone4, olmo3 and cohere2 without a window
+    types, count = config.get("layer_types"), config["num_hidden_layers"]
+    near = "chunked_attention" if chunked else "sliding_attention"
+    expected = [near if (i + 1) % every else "full_attention" for i in range(min(count, 10_000) if isinstance(count, int) else 0)]
     if types is not None and types != expected:
         raise NotModelled(f"{id}: layer_types isn't full attention in each {every}. layer", hint="vram trace, with its config.json")
-    return every
+    no_rope = config.get("no_rope_layers") if chunked else None
+    if no_rope and no_rope != [int(t == near) for t in expected]:
+        raise NotModelled(f"{id}: no_rope_layers isn't full attention in each {every}. layer", hint="vram trace, with its config.json")
+    return {"sliding_window": window, "full_every": every}
 
 
-def _experts(config: Mapping[str, Any], id: str) -> dict[str, Any]:
-    """Experts, those used for a token, and the width of one; none for a dense model."""
-    count = config.get("num_local_experts") or config.get("num_experts") or config.get("n_routed_experts")
-    if config["model_type"] not in ("mixtral", "qwen3_moe"):
-        if count:
-            raise UnknownArchitecture(f"{id}: a {config['model_type']} with experts has no formulas here and is not guessed",
-                                      allowed=", ".join(ARCHITECTURES))  # fmt: skip
-        return {}
-    width = config.get("moe_intermediate_size") if config["model_type"] == "qwen3_moe" else config["intermediate_size"]
-    found = {"num_experts": count, "num_experts_per_tok": config.get("num_experts_per_tok"), "expert_intermediate_size": width}
-    if missing := [name for name, value in found.items() if value is None]:
-        raise UnreadableFile(f"{id}: config lacks {', '.join(missing)}", hint="the model's own config.json, as published")
-    if config.get("mlp_only_layers") or config.get("decoder_sparse_step", 1) != 1:
-        raise NotModelled(f"{id}: layers without experts beside layers with them come in a later version", hint="vram trace, with its config.json")
-    return found
+def _every(pattern: Any, usual: int, id: str) -> int:
+    if isinstance(pattern, str) and pattern and set(pattern[:-1]) <= {"L"} and pattern.endswith("G"):
+        return len(pattern)  # exaone4: LLLG
+    every = pattern or usual
+    if usual and (not isinstance(every, int) or isinstance(every, bool) or every < 1):
+        raise UnreadableFile(f"{id}: sliding_window_pattern or sliding_window is missing or not a number", hint="the config as published")
+    return int(every) if usual else 0
 
 
 def _rope_type(config: Mapping[str, Any]) -> str:

@@ -6,12 +6,13 @@ Imported only when such a file is read: see spec.py.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from calculator.errors import UnreadableFile
-from calculator.spec import AttentionBias, DType, Segment
+from calculator.spec import AttentionBias, DType, LatentAttention, Segment
 
 # larger than anything real; a hostile file can't make numbers that nobody can read
 Dimension = Annotated[int, Field(ge=1, le=2**31)]
@@ -22,6 +23,16 @@ Positive = Annotated[int, Field(ge=1)]
 
 class _Input(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class LatentAttentionInput(_Input):
+    """LatentAttention, checked."""
+
+    q_lora_rank: Annotated[int, Field(ge=0, le=2**31)]
+    kv_lora_rank: Dimension
+    qk_nope_head_dim: Dimension
+    qk_rope_head_dim: Dimension
+    v_head_dim: Dimension
 
 
 class ModelInput(_Input):
@@ -47,6 +58,20 @@ class ModelInput(_Input):
     num_experts_per_tok: Annotated[int, Field(ge=0, le=100_000)] = 0
     expert_intermediate_size: Annotated[int, Field(ge=0, le=2**31)] = 0
     full_every: Annotated[int, Field(ge=0, le=10_000)] = 0
+    shared_expert_intermediate_size: Annotated[int, Field(ge=0, le=2**31)] = 0
+    first_dense_layers: Annotated[int, Field(ge=0, le=10_000)] = 0
+    expert_every: Annotated[int, Field(ge=1, le=10_000)] = 1
+    mtp_layers: Annotated[int, Field(ge=0, le=100)] = 0
+    mla: LatentAttentionInput | None = None
+    qk_norm: bool = False
+    head_bias: bool = False
+    vision_parameters: Annotated[int, Field(ge=0, le=2**40)] = 0
+
+    @model_validator(mode="after")
+    def _some_layers_have_experts(self) -> ModelInput:
+        if self.num_experts and (self.first_dense_layers >= self.num_hidden_layers or self.expert_every > self.num_hidden_layers):
+            raise ValueError(f"no layer of {self.num_hidden_layers} has experts (first_dense_layers {self.first_dense_layers}, each {self.expert_every}.)")
+        return self
 
     @model_validator(mode="after")
     def _experts_are_whole(self) -> ModelInput:
@@ -103,7 +128,7 @@ class GpuInput(_Input):
 def check_model(fields: Mapping[str, Any]) -> None:
     """Raise UnreadableFile for the first field that can't be, in one line."""
     try:
-        ModelInput(**fields)
+        ModelInput.model_validate({name: asdict(value) if isinstance(value, LatentAttention) else value for name, value in fields.items()})
     except ValidationError as e:
         first = e.errors()[0]
         where = ".".join(str(part) for part in first["loc"])

@@ -16,6 +16,7 @@ from calculator.spec import GpuSpec
 if TYPE_CHECKING:  # estimate's document must not wait for the others
     from calculator.audit import Audit
     from calculator.recommend import Recommendation
+    from calculator.search import Found, Search
     from calculator.solve import Solution
 
 SCHEMA_VERSION = 1
@@ -56,8 +57,13 @@ def estimate_document(estimated: Estimate) -> dict[str, Any]:
         ],
         devices=_devices(estimated, held),
         speed=None, start_command=estimated.start_command, related=related(estimated),
-        verdict=held.verdict if held else None, warnings=list(estimated.warnings),
+        verdict=held.verdict if held and not _unknown(estimated, held.verdict) else None, warnings=list(estimated.warnings),
     )  # fmt: skip
+
+
+def _unknown(estimated: Estimate, verdict: str) -> bool:
+    """A lower bound says that something doesn't fit, never that it does."""
+    return estimated.partial and verdict != "does_not_fit"
 
 
 def _pool(pool: Pool | None) -> dict[str, Any] | None:
@@ -134,16 +140,24 @@ def audit_document(model_id: str, found: Audit) -> dict[str, Any]:
     )  # fmt: skip
 
 
-def models_document(ids: list[str]) -> dict[str, Any]:
+def models_document(found: Search) -> dict[str, Any]:
     """`vram models --json`."""
+    from calculator.catalog import user_folder
+
+    return envelope(models=[_model_row(f) for f in found.found], user_folder=str(user_folder()),
+                    not_sized=[{"id": id, "why": why} for id, why in found.not_sized])  # fmt: skip
+
+
+def _model_row(found: Found) -> dict[str, Any]:
+    """Parameters apart: all but MTP layers, those of a token, the vision tower's, the MTP layers'."""
     from calculator.architectures import build_inventory
 
-    models = [load_model(id) for id in ids]
-    return envelope(models=[
-        {"id": m.spec.id, "parameters": build_inventory(m.spec).parameters, "family": m.record["family"],
-         "name": m.record["name"], "hf_id": m.record["hf_id"], "source": m.record["sources"]["config"]}
-        for m in models
-    ])  # fmt: skip
+    spec, record = found.model.spec, found.model.record
+    inventory = build_inventory(spec)
+    active = inventory.active_parameters(experts=spec.num_experts, used=spec.num_experts_per_tok)
+    return {"id": spec.id, "parameters": inventory.parameters, "active_parameters": active, "vision_parameters": inventory.vision_parameters,
+            "mtp_parameters": inventory.mtp_parameters, "family": record["family"], "name": record["name"], "hf_id": record["hf_id"],
+            "source": record["sources"]["config"], "file": record["file"], "unverified": list(record.get("unverified", [])), "verdict": found.verdict}  # fmt: skip
 
 
 def gpus_document(gpus: tuple[GpuSpec, ...]) -> dict[str, Any]:
@@ -176,7 +190,7 @@ def _devices(estimated: Estimate, held: Fit | None) -> list[dict[str, Any]]:
         ]  # fmt: skip
     return [
         {"index": d.index, "gpu": d.gpu, "usable_bytes": d.usable_bytes, "required_bytes": d.required_bytes,
-         "headroom_bytes": d.headroom_bytes, "fits": d.verdict != "does_not_fit"}
+         "headroom_bytes": d.headroom_bytes, "fits": None if _unknown(estimated, d.verdict) else d.verdict != "does_not_fit"}
         for d in held.devices
     ]  # fmt: skip
 

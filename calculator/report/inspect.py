@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 from calculator.architectures import build_inventory
 from calculator.catalog import load_model
-from calculator.checkpoints.hf import split_config
 from calculator.errors import CalculatorError, UnreadableFile
 from calculator.readers.gguf import read_gguf
 from calculator.readers.header import Header, Skipped
@@ -98,7 +97,8 @@ def _config(path: Path) -> dict[str, Any] | None:
 def _architecture(header: Header | None, config: dict[str, Any] | None) -> str | None:
     found = header.metadata.get("general.architecture") if header else None
     if found is None and config is not None:
-        found = split_config(config, id="config").decoder.get("model_type")
+        text = config.get("text_config")
+        found = (text if isinstance(text, dict) else config).get("model_type")
     return printable(found[:80]) if isinstance(found, str) else None
 
 

@@ -367,20 +367,35 @@ class Verify(_Envelope):
 
 
 class ModelRow(_Document):
-    """One catalog model."""
+    """One model: parameters without MTP layers, those that a token uses, the vision tower's and the MTP layers' apart."""
 
     id: str
     parameters: int
+    active_parameters: int
+    vision_parameters: int
+    mtp_parameters: int
     family: str
     name: str
     hf_id: str | None
     source: str
+    file: str
+    unverified: list[str]
+    verdict: str | None
+
+
+class NotSized(_Document):
+    """A model that a search left out, and why."""
+
+    id: str
+    why: str
 
 
 class Models(_Envelope):
     """vram models --json."""
 
     models: list[ModelRow]
+    user_folder: str
+    not_sized: list[NotSized]
 
 
 class GpuRow(_Document):

@@ -42,9 +42,9 @@ def estimate_text(estimated: Estimate, *, explain: bool) -> str:
     """The estimate: components with their lines; with `explain`, each formula with its numbers and its source."""
     ledger, gpu = estimated.ledger, estimated.job.gpu
     held = fit(estimated, gpu) if gpu else None
-    verdict = f"{VERDICTS[held.verdict]:<14} " if held else ""
+    verdict = f"{_verdict(estimated, held.verdict):<14} " if held else ""
     indent = " " * len(verdict)
-    needs = f"needs {gib(ledger.total_bytes)} ({gib(ledger.low_bytes)} - {gib(ledger.high_bytes)})"
+    needs = f"needs {'more than ' if estimated.partial else ''}{gib(ledger.total_bytes)} ({gib(ledger.low_bytes)} - {gib(ledger.high_bytes)})"
     usable = f", usable {gib(held.binding.usable_bytes)} a GPU" if held else ""
     out = [f"{verdict}{describe(estimated)}", f"{indent}{needs}{usable}", ""]
 
@@ -69,6 +69,11 @@ def estimate_text(estimated: Estimate, *, explain: bool) -> str:
         out += ["", *explanations(ledger.lines)]
     out += [f"warning: {text}" for text in estimated.warnings]
     return "\n".join(out)
+
+
+def _verdict(estimated: Estimate, verdict: str) -> str:
+    """A lower bound says that something doesn't fit, never that it does."""
+    return "not known" if estimated.partial and verdict != "does_not_fit" else VERDICTS[verdict]
 
 
 def pool_text(pool: Pool, *, devices: int) -> str:
@@ -102,7 +107,7 @@ def compare_text(estimates: Sequence[Estimate], together: Fit | None = None) -> 
     rows.append(("cache a token", *(f"{e.kv_bytes_per_token:,} B" for e in estimates)))
     rows.append(("host", *(gib(e.ledger.host_bytes) for e in estimates)))
     if any(e.job.gpu for e in estimates):
-        rows.append(("verdict", *(VERDICTS[fit(e, e.job.gpu).verdict] if e.job.gpu else "-" for e in estimates)))
+        rows.append(("verdict", *(_verdict(e, fit(e, e.job.gpu).verdict) if e.job.gpu else "-" for e in estimates)))
     out += ["", table(rows, header=("", *heads), right=frozenset(range(1, len(heads) + 1)))]
     if together is not None:
         out.append("")

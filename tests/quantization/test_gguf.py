@@ -88,3 +88,12 @@ def test_every_element_is_stored_once(model, recipe, imatrix):
     stored = gguf.quantize(model.spec, inventory, recipe, imatrix=imatrix)
     extra = model.spec.head_dim // 2 if model.spec.rope_type == "llama3" else 0
     assert sum(g.group.elements * g.count for g in stored) == inventory.parameters + extra
+
+
+def test_low_bit_recipes_count_the_matrices_of_shared_experts():
+    """A layer with shared experts has two ffn_down, so fewer layers are early. Q2_K, or Q4_0 where 256 doesn't divide the row."""
+    model = load_model("deepseek-v2-lite").spec  # 27 layers, the first dense: 27 // 8 = 3 matrices are early
+    stored = quantize(model, parse("IQ2_XS"))
+    early = {(g.group.name, layer) for g in stored if g.format in ("Q2_K", "Q4_0") and "down_proj" in g.group.name for layer in g.layers}
+    assert early == {("model.layers.{layer}.mlp.down_proj.weight", 0), ("model.layers.{layer}.mlp.experts.down_proj.weight", 1),
+                     ("model.layers.{layer}.mlp.shared_experts.down_proj.weight", 1)}  # fmt: skip

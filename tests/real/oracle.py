@@ -15,7 +15,7 @@ from calculator.estimate import estimate
 from calculator.readers.hf_config import model_from_config
 
 TOLERANCE = 4096  # bytes
-MODELLED = sorted(set(ARCHITECTURES) - {"gemma2"})  # which transformers' engine refuses
+MODELLED = sorted(name for name, row in ARCHITECTURES.items() if "transformers" in row.engines)
 QUANTS = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 
 
@@ -42,7 +42,7 @@ def draw(rng: random.Random) -> tuple[dict[str, Any], dict[str, Any]]:
         config["sliding_window"] = None
     elif model_type.startswith("qwen"):
         config["use_sliding_window"] = False
-    elif model_type == "phi3":  # its config class has no head_dim
+    elif model_type in ("phi3", "granite", "smollm3"):  # their config classes have no head_dim
         config |= {"hidden_size": heads * dim, "sliding_window": None}
         del config["head_dim"]
     elif model_type == "gemma3_text":

@@ -24,6 +24,7 @@ from calculator.steps import Buffer, Peak, Step, largest
 
 FUSED = frozenset({"phi3"})
 QK_NORM = frozenset({"qwen3", "qwen3_moe"})
+SCALED_LOGITS = frozenset({"granite"})  # a scaled copy beside the logits
 
 
 class Pass(NamedTuple):
@@ -152,6 +153,9 @@ def _plain_peak(model: ModelSpec, how: Pass, phase: str, new: int, seen: int, se
     if fused or sparse or 2 * heads * d > 3 * f:
         output = Buffer("query, attention and output", 2 * heads * d * n * e, "2 × {H} × {d} × {n} × {e}")
         steps.append(Step("o_proj", (output, hidden, *qkv, *common)))
+    if model.model_type in SCALED_LOGITS:
+        both = Buffer("logits, and scaled", 2 * b * k * v * e, "2 × {B} × {k} × {V} × {e}")
+        steps.append(Step("logits scaled", (both, Buffer("last hidden state", h * n * e, "{h} × {n} × {e}"))))
     if 3 * kv_heads > 2 * heads:
         halves = Buffer("q, k and rotated halves", (2 * heads + 3 * kv_heads) * d * n * e, "(2 × {H} + 3 × {K}) × {d} × {n} × {e}")
         steps.append(Step("rope of keys", (halves, *roped)))

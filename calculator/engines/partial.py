@@ -1,0 +1,147 @@
+"""An engine that runs a model type without having formulas for its activations: weights and cache alone.
+
+A total of these is a lower bound, so it never fits: it doesn't fit, or nobody knows. Search, sweeps and solving refuse it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from calculator.architectures import architecture
+from calculator.engines.base import Dynamic, Engine, Job, Setting
+from calculator.errors import NotModelled
+from calculator.ledger import Formula, Line
+from calculator.quantization import Scheme, compute_dtype
+from calculator.quantization.hf import DTYPE_BYTES
+from calculator.spec import ModelSpec
+from calculator.steps import Peak, Step
+
+ENGINES = ("transformers", "llama.cpp")
+# tables that each family has in its own number and size
+_UNKNOWN_BUFFERS = frozenset({"rotary inverse frequencies", "embedding scale"})
+LATENT_SOURCE = "transformers v5.23.0 models/deepseek_v3/modeling_deepseek_v3.py DeepseekV3Attention.forward: the compressed row and the rotary key are cached"
+
+NO_VALUES = "llama.cpp src/llama-kv-cache.cpp: with MLA there is a K tensor of kv_lora_rank + qk_rope_head_dim a layer and no V"
+
+
+class Partial:
+    """Weights and cache of `inner`, and a line that says what is missing."""
+
+    def __init__(self, inner: Engine) -> None:
+        """`inner` keeps its name, versions, settings and what it refuses of them."""
+        self.inner = inner
+
+    @property
+    def name(self) -> str:
+        """The engine's own."""
+        return self.inner.name
+
+    @property
+    def versions(self) -> tuple[str, ...]:
+        """The engine's own."""
+        return self.inner.versions
+
+    @property
+    def settings(self) -> Mapping[str, Setting]:
+        """The engine's own."""
+        return self.inner.settings
+
+    def phases(self, job: Job) -> tuple[str, ...]:  # noqa: ARG002
+        """The prompt's: without activations no other phase holds more, but for one token."""
+        return ("prefill",)
+
+    def resolve_kv_dtype(self, model: ModelSpec, scheme: Scheme, kv_dtype: str | None, settings: dict[str, Any]) -> str:
+        """The engine's own."""
+        return self.inner.resolve_kv_dtype(model, scheme, kv_dtype, settings)
+
+    def check(self, job: Job) -> None:
+        """What the engine refuses, and caches that aren't known."""
+        if self.name == "llama.cpp":
+            self.inner.check(job)
+            if job.model.mla and "/" in job.deployment.kv_dtype:
+                raise NotModelled("keys and values of two types with latent attention, which keeps no values", hint="--kv-dtype")
+            return
+        model, settings = job.model, job.deployment.settings
+        what = f"{model.model_type} in transformers"
+        if settings["cache_implementation"] != "dynamic":
+            raise NotModelled(f"{what}: only a dynamic cache has a formula", hint="leaving cache_implementation and --kv-dtype out")
+        own = job.scheme.name == "fp8-block" or (job.scheme.name == "mxfp4" and model.model_type == "gpt_oss")  # as their makers publish them
+        if model.num_experts and job.scheme.family != "plain" and not own:
+            raise NotModelled(f"{job.scheme.name} of a model with experts: what each library leaves unquantized differs", hint="--quant bf16, or a GGUF recipe")
+        if model.sliding_window and not model.full_every and job.workload.context > model.sliding_window:
+            raise NotModelled(f"{what} beyond its window of {model.sliding_window:,} tokens", hint=f"--context {model.sliding_window}")
+
+    def weight_lines(self, job: Job) -> list[Line]:
+        """The engine's own, without the small tables that differ by family."""
+        return [line for line in self.inner.weight_lines(job) if line.name not in _UNKNOWN_BUFFERS]
+
+    def cache_lines(self, job: Job, phase: str) -> list[Line]:
+        """The engine's own; with latent attention the compressed row of each token."""
+        if not job.model.mla:
+            return self.inner.cache_lines(job, phase)
+        if self.name == "llama.cpp":
+            return [replace(line, nbytes=line.nbytes // 2, formula=Formula("{n} / 2 (keys alone: values are read from them)", {"n": line.nbytes}), source=NO_VALUES)
+                    for line in self.inner.cache_lines(self._latent(job), phase)]  # fmt: skip
+        lines = []
+        for line in self.inner.cache_lines(job, phase):
+            row, old = self._latent_row(job), job.model.num_key_value_heads * job.model.head_dim * 2
+            symbols = {"c": job.model.mla.kv_lora_rank, "r": job.model.mla.qk_rope_head_dim, "e": self._element_bytes(job), "n": line.nbytes // (old * self._element_bytes(job))}
+            lines.append(replace(line, nbytes=row * symbols["n"], low=-1, high=-1, source=LATENT_SOURCE,
+                                 formula=Formula("({c} (compressed row) + {r} (rotary key)) × {e} (bytes) × {n} (tokens of all layers and sequences)", symbols)))  # fmt: skip
+        return lines
+
+    def activation_lines(self, job: Job, phase: str) -> list[Line]:  # noqa: ARG002
+        """Nothing, and why."""
+        note = f"not modelled for {job.model.model_type}: the total is without them"
+        return [Line("activations", "not modelled", 0, Formula("0"), architecture(job.model.model_type).source, basis="modelled", device=i, note=note)
+                for i in range(job.deployment.gpus)]  # fmt: skip
+
+    def overhead_lines(self, job: Job, phase: str) -> list[Line]:  # noqa: ARG002
+        """Nothing: what depends on activations isn't known, and a lower bound needs no rest."""
+        return [Line("overhead", "not modelled", 0, Formula("0"), architecture(job.model.model_type).source, basis="modelled", device=i,
+                     level="process", note="left out where activations aren't known") for i in range(job.deployment.gpus)]  # fmt: skip
+
+    def peak(self, job: Job, phase: str) -> Peak:  # noqa: ARG002
+        """None is known."""
+        return Peak(phase, Step("not modelled", ()), 0, {})
+
+    def kv_bytes_per_token(self, job: Job) -> int:
+        """The engine's own; with latent attention a compressed row a layer."""
+        if job.model.mla is None:
+            return self.inner.kv_bytes_per_token(job)
+        if self.name == "llama.cpp":
+            return self.inner.kv_bytes_per_token(self._latent(job)) // 2
+        return self._latent_row(job) * job.model.num_hidden_layers
+
+    def dynamic_key(self, job: Job) -> tuple[Any, ...]:
+        """Sweeps refuse it before they ask."""
+        return ("partial", *self.inner.dynamic_key(job))
+
+    def dynamic(self, job: Job, phase: str) -> Dynamic:
+        """The cache."""
+
+        def size(context: int, sequences: int) -> tuple[int, int]:
+            other = replace(job, workload=replace(job.workload, context=context, sequences=sequences))
+            nbytes = sum(line.nbytes for line in self.cache_lines(other, phase) if line.device != "host")
+            return nbytes, nbytes
+
+        return size
+
+    def resolved_settings(self, job: Job) -> dict[str, str | int | bool | float]:
+        """The engine's own."""
+        return self.inner.resolved_settings(job)
+
+    def _latent(self, job: Job) -> Job:
+        """A job whose one KV head is the compressed row and the rotary key."""
+        mla = job.model.mla
+        assert mla is not None
+        return replace(job, model=replace(job.model, num_key_value_heads=1, head_dim=mla.kv_lora_rank + mla.qk_rope_head_dim, mla=None))
+
+    def _element_bytes(self, job: Job) -> int:
+        return DTYPE_BYTES[compute_dtype(job.model, job.scheme)]
+
+    def _latent_row(self, job: Job) -> int:
+        assert job.model.mla is not None
+        return (job.model.mla.kv_lora_rank + job.model.mla.qk_rope_head_dim) * self._element_bytes(job)

@@ -1,0 +1,100 @@
+"""Fields of a config that say which layers have experts, how many, and how wide they are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from calculator.architectures import Architecture
+from calculator.errors import NotModelled, UnknownArchitecture, UnreadableFile
+
+_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+_USED = ("num_experts_per_tok", "moe_topk", "moe_k")
+_FIRST_DENSE = ("deepseek_v2", "deepseek_v3", "kimi_k2", "glm4_moe", "glm4_moe_lite")
+_HINT = "the model's own config.json, as published"
+
+
+def experts(config: Mapping[str, Any], row: Architecture, id: str) -> dict[str, Any]:
+    """Experts, those used for a token, their width, shared ones, and the layers that have them; nothing for a dense model."""
+    kind, count = config["model_type"], _first(config, _COUNTS)
+    if not row.expert_width:
+        if count:
+            raise UnknownArchitecture(f"{id}: a {kind} with experts has no formulas here and is not guessed", hint="vram trace, with its config.json")
+        return {}
+    width = _same(config.get(row.expert_width) if kind != "hunyuan_v1_moe" else config.get("moe_intermediate_size") or config["intermediate_size"], id)
+    found = {"num_experts": count, "num_experts_per_tok": _same(_first(config, _USED), id), "expert_intermediate_size": width}
+    if missing := [name for name, value in found.items() if value is None]:
+        raise UnreadableFile(f"{id}: config lacks {', '.join(missing)}", hint=_HINT)
+    if config.get("mlp_only_layers"):
+        raise NotModelled(f"{id}: mlp_only_layers come in a later version", hint="vram trace, with its config.json")
+    if kind in ("mixtral", "olmoe", "granitemoe", "phimoe", "gpt_oss", "minimax_m2") and config.get("n_shared_experts"):
+        raise NotModelled(f"{id}: shared experts in {kind} come in a later version", hint="vram trace, with its config.json")
+    found |= {"shared_expert_intermediate_size": _shared(config, kind, width, id), **_layers(config, kind, id)}
+    if kind == "llama4_text":  # its intermediate_size is an expert's; dense layers have their own
+        found["intermediate_size"] = config.get("intermediate_size_mlp") or config["intermediate_size"]
+    if kind == "hunyuan_v1_moe" and width != config["intermediate_size"]:
+        raise NotModelled(f"{id}: experts of another width than intermediate_size in {kind}", hint="vram trace, with its config.json")
+    return found
+
+
+def _shared(config: Mapping[str, Any], kind: str, width: Any, id: str) -> Any:
+    """Width of all shared experts together."""
+    if kind == "qwen2_moe":
+        return config.get("shared_expert_intermediate_size") or 0
+    if kind == "llama4_text":
+        return width
+    count = {"ernie4_5_moe": config.get("moe_num_shared_experts"), "hunyuan_v1_moe": 1}.get(kind, config.get("n_shared_experts")) or 0
+    if kind == "hunyuan_v1_moe" and _same(config.get("num_shared_expert", 1), id) != 1:
+        raise NotModelled(f"{id}: several shared experts in {kind}", hint="vram trace, with its config.json")
+    if not isinstance(count, int) or not isinstance(width, int):
+        raise UnreadableFile(f"{id}: the number of shared experts {str(count)[:30]!r} is not a whole number", hint=_HINT)
+    return count * width
+
+
+def _layers(config: Mapping[str, Any], kind: str, id: str) -> dict[str, Any]:
+    if kind == "ernie4_5_moe":
+        last = config.get("moe_layer_end_index", -1)
+        if last not in (-1, config["num_hidden_layers"] - 1):
+            raise NotModelled(f"{id}: moe_layer_end_index {last!r} comes in a later version", hint="vram trace, with its config.json")
+        return {"first_dense_layers": config.get("moe_layer_start_index", 1), "expert_every": config.get("moe_layer_interval", 1)}
+    if kind == "llama4_text":
+        step, listed, count = config.get("interleave_moe_layer_step", 1), config.get("moe_layers"), config["num_hidden_layers"]
+        if listed and isinstance(count, int) and isinstance(step, int) and step > 0 and listed != list(range(step - 1, min(count, 10_000), step)):
+            raise NotModelled(f"{id}: moe_layers isn't each {step}. layer", hint="vram trace, with its config.json")
+        return {"expert_every": step}
+    if kind in ("qwen2_moe", "qwen3_moe"):
+        return {"expert_every": config.get("decoder_sparse_step", 1)}
+    if kind not in _FIRST_DENSE:
+        return {}
+    if kind == "glm4_moe_lite":
+        return {"first_dense_layers": _first_dense(config, id), "mtp_layers": config.get("num_nextn_predict_layers") or 0}
+    if config.get("first_k_dense_replace") is None:
+        raise UnreadableFile(f"{id}: config lacks first_k_dense_replace", hint=_HINT)
+    if config.get("moe_layer_freq", 1) != 1:
+        raise NotModelled(f"{id}: moe_layer_freq {str(config['moe_layer_freq'])[:20]} comes in a later version", hint="vram trace, with its config.json")
+    mtp = config.get("num_nextn_predict_layers") or 0
+    return {"first_dense_layers": config.get("first_k_dense_replace") or 0, "mtp_layers": mtp}
+
+
+def _first_dense(config: Mapping[str, Any], id: str) -> Any:
+    """From a list of layer types, dense ones first; one where neither says."""
+    types = config.get("mlp_layer_types")
+    if types is None:
+        return 1 if config.get("first_k_dense_replace") is None else config["first_k_dense_replace"]
+    dense = types.count("dense") if isinstance(types, list) else 0
+    if types != ["dense"] * dense + ["sparse"] * (config["num_hidden_layers"] - dense):
+        raise NotModelled(f"{id}: mlp_layer_types isn't dense layers and then sparse ones", hint="vram trace, with its config.json")
+    return dense
+
+
+def _first(config: Mapping[str, Any], names: tuple[str, ...]) -> Any:
+    return next((config[name] for name in names if config.get(name) is not None), None)
+
+
+def _same(value: Any, id: str) -> Any:
+    """A number, or a list of one number for each layer."""
+    if isinstance(value, list):
+        if len(set(map(str, value))) != 1:
+            raise NotModelled(f"{id}: layers that differ in their experts come in a later version", hint="vram trace, with its config.json")
+        return value[0]
+    return value

@@ -1,0 +1,137 @@
+"""Configs of multimodal models: their text model's config, and the parameters of the vision tower beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from calculator.errors import NotModelled, UnreadableFile
+
+# text model types that are another's under a second name: the same tensors
+ALIASES = {"qwen3_vl_text": "qwen3", "qwen3_vl_moe_text": "qwen3_moe", "qwen2_5_vl_text": "qwen2", "qwen2_vl_text": "qwen2", "kimi_k25": "kimi_k2"}
+_FLAT = {"qwen2_vl": "qwen2", "qwen2_5_vl": "qwen2"}  # older configs keep the text model's fields at the top
+# not models of text beside a tower: their layers attend to images, share caches, or carry inputs of their own
+_REFUSED = {
+    "mllama": "cross-attention layers keep a cache of image tokens",
+    "gemma3n": "per-layer inputs and shared caches (AltUp, LAuReL)",
+    "gemma4": "per-layer inputs and shared caches",
+    "qwen3_5": "gated DeltaNet layers with a recurrent state",
+    "qwen3_5_moe": "gated DeltaNet layers with a recurrent state",
+    "deepseek_v4": "a compressed cache whose layout isn't published in transformers",
+}
+
+
+def text_config(config: Mapping[str, Any], id: str) -> tuple[dict[str, Any], int]:
+    """The text model's config and the parameters of the vision tower and its projector; 0 for a text model.
+
+    Raises NotModelled for a kind of multimodal model, or a tower, without formulas; UnreadableFile for missing fields.
+    """
+    outer = config.get("model_type")
+    base = str(outer).removesuffix("_text")
+    if base in _REFUSED:
+        raise NotModelled(f"{id}: model_type {outer!r} has {_REFUSED[base]}, which comes in a later version", hint="vram trace, with its config.json")
+    inner, vision = config.get("text_config"), config.get("vision_config")
+    if outer in _FLAT and not isinstance(inner, dict):
+        inner = {k: v for k, v in config.items() if k != "vision_config"} | {"model_type": _FLAT[outer]}
+    if not isinstance(inner, dict):
+        return {**config, "model_type": ALIASES.get(str(outer), outer)}, 0
+    # a type and a tie may stand outside alone
+    merged = {k: config[k] for k in ("dtype", "torch_dtype", "tie_word_embeddings", "quantization_config") if config.get(k) is not None} | inner
+    merged["model_type"] = ALIASES.get(str(inner.get("model_type")), inner.get("model_type"))
+    if str(inner.get("model_type")).removesuffix("_text") in _REFUSED:
+        return text_config(merged, id)
+    if not isinstance(vision, dict):
+        return merged, 0
+    if outer not in _TOWERS:
+        raise NotModelled(f"{id}: the vision tower of {str(outer)[:40]!r} has no formula", allowed=", ".join(_TOWERS),
+                          hint="its text_config as a config.json of its own")  # fmt: skip
+    numbers = {k: x for k, x in vision.items() if isinstance(x, (int, float)) and not isinstance(x, bool)}
+    if bad := [k for k, x in numbers.items() if not 0 <= x < 2**31]:
+        raise UnreadableFile(f"{id}: vision_config.{str(bad[0])[:40]} is out of range", hint="the config as published")
+    try:
+        count = _TOWERS[outer](vision, inner, config)
+    except (KeyError, TypeError, ZeroDivisionError) as e:
+        raise UnreadableFile(f"{id}: vision_config lacks or misstates {str(e)[:60]}", hint="the config as published") from None
+    if not isinstance(count, int) or count < 1:
+        raise UnreadableFile(f"{id}: vision_config's dimensions aren't whole numbers above 0", hint="the config as published")
+    return merged, count
+
+
+def _siglip(v: Mapping[str, Any], text: Mapping[str, Any], _: Mapping[str, Any]) -> int:
+    """Gemma 3: SigLIP without its head, a projection matrix and a norm.
+
+    Source: transformers v5.23.0 models/siglip/modeling_siglip.py, models/gemma3/modeling_gemma3.py Gemma3MultiModalProjector.
+    """
+    h, f = v["hidden_size"], v["intermediate_size"]
+    layer = 4 * (h * h + h) + 2 * h * f + f + h + 4 * h
+    embeddings = v.get("num_channels", 3) * v["patch_size"] ** 2 * h + h + (v["image_size"] // v["patch_size"]) ** 2 * h
+    head = 0
+    if v.get("vision_use_head", True):
+        head = h + 4 * (h * h + h) + 2 * h + 2 * h * f + f + h
+    return int(v["num_hidden_layers"] * layer + embeddings + 2 * h + head + h * text["hidden_size"] + h)
+
+
+def _pixtral(v: Mapping[str, Any], text: Mapping[str, Any], config: Mapping[str, Any]) -> int:
+    """Mistral 3: Pixtral, a patch merger and two matrices.
+
+    Source: transformers v5.23.0 models/pixtral/modeling_pixtral.py, models/mistral3/modeling_mistral3.py.
+    """
+    h, f, t = v["hidden_size"], v["intermediate_size"], text["hidden_size"]
+    merge = config.get("spatial_merge_size", 2)
+    bias = 2 * t if config.get("multimodal_projector_bias", False) else 0
+    tower = v["num_hidden_layers"] * (4 * h * h + 3 * h * f + 2 * h) + v.get("num_channels", 3) * v["patch_size"] ** 2 * h + h
+    return int(tower + h + merge * merge * h * h + h * t + t * t + bias)
+
+
+def _qwen3_vl(v: Mapping[str, Any], _: Mapping[str, Any], __: Mapping[str, Any]) -> int:
+    """Qwen3-VL: blocks with biases, learned positions, a merger and one more for each deep layer.
+
+    Source: transformers v5.23.0 models/qwen3_vl/modeling_qwen3_vl.py.
+    """
+    h, f, out, wide = v["hidden_size"], v["intermediate_size"], v["out_hidden_size"], v["hidden_size"] * v["spatial_merge_size"] ** 2
+    block = 4 * h + 3 * h * h + 3 * h + h * h + h + 2 * h * f + f + h
+    patch = v.get("in_channels", 3) * v["temporal_patch_size"] * v["patch_size"] ** 2 * h + h
+    merger = wide * wide + wide + wide * out + out
+    deep = len(v["deepstack_visual_indexes"])
+    return int(v["depth"] * block + patch + v["num_position_embeddings"] * h + merger + 2 * h + deep * (merger + 2 * wide))
+
+
+def _qwen2_5_vl(v: Mapping[str, Any], _: Mapping[str, Any], __: Mapping[str, Any]) -> int:
+    """Qwen2.5-VL: gated blocks with biases, RMS norms and a merger.
+
+    Source: transformers v5.23.0 models/qwen2_5_vl/modeling_qwen2_5_vl.py.
+    """
+    h, f, out, wide = v["hidden_size"], v["intermediate_size"], v["out_hidden_size"], v["hidden_size"] * v["spatial_merge_size"] ** 2
+    block = 2 * h + 3 * h * h + 3 * h + h * h + h + 3 * h * f + 2 * f + h
+    patch = v.get("in_channels", v.get("in_chans", 3)) * v["temporal_patch_size"] * v["patch_size"] ** 2 * h
+    return int(v["depth"] * block + patch + h + wide * wide + wide + wide * out + out)
+
+
+def _qwen2_vl(v: Mapping[str, Any], _: Mapping[str, Any], __: Mapping[str, Any]) -> int:
+    """Qwen2-VL: blocks with biases and layer norms, and a merger to the text's width.
+
+    Source: transformers v5.23.0 models/qwen2_vl/modeling_qwen2_vl.py.
+    """
+    h, f, out, wide = v["embed_dim"], int(v["embed_dim"] * v["mlp_ratio"]), v["hidden_size"], v["embed_dim"] * v["spatial_merge_size"] ** 2
+    block = 4 * h + 3 * h * h + 3 * h + h * h + h + 2 * h * f + f + h
+    patch = v.get("in_channels", v.get("in_chans", 3)) * v["temporal_patch_size"] * v["patch_size"] ** 2 * h
+    return int(v["depth"] * block + patch + 2 * h + wide * wide + wide + wide * out + out)
+
+
+def _llama4(v: Mapping[str, Any], text: Mapping[str, Any], _: Mapping[str, Any]) -> int:
+    """Llama 4: a tower with biases, an adapter after a pixel shuffle, a matrix to the text's width.
+
+    Source: transformers v5.23.0 models/llama4/modeling_llama4.py Llama4VisionModel, Llama4MultiModalProjector.
+    """
+    h, f = v["hidden_size"], v["intermediate_size"]
+    layer = 4 * (h * h + h) + 2 * h * f + f + h + 4 * h
+    patches = (v["image_size"] // v["patch_size"]) ** 2 + 1
+    outer = h + patches * h + v.get("num_channels", 3) * v["patch_size"] ** 2 * h + 4 * h
+    adapter = f * v["projector_input_dim"] + v["projector_input_dim"] * v["projector_output_dim"]
+    return int(v["num_hidden_layers"] * layer + outer + adapter + v["vision_output_dim"] * text["hidden_size"])
+
+
+_TOWERS: dict[str, Callable[[Mapping[str, Any], Mapping[str, Any], Mapping[str, Any]], int]] = {
+    "gemma3": _siglip, "mistral3": _pixtral, "qwen3_vl": _qwen3_vl, "qwen3_vl_moe": _qwen3_vl, "qwen2_5_vl": _qwen2_5_vl,
+    "qwen2_vl": _qwen2_vl, "llama4": _llama4,
+}  # fmt: skip

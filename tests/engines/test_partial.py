@@ -1,0 +1,77 @@
+"""Weights and cache of model types whose activations have no formula: to the printed digit of public logs, and never a verdict that they fit."""
+
+from __future__ import annotations
+
+import pytest
+
+from calculator.catalog import load_gpu, load_model
+from calculator.errors import CalculatorError
+from calculator.estimate import estimate
+from calculator.report.documents import estimate_document
+from calculator.report.text import estimate_text
+from calculator.sweep import sweep
+
+
+def mib(found, name: str) -> float:
+    return round(sum(line.nbytes for line in found.ledger.lines if line.name == name) / 2**20, 2)
+
+
+def test_gpt_oss_20b_as_llama_cpp_prints_it():
+    """ggml-org gpt-oss-20b-mxfp4.gguf, build 8243 on ROCm: ROCm0 model buffer 10949.38 MiB, CPU_Mapped 586.82 MiB."""
+    found = estimate("gpt-oss-20b", quant="MXFP4_MOE", context=8192, partial=True)
+    assert (mib(found, "model buffer"), mib(found, "model buffer, token_embd")) == (10949.38, 586.82)
+
+
+def test_glm_4_32b_cache_as_llama_cpp_prints_it():
+    """ikawrakow/ik_llama.cpp#344: 5,120 cells, q8_0, K and V 81.02 MiB each."""
+    found = estimate("glm-4-32b-0414", quant="Q4_0", context=5120, kv_dtype="q8_0", settings={"backend": "cpu"}, partial=True)
+    assert mib(found, "KV buffer") == pytest.approx(162.03, abs=0.02)
+
+
+def test_deepseek_v2_lite_in_llama_cpp():
+    """A file of Q4_0 has 108 tensors of F32 and one of Q6_K (ollama/ollama#5113, before kv_b was split in two); the cache has no V."""
+    found = estimate("deepseek-v2-lite", quant="Q4_0", context=4096, partial=True)
+    count = {name: sum(g.count for g in found.job.stored if g.format == name) for name in ("F32", "Q4_0", "Q6_K")}
+    assert count == {"F32": 108, "Q4_0": 268 + 27, "Q6_K": 1}
+    assert found.ledger.component_bytes("kv_cache") == 27 * 4096 * (512 + 64) * 2
+
+
+def test_latent_attention_caches_one_row_a_token():
+    """27 layers x (512 + 64) x 2 bytes, not 27 x 16 heads x (192 + 128)."""
+    found = estimate("deepseek-v2-lite", quant="bf16", context=4096, partial=True)
+    assert found.kv_bytes_per_token == 31_104
+    assert found.ledger.component_bytes("kv_cache") == 4096 * 31_104
+
+
+@pytest.mark.parametrize(("model", "quant", "gpu", "verdict"), [
+    ("gpt-oss-20b", "MXFP4_MOE", "h100", None), ("gpt-oss-120b", "MXFP4_MOE", "rtx 4090", "does_not_fit"), ("glm-4-9b-0414", "bf16", "h100", None),
+])  # fmt: skip
+def test_a_lower_bound_never_fits(model, quant, gpu, verdict):
+    found = estimate(model, quant=quant, context=4096, gpu=gpu, partial=True)
+    document = estimate_document(found)
+    assert document["verdict"] == verdict
+    assert all(d["fits"] in (None, False) for d in document["devices"])
+    assert document["components"]["activations"] == 0
+    assert any("lower bound" in w for w in document["warnings"])
+    assert all(line["bytes"] or line["note"] for line in document["lines"])
+    assert ("not known" if verdict is None else "does not fit") in estimate_text(found, explain=False).splitlines()[0]
+
+
+def test_only_a_single_estimate_takes_half_an_answer():
+    with pytest.raises(CalculatorError, match="activations have no formula"):
+        estimate("gpt-oss-20b", quant="MXFP4_MOE")
+    with pytest.raises(CalculatorError, match="activations have no formula"):
+        sweep([load_model("gpt-oss-20b")], ["MXFP4_MOE"], [1024], [1])
+
+
+def test_what_isnt_known_of_the_cache_or_the_file_is_refused():
+    for options in ({"quant": "Q4_K_M", "settings": {"type_k": "q8_0", "type_v": "f16"}}, {"quant": "bf16", "settings": {"cache_implementation": "static"}}, {"quant": "bnb-nf4"}, {"quant": "bf16", "engine": "vllm"}):
+        with pytest.raises(CalculatorError):
+            estimate("deepseek-v2-lite", **options, partial=True)
+
+
+def test_every_catalog_model_has_a_size_in_some_engine():
+    """Each one's weights, whatever is known of the rest."""
+    for id in ("llama-4-scout-17b-16e-instruct", "glm-4.5-air", "olmo-3-7b-instruct", "starcoder2-7b", "qwen2-57b-a14b-instruct", "gemma-2b-it", "minimax-m2"):
+        found = estimate(id, quant="bf16", context=2048, gpu=load_gpu("h100"), partial=True)
+        assert found.ledger.component_bytes("weights") > found.parameters

@@ -1,0 +1,151 @@
+"""The inventory of every model type against the real model on the meta device: each tensor's name and shape.
+
+Checkpoints name some tensors otherwise than transformers' modules, and keep experts one by one where the modules stack
+them; those few differences are written down here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from collections import Counter
+
+import pytest
+
+from calculator.architectures import ARCHITECTURES, build_inventory
+from calculator.readers.hf_config import model_from_config
+
+pytestmark = [
+    pytest.mark.real,
+    pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="torch isn't installed; make real installs it"),
+]
+BASE = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 100,
+        "max_position_embeddings": 4096, "torch_dtype": "bfloat16", "pad_token_id": None, "head_dim": 16}  # fmt: skip
+EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 48, "norm_topk_prob": True}
+LATENT = {"kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 4, "v_head_dim": 12, "num_key_value_heads": 4, "head_dim": None}
+DEEPSEEK = EXPERTS | LATENT | {"n_routed_experts": 4, "n_shared_experts": 2, "first_k_dense_replace": 1, "n_group": 1, "topk_group": 1}
+LLAMA4 = {"num_local_experts": 4, "num_experts_per_tok": 1, "intermediate_size_mlp": 80, "attention_chunk_size": 64}
+CASES: dict[str, list[dict]] = {
+    "llama": [{}, {"attention_bias": True, "mlp_bias": True}, {"tie_word_embeddings": True, "num_key_value_heads": 4, "head_dim": 24}],
+    "phi3": [{}, {"tie_word_embeddings": True}],
+    "gemma2": [{"sliding_window": 64}, {"sliding_window": 64, "attention_bias": True, "tie_word_embeddings": False}],
+    "gemma3_text": [{"sliding_window": 64, "sliding_window_pattern": 2}, {"sliding_window": 64, "sliding_window_pattern": 2, "tie_word_embeddings": False}],
+    "olmo3": [{"sliding_window": 64}],
+    "exaone4": [{"sliding_window": 64, "sliding_window_pattern": 4}, {"sliding_window": 64, "sliding_window_pattern": 4, "tie_word_embeddings": True}],
+    "cohere2": [{"sliding_window": 64}, {"sliding_window": 64, "tie_word_embeddings": False}],
+    "starcoder2": [{}, {"use_bias": False, "tie_word_embeddings": False}],
+    "seed_oss": [{}, {"attention_bias": False}, {"attention_bias": True, "mlp_bias": True}],
+    "glm4": [{"attention_bias": True}, {"attention_bias": False, "head_dim": 24}],
+    "mixtral": [{"num_local_experts": 4, "num_experts_per_tok": 2}],
+    "phimoe": [{"num_local_experts": 4, "num_experts_per_tok": 2}, {"num_local_experts": 4, "num_experts_per_tok": 2, "attention_bias": True, "lm_head_bias": True}],
+    "granitemoe": [{"num_local_experts": 4, "num_experts_per_tok": 2}],
+    "minimax_m2": [{"num_local_experts": 4, "num_experts_per_tok": 2}],
+    "gpt_oss": [{"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 64}],
+    "olmoe": [{"num_experts": 4, "num_experts_per_tok": 2}],
+    "qwen2_moe": [EXPERTS | {"num_experts": 4, "shared_expert_intermediate_size": 80}, EXPERTS | {"num_experts": 4, "shared_expert_intermediate_size": 80, "decoder_sparse_step": 2}],
+    "qwen3_moe": [EXPERTS | {"num_experts": 4}, EXPERTS | {"num_experts": 4, "attention_bias": True, "decoder_sparse_step": 2}],
+    "hunyuan_v1_moe": [{"num_experts": 4, "moe_topk": 2}],
+    "ernie4_5_moe": [{"moe_num_experts": 4, "moe_k": 2, "moe_intermediate_size": 48, "moe_num_shared_experts": 2, "moe_layer_start_index": 1}],
+    "llama4_text": [LLAMA4, LLAMA4 | {"interleave_moe_layer_step": 2, "tie_word_embeddings": True}],
+    "glm4_moe": [EXPERTS | {"n_routed_experts": 4, "n_shared_experts": 1, "first_k_dense_replace": 1, "use_qk_norm": q, "attention_bias": q} for q in (False, True)],
+    "deepseek_v2": [DEEPSEEK | {"q_lora_rank": rank} for rank in (None, 24)],
+    "glm4_moe_lite": [DEEPSEEK | {"q_lora_rank": rank, "mlp_layer_types": ["dense"] + 3 * ["sparse"]} for rank in (None, 24)] + [
+        {k: v for k, v in DEEPSEEK.items() if k != "first_k_dense_replace"} | {"q_lora_rank": 24}],
+    "deepseek_v3": [DEEPSEEK | {"q_lora_rank": rank, "attention_bias": bool(rank)} for rank in (None, 24)],
+}  # fmt: skip
+NULLS = ("sliding_window", "pad_token_id", "q_lora_rank")  # mean something
+_OTHER_CODE = {"kimi_k2"}  # deepseek_v3 under its own name
+_MODULE_NAMES = {"block_sparse_moe.": "mlp.", "mlp.moe_statics.": "mlp.gate.moe_statics."}
+_OWN_NAMES = {"granitemoe": {"block_sparse_moe.router.layer.weight": "block_sparse_moe.router.weight"}, "phimoe": {"block_sparse_moe.gate": "mlp.router"}}
+
+
+def of_inventory(spec) -> Counter[tuple[str, tuple[int, ...]]]:
+    names = _OWN_NAMES.get(spec.model_type, {}) | ({} if spec.model_type == "granitemoe" else _MODULE_NAMES)
+    found: Counter[tuple[str, tuple[int, ...]]] = Counter()
+    for group in build_inventory(spec).groups:
+        name = group.name
+        for ours, theirs in names.items():
+            name = name.replace(ours, theirs)
+        for layer in group.indices or (None,):
+            found[name.replace("{layer}", str(layer)), group.shape] += 1
+    return found
+
+
+def of_module(model_type: str, config: dict) -> Counter[tuple[str, tuple[int, ...]]]:
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    made = AutoConfig.for_model(model_type, **{k: v for k, v in config.items() if k not in ("torch_dtype", "model_type")})
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(made)
+    found: Counter[tuple[str, tuple[int, ...]]] = Counter()
+    tied = made.tie_word_embeddings
+    for name, tensor in model.state_dict().items():
+        shape = tuple(tensor.shape)
+        if name == "lm_head.weight" and tied:
+            continue
+        if name.endswith("experts.gate_up_proj") and model_type != "gpt_oss":
+            out = shape[1] // 2 if model_type != "llama4_text" else shape[2] // 2
+            one = (shape[0], out, config["hidden_size"])
+            for part in ("gate", "up"):
+                found[name.replace("gate_up_proj", f"{part}_proj.weight"), one] += 1
+            continue
+        if name.endswith(("experts.down_proj", "experts.gate_up_proj")):
+            if model_type in ("gpt_oss", "llama4_text"):  # transposed in the module
+                shape = (shape[0], shape[2], shape[1])
+            name += "" if model_type == "gpt_oss" else ".weight"
+        if name.endswith("moe_statics.e_score_correction_bias"):
+            shape = shape[1:]
+        found[name, shape] += 1
+    return found
+
+
+@pytest.mark.parametrize("model_type", sorted(set(ARCHITECTURES) - _OTHER_CODE))
+def test_names_and_shapes_equal_the_real_models(model_type):
+    for case in CASES.get(model_type, [{}, {"tie_word_embeddings": True}, {"tie_word_embeddings": False, "num_key_value_heads": 4}]):
+        config = {k: v for k, v in (BASE | {"model_type": model_type} | case).items() if v is not None or k in NULLS}
+        ours, theirs = of_inventory(model_from_config(config, id=model_type)), of_module(model_type, config)
+        assert ours == theirs, {"only ours": sorted((ours - theirs).elements())[:6], "only theirs": sorted((theirs - ours).elements())[:6]}
+
+
+@pytest.mark.parametrize("model_type", sorted(set(ARCHITECTURES) - _OTHER_CODE - {"hunyuan_v1_moe"}))  # its class needs a head_dim
+def test_what_a_config_leaves_unsaid_is_what_its_class_says(model_type):
+    """head_dim, tying and biases of a config that doesn't mention them."""
+    case = {k: v for k, v in CASES.get(model_type, [{}])[0].items() if not re.search("bias|tie|head_dim$", k) or k.startswith(("qk_", "v_"))}
+    config = {k: v for k, v in (BASE | {"model_type": model_type} | case).items() if k != "head_dim"}
+    config = {k: v for k, v in config.items() if v is not None or k in NULLS}
+    assert of_inventory(model_from_config(config, id=model_type)) == of_module(model_type, config)
+
+
+TOWERS = {
+    "gemma3": {"hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3, "num_attention_heads": 4, "image_size": 56, "patch_size": 14, "vision_use_head": False},
+    "mistral3": {"hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3, "num_attention_heads": 4, "head_dim": 12, "image_size": 56, "patch_size": 14},
+    "qwen3_vl": {"depth": 4, "hidden_size": 48, "intermediate_size": 80, "num_heads": 4, "patch_size": 8, "spatial_merge_size": 2, "temporal_patch_size": 2,
+                 "out_hidden_size": 64, "num_position_embeddings": 49, "deepstack_visual_indexes": [1, 2]},
+    "qwen2_5_vl": {"depth": 4, "hidden_size": 48, "intermediate_size": 80, "num_heads": 4, "patch_size": 8, "spatial_merge_size": 2, "temporal_patch_size": 2,
+                   "out_hidden_size": 64, "in_channels": 3},
+    "qwen2_vl": {"depth": 4, "embed_dim": 48, "mlp_ratio": 2, "hidden_size": 64, "num_heads": 4, "patch_size": 8, "spatial_merge_size": 2, "temporal_patch_size": 2},
+    "llama4": {"hidden_size": 48, "intermediate_size": 192, "num_hidden_layers": 3, "num_attention_heads": 4, "image_size": 56, "patch_size": 14, "pixel_shuffle_ratio": 0.5,
+               "projector_input_dim": 40, "projector_output_dim": 40, "vision_output_dim": 40},
+}  # fmt: skip
+TEXTS = {"gemma3": "gemma3_text", "mistral3": "mistral", "qwen3_vl": "qwen3_vl_text", "qwen2_5_vl": "qwen2_5_vl_text", "qwen2_vl": "qwen2_vl_text", "llama4": "llama4_text"}
+
+
+@pytest.mark.parametrize("outer", TOWERS)
+def test_a_multimodal_model_is_its_text_and_a_tower(outer):
+    import torch
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    text = BASE | CASES.get(TEXTS[outer], [{}])[0] | {"model_type": TEXTS[outer], "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}
+    if outer.startswith("qwen"):
+        text["rope_parameters"]["mrope_section"] = [2, 3, 3]
+    if outer.startswith("qwen2"):  # without a head_dim of its own
+        del text["head_dim"]
+    config = {"text_config": text, "vision_config": TOWERS[outer]}
+    made = AutoConfig.for_model(outer, **{"text_config": {k: v for k, v in text.items() if k != "torch_dtype"}, "vision_config": TOWERS[outer]})
+    with torch.device("meta"):
+        real = sum(p.numel() for p in AutoModelForImageTextToText.from_config(made).parameters())
+    config |= {"model_type": outer, "tie_word_embeddings": made.tie_word_embeddings}
+    inventory = build_inventory(model_from_config(config, id=outer))
+    assert inventory.parameters == real
+    assert 0 < inventory.vision_parameters < real

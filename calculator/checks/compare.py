@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -38,7 +40,9 @@ class Comparison(NamedTuple):
 
     @property
     def error(self) -> float:
-        """Relative error of the point, against the record."""
+        """Relative error of the point, against the record; none where they agree to the record's last digit."""
+        if self.rounding and self.exact:
+            return 0.0
         return self.predicted.point / self.recorded - 1 if self.recorded else float(self.predicted.point != 0)
 
     @property
@@ -57,6 +61,10 @@ class Comparison(NamedTuple):
         return (self.predicted.high - self.predicted.low) / max(self.recorded, 1)
 
 
+Sized = list[tuple[str, Figure, int, int]]  # component, prediction, record, rounding
+_WORTH_PROCESSES = 256  # records
+
+
 class Refusal(NamedTuple):
     """A record of a run that the calculator refuses to size."""
 
@@ -68,21 +76,37 @@ def compare(records: Iterable[Record]) -> tuple[list[Comparison], list[Refusal]]
     """Predict every recorded figure; runs without formulas are told apart, not dropped."""
     comparisons: list[Comparison] = []
     refusals: list[Refusal] = []
-    for record in records:
-        if record.suite == "training":
-            refusals.append(Refusal(record, "training steps have no formulas yet"))
+    asked = list(records)
+    for record, sized in zip(asked, _all_sized(asked), strict=True):
+        if isinstance(sized, str):
+            refusals.append(Refusal(record, sized))
             continue
-        try:
-            estimated = _estimate(record)
-        except CalculatorError as e:
-            refusals.append(Refusal(record, str(e)))
-            continue
-        for name, recorded in record.measured.items():
-            if name in FIGURES:
-                component, pick = FIGURES[name]
-                if (figure := pick(estimated)) is not None:
-                    comparisons.append(Comparison(record, component, figure, recorded, _rounding(record, name)))
+        comparisons += [Comparison(record, component, figure, recorded, rounding) for component, figure, recorded, rounding in sized]
     return comparisons, refusals
+
+
+def _all_sized(records: list[Record]) -> Iterable[Sized | str]:
+    if len(records) < _WORTH_PROCESSES or multiprocessing.parent_process() is not None:
+        return map(_sized, records)
+    with ProcessPoolExecutor() as pool:
+        return list(pool.map(_sized, records, chunksize=_WORTH_PROCESSES // 4))
+
+
+def _sized(record: Record) -> Sized | str:
+    """A record's figures with their predictions, or why there are none."""
+    if record.suite == "training":
+        return "training steps have no formulas yet"
+    try:
+        estimated = _estimate(record)
+    except CalculatorError as e:
+        return str(e)
+    found: Sized = []
+    for name, recorded in record.measured.items():
+        if name in FIGURES:
+            component, pick = FIGURES[name]
+            if (figure := pick(estimated)) is not None:
+                found.append((component, figure, recorded, _rounding(record, name)))
+    return found
 
 
 def _rounding(record: Record, name: str) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -55,7 +56,11 @@ class Validation(NamedTuple):
 
 def validate(records: Sequence[Record] | None = None) -> Validation:
     """Compare all records with today's formulas."""
-    comparisons, refusals = compare(read_records() if records is None else records)
+    return of(*compare(read_records() if records is None else records))
+
+
+def of(comparisons: Sequence[Comparison], refusals: Sequence[Refusal]) -> Validation:
+    """The tables of what was compared."""
     return Validation(groups(comparisons), coverage(comparisons), tuple(refusals))
 
 
@@ -70,9 +75,11 @@ def groups(comparisons: Iterable[Comparison]) -> tuple[Group, ...]:
 def coverage(comparisons: Sequence[Comparison]) -> tuple[Cell, ...]:
     """Quantization by context for both entries of the first model; records without a context count at every one."""
     cells = []
+    records = {builtins.id(c.record): c.record for c in comparisons}
     for id in ENTRIES:
         model = load_model(id)
-        mine = [c for c in comparisons if _is(c.record, model)]
+        own = {key for key, record in records.items() if _is(record, model)}
+        mine = [c for c in comparisons if builtins.id(c.record) in own]
         for quant in CATALOG:
             name = parse(quant).name
             same = [c for c in mine if parse(c.record.run.get("quant", "bf16"), engine=c.record.engine).name == name]
@@ -97,6 +104,8 @@ def _cell(id: str, quant: str, context: int, cases: list[Comparison]) -> Cell:
 
 def _is(record: Record, model: Model) -> bool:
     """Whether a record is of this entry: the same dimensions at full depth, whatever it was called."""
+    if record.model.get("hidden_size") != model.spec.hidden_size:
+        return False
     try:
         spec = model_from_config(record.model, id=model.spec.id)
     except CalculatorError:  # a family without formulas is another model

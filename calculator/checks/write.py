@@ -11,7 +11,7 @@ from calculator.checks import peers
 from calculator.checks.bands import METHOD, residuals
 from calculator.checks.compare import Comparison, compare
 from calculator.checks.records import RECORDS, read_records
-from calculator.checks.validate import ENTRIES, HEADER, MATRIX_HEADER, Validation, matrix_rows, table_rows, validate
+from calculator.checks.validate import ENTRIES, HEADER, MATRIX_HEADER, Validation, matrix_rows, of, table_rows
 from calculator.datafiles import DATA, read_json
 from calculator.engines.base import residual_band
 from calculator.errors import UnreadableFile
@@ -31,7 +31,8 @@ def write_all() -> list[Path]:
     written[0].write_text(residuals_text(), encoding="utf-8")
     read_json.cache_clear()
     residual_band.cache_clear()
-    found, comparisons = validate(records), compare(records)[0]
+    comparisons, refusals = compare(records)
+    found = of(comparisons, refusals)
     written[1].write_text(report(found, comparisons), encoding="utf-8")
     readme.write_text(with_tables(readme.read_text("utf-8"), found, comparisons), "utf-8")
     return written

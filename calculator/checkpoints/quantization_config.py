@@ -19,6 +19,7 @@ from calculator.spec import ModelSpec
 
 Config = Mapping[str, Any]
 _INDEX = re.compile(r"\.\d+(?=\.|$)")
+_IN_ORDER = (None, False, "weight", "static")  # activation orders that store no index of columns
 _HEADERS = "the folder with its .safetensors files, whose headers say what is stored, or --quant naming a format"
 
 
@@ -130,7 +131,7 @@ def _compressed(group: dict[str, Any], id: str) -> str:
         return "int8-w8a8"
     if kind[:2] == ("float", 4) and kind[2] == "tensor_group" and w.get("group_size") == 16 and x is not None:
         return "nvfp4"
-    if kind[0] == "int" and kind[2] in ("group", "channel") and x is None and w.get("symmetric", True) and not w.get("actorder"):
+    if kind[0] == "int" and kind[2] in ("group", "channel") and x is None and w.get("symmetric", True) and w.get("actorder") in _IN_ORDER:
         size = w.get("group_size") if kind[2] == "group" else -1
         return f"w{kind[1]}a16-g{size}"
     shown = f"{w.get('num_bits')}-bit {w.get('type', 'int')} weights by {w.get('strategy')}"

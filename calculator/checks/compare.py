@@ -208,6 +208,7 @@ def _estimate(record: Record) -> Estimate:
         run |= {"context": max(1, int(settings["n_ctx"]) // slots), "sequences": slots}
     if "output_tokens" in run:  # generate() of a few tokens: the prompt's pass is the peak
         run |= {"context": run["context"] - run["output_tokens"], "phase": "prefill"}
+        settings["generate"] = True
     if "phase" in run:
         settings["phase"] = run["phase"]
     if "printed_pool_bytes" in run:  # tokens are held against the pool as printed, not as predicted

@@ -37,6 +37,8 @@ _COPIES: dict[str, tuple[str, int, str]] = {
     "hqq": ("always", 6, "hqq @e0b1d00 core/quantize.py L183: three 16-bit tensors in the default backend"),
     "exl2": ("prefill", 2, "exllamav2 q_gemm.cu L233: 16-bit copy above 32 rows"),
 }
+GENERATE_SOURCE = ("transformers v5.23.0 generation/utils.py: token ids, attention mask and positions, all int64, a flag for each sequence; "
+                   "up to three special tokens in the high end")  # fmt: skip
 # compressed-tensors formats without a kernel in transformers become 16-bit on the first forward pass, for good
 _DECOMPRESSED = ("int8-w8a8", "nvfp4", "w4a16", "w8a16", "compressed-tensors")  # beginnings of names
 _DECOMPRESSED_SOURCE = "huggingface/transformers PR #47652: compressed weights are decompressed on the first forward pass"
@@ -52,6 +54,7 @@ class Transformers:
         "logits_to_keep": Setting(1, range(0, COUNT.stop), "positions with logits; 0 is all"),
         "cache_implementation": Setting(None, ("dynamic", "static", "quantized"), "kind of KV cache; default dynamic"),
         "phase": Setting(None, ("prefill", "decode"), "size this phase; default the larger of the two"),
+        "generate": Setting(False, bool, "with generate()'s inputs: a mask and positions for each sequence; off, a bare forward pass"),
     }
 
     def phases(self, job: Job) -> tuple[str, ...]:
@@ -147,10 +150,9 @@ class Transformers:
 
     def overhead_lines(self, job: Job, phase: str) -> list[Line]:
         """Input ids, decompressed copies, cuBLAS workspace, allocator slack, context."""
-        ids = self._ids(job, phase)
-        b, s = job.workload.sequences, (job.workload.context if phase == "prefill" else 1)
-        lines = [Line("overhead", "input ids", ids, Formula("8 × {B} × {S}", {"B": b, "S": s}),
-                      "int64 token ids that the caller holds")]  # fmt: skip
+        count, b, whole = self._inputs(job, phase, job.workload.context), job.workload.sequences, bool(job.deployment.settings["generate"])
+        lines = [Line("overhead", "input ids", 8 * b * count, Formula("8 × {B} × (3 × {S} + 1)" if whole else "8 × {B} × {S}", {"B": b, "S": count // 3 if whole else count}),
+                      GENERATE_SOURCE if whole else "int64 token ids that the caller holds", high=8 * b * count + 24 * whole)]  # fmt: skip
         slack, context, workspace = self._records(job)
         for share in self._shares(job):
             if job.scheme.name.startswith(_DECOMPRESSED):
@@ -191,7 +193,7 @@ class Transformers:
 
         def size(context: int, sequences: int) -> tuple[int, int]:
             peak = run(model, how, tokens=context, sequences=sequences).nbytes
-            point = high = 8 * sequences * (context if phase == "prefill" else 1)
+            point = high = 8 * sequences * self._inputs(job, phase, context)
             for count in layers:
                 held = hold(count, context, sequences)
                 moving = held.nbytes + peak
@@ -216,6 +218,7 @@ class Transformers:
             steps.softmax_bytes(dtype) if settings["attn_implementation"] == "eager" else 0,
             int(settings["logits_to_keep"]), settings["cache_implementation"] == "static", size, copies,
             job.deployment.kv_dtype in cache.QUANTIZED, dtype != "float16", 4 if _math_kernel(dtype, job) else 0,
+            bool(settings["generate"]),
         )  # fmt: skip
 
     def _peak(self, job: Job, phase: str, how: steps.Pass) -> Peak:
@@ -228,8 +231,11 @@ class Transformers:
         highs = {p: self.dynamic(job, p)(work.context, work.sequences)[1] for p in self.phases(job)}
         return max(highs.values()) - highs[phase]
 
-    def _ids(self, job: Job, phase: str) -> int:
-        return 8 * job.workload.sequences * (job.workload.context if phase == "prefill" else 1)
+    def _inputs(self, job: Job, phase: str, context: int) -> int:
+        """Integers that the caller holds for a sequence; generate() keeps the whole text, its mask and positions, and a flag."""
+        if job.deployment.settings["generate"]:
+            return 3 * (context + (phase == "decode")) + 1
+        return context if phase == "prefill" else 1
 
     def _cache(self, job: Job, phase: str, layers: int) -> cache.Cache:
         return self._cache_of(job, phase)(layers, job.workload.context, job.workload.sequences)

@@ -40,6 +40,14 @@ class Pass(NamedTuple):
     quantized_cache: bool = False
     cast_int8: bool = False  # int8 products come as float16 and are cast to another type
     math_bytes: int = 0  # bytes a score where sdpa is left the math kernel for grouped heads; 0: a fused kernel runs
+    own_positions: bool = False  # each sequence has its positions, and rotary tables of them
+
+
+def rotary_buffer(q: int, sequences: int, head_dim: int, element_bytes: int, *, tables: int = 1) -> Buffer:
+    """Tables of cos and sin [1 or sequences, q, head_dim], and the positions."""
+    one = 2 * tables * q * head_dim * element_bytes + 8 * q
+    expression = f"{2 * tables} × {{q}} × {{d}} × {{e}} + 8 × {{q}}"
+    return Buffer("cos, sin and positions", sequences * one, expression if sequences == 1 else f"{sequences} × ({expression})")
 
 
 def softmax_bytes(dtype: str) -> int:
@@ -90,7 +98,7 @@ def _copy_step(model: ModelSpec, how: Pass, b: int, q: int, t: int) -> Step:
     r, eager = 3 if model.num_hidden_layers > 1 else 2, how.attention == "eager"
     alive = (
         Buffer("residual stream and normed input", (r + 1) * h * n * e, "({r} + 1) × {h} × {n} × {e}"),
-        Buffer("cos, sin and positions", 2 * q * d * e + 8 * q, "2 × {q} × {d} × {e} + 8 × {q}"),
+        rotary_buffer(q, b if how.own_positions else 1, d, e),
         Buffer("attention weights", model.num_attention_heads * n * t * e if eager else 0, "{H} × {n} × {T} × {e}"),
         Buffer("mask", b * q * t * e if eager else 0, "{B} × {q} × {T} × {e}"),
     )
@@ -107,7 +115,8 @@ def _plain_peak(model: ModelSpec, how: Pass, phase: str, new: int, seen: int, se
     """The peak where weights are used as they are stored."""
     if model.full_every:
         return windows.peak(model, phase, new=new, seen=seen, sequences=sequences, element_bytes=how.element_bytes,
-                            softmax_bytes=how.softmax_bytes, logits_to_keep=how.logits_to_keep)  # fmt: skip
+                            softmax_bytes=how.softmax_bytes, logits_to_keep=how.logits_to_keep,
+                            rotary=rotary_buffer(new, sequences if how.own_positions else 1, model.head_dim, how.element_bytes, tables=2))  # fmt: skip
     b, q, t, decoding = sequences, new, seen, phase == "decode"
     h, v, e = model.hidden_size, model.vocab_size, how.element_bytes
     f = model.expert_intermediate_size or model.intermediate_size
@@ -116,7 +125,7 @@ def _plain_peak(model: ModelSpec, how: Pass, phase: str, new: int, seen: int, se
     eager = how.attention == "eager"
     growing = 2 * kv_heads * d * n * e if decoding and how.static_cache else 0
 
-    rotary = Buffer("cos, sin and positions", 2 * q * d * e + 8 * q, "2 × {q} × {d} × {e} + 8 × {q}")
+    rotary = rotary_buffer(q, b if how.own_positions else 1, d, e)
     masked = eager or (decoding and how.static_cache)  # sdpa needs a mask where cells of a static cache are empty
     mask = Buffer("mask", b * q * t * e if eager else t if masked else 0, "{B} × {q} × {T} × {e}" if eager else "{T}")
     residual = Buffer("residual stream", r * h * n * e, "{r} × {h} × {n} × {e}")

@@ -17,7 +17,7 @@ from calculator.steps import Buffer, Peak, Step, largest
 
 
 def peak(model: ModelSpec, phase: str, *, new: int, seen: int, sequences: int, element_bytes: int, softmax_bytes: int,
-         logits_to_keep: int) -> Peak:  # fmt: skip
+         logits_to_keep: int, rotary: Buffer) -> Peak:  # fmt: skip
     """Peak of a pass; `softmax_bytes` 0 is sdpa. `seen` tokens are in the cache at the end."""
     b, q, t, e, s = sequences, new, seen, element_bytes, softmax_bytes
     h, v, f, window = model.hidden_size, model.vocab_size, model.intermediate_size, model.sliding_window or 0
@@ -25,7 +25,6 @@ def peak(model: ModelSpec, phase: str, *, new: int, seen: int, sequences: int, e
     n, r, k, decoding = b * q, 3 if model.num_hidden_layers > 1 else 2, min(logits_to_keep or q, q), phase == "decode"
     near = min(t, window) if decoding else t  # tokens that a layer with a window reads
 
-    rotary = Buffer("two of cos and sin, positions", 4 * q * d * e + 8 * q, "4 × {q} × {d} × {e} + 8 × {q}")
     if s:
         mask = Buffer("two masks", b * q * (t + near) * e, "{B} × {q} × ({T} + {near}) × {e}")
     else:

@@ -12,7 +12,7 @@ from calculator.architectures import build_inventory
 from calculator.catalog import Model, load_gpu, load_model
 from calculator.engines import Engine, Job
 from calculator.engines.base import HasPresets, Pool, Reserves, Starts, parse_settings
-from calculator.engines.partial import Partial
+from calculator.engines.partial import Partial, whole_rows_bytes
 from calculator.errors import BadValue, NotModelled, Unsupported
 from calculator.ledger import Ledger, Line
 from calculator.memory import with_total
@@ -236,6 +236,8 @@ def _warnings(model: Model, job: Job, peak: Peak, ledger: Ledger) -> tuple[str, 
                      "scores; 16 bits on a newer card, or --engine llama.cpp, avoids it")  # fmt: skip
     if any(line.name == "not modelled" for line in ledger.lines):
         found.append(f"{job.deployment.engine} has no formula for the activations of {job.model.model_type}: this is weights and cache, a lower bound")
+    if job.model.mla and job.deployment.engine == "llama.cpp":
+        found.append(f"files converted before April 2025, as in ollama's library, keep attn_kv_b whole: llama.cpp then caches {whole_rows_bytes(job):,} bytes a token")
     if job.model.vision_parameters:
         where = "is a file of its own (mmproj) and not counted" if job.scheme.recipe else "is counted, what it computes with is not"
         found.append(f"{job.model.id} has a vision tower of {job.model.vision_parameters:,} parameters: it {where}")

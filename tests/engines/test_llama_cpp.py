@@ -252,3 +252,9 @@ def test_a_head_stored_twice_is_warned_of_with_the_size_that_llama_cpp_prints():
     assert round(nbytes / 2**30, 2) == 1.19
     assert round(found.tensor_bytes / 2**30, 2) == 1.03
     assert not any("output.weight" in w for w in estimate("qwen3-4b", quant="Q4_K_M", context=4096).warnings)
+
+
+def test_mxfp4_is_pointed_to_its_gguf_recipe():
+    with pytest.raises(CalculatorError) as refused:
+        estimate("gpt-oss-20b", quant="mxfp4", engine="llama.cpp", context=2048, partial=True)
+    assert "MXFP4_MOE" in str(refused.value.hint)

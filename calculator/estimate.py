@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -12,7 +12,7 @@ from calculator.architectures import build_inventory
 from calculator.catalog import Model, load_gpu, load_model
 from calculator.engines import Engine, Job
 from calculator.engines.base import HasPresets, Pool, Reserves, Starts, parse_settings
-from calculator.engines.partial import Partial
+from calculator.engines.partial import Partial, whole_rows_bytes
 from calculator.errors import BadValue, NotModelled, Unsupported
 from calculator.ledger import Ledger, Line
 from calculator.memory import with_total
@@ -236,6 +236,7 @@ def _warnings(model: Model, job: Job, peak: Peak, ledger: Ledger) -> tuple[str, 
                      "scores; 16 bits on a newer card, or --engine llama.cpp, avoids it")  # fmt: skip
     if any(line.name == "not modelled" for line in ledger.lines):
         found.append(f"{job.deployment.engine} has no formula for the activations of {job.model.model_type}: this is weights and cache, a lower bound")
+    found += _file_warnings(model, job)
     if job.model.vision_parameters:
         where = "is a file of its own (mmproj) and not counted" if job.scheme.recipe else "is counted, what it computes with is not"
         found.append(f"{job.model.id} has a vision tower of {job.model.vision_parameters:,} parameters: it {where}")
@@ -253,6 +254,18 @@ def _warnings(model: Model, job: Job, peak: Peak, ledger: Ledger) -> tuple[str, 
     for other in model.related:
         found.append(f"see also {other['id']}: {other['why']}")
     return tuple(found)
+
+
+def _file_warnings(model: Model, job: Job) -> list[str]:
+    """What published GGUF files of the model hold otherwise than today's converter writes from its config."""
+    found = []
+    if job.deployment.engine == "llama.cpp" and job.model.mla:
+        found.append(f"files converted before April 2025, as in ollama's library, keep attn_kv_b whole: llama.cpp then caches {whole_rows_bytes(job):,} bytes a token")
+    twice = "head is stored a second time" in model.record.get("difference", {}).get("why", "")
+    if twice and job.scheme.recipe and not job.from_headers:  # convert_hf_to_gguf.py writes lm_head where the checkpoint has one
+        untied = quantize(replace(job.model, tie_word_embeddings=False), job.scheme, imatrix=bool(job.deployment.settings.get("imatrix")))
+        found.append(f"{job.model.id}'s checkpoint stores its tied head too: files with it as output.weight have {stored_nbytes(untied):,} bytes of tensors")
+    return found
 
 
 def _checkpoint_warnings(model: Model, job: Job) -> list[str]:

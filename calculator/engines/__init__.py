@@ -59,7 +59,8 @@ def check_runs(scheme: Scheme, engine: str) -> None:
             f"transformers loads a GGUF file by dequantizing it; it doesn't run {scheme.name}",
             hint=f"--engine llama.cpp, or --quant bf16 with {engine}",
         )
-    raise Unsupported(f"{engine} can't run {scheme.name}", hint=f"--engine {' or '.join(scheme.engines)}")
+    recipe = "--quant MXFP4_MOE, or " if (engine, scheme.name) == ("llama.cpp", "mxfp4") else ""  # the same blocks, in a GGUF file
+    raise Unsupported(f"{engine} can't run {scheme.name}", hint=f"{recipe}--engine {' or '.join(scheme.engines)}")
 
 
 def for_family(runner: Engine, model: ModelSpec, *, partial: bool) -> Engine:

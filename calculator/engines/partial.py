@@ -12,6 +12,7 @@ from typing import Any
 from calculator.architectures import architecture
 from calculator.engines.base import Dynamic, Engine, Job, Setting
 from calculator.errors import NotModelled
+from calculator.formats import FORMATS
 from calculator.ledger import Formula, Line
 from calculator.quantization import Scheme, compute_dtype
 from calculator.quantization.hf import DTYPE_BYTES
@@ -23,7 +24,21 @@ ENGINES = ("transformers", "llama.cpp")
 _UNKNOWN_BUFFERS = frozenset({"rotary inverse frequencies", "embedding scale"})
 LATENT_SOURCE = "transformers v5.23.0 models/deepseek_v3/modeling_deepseek_v3.py DeepseekV3Attention.forward: the compressed row and the rotary key are cached"
 
+WHOLE_SOURCE = "ollama 0.32.13 on deepseek-coder-v2:16b-lite-instruct-q5_K_M, August 2026: 540, 1,080 and 2,160 MiB at 2,048, 4,096 and 8,192 cells"
 NO_VALUES = "llama.cpp src/llama-kv-cache.cpp: with MLA there is a K tensor of kv_lora_rank + qk_rope_head_dim a layer and no V"
+
+
+def whole_rows_bytes(job: Job) -> int:
+    """KV bytes a token in llama.cpp where the file keeps attn_kv_b whole, so keys and values of every head are cached.
+
+    layers x heads x (key of nope + rope, value), each row in its type; 276,480 bytes for DeepSeek V2 Lite at f16.
+
+    Source: WHOLE_SOURCE; ggml-org/llama.cpp#12801 splits attn_kv_b and caches the compressed row.
+    """
+    mla, heads, settings = job.model.mla, job.model.num_attention_heads, job.deployment.settings
+    assert mla is not None
+    widths = {"type_k": mla.qk_nope_head_dim + mla.qk_rope_head_dim, "type_v": mla.v_head_dim}
+    return job.model.num_hidden_layers * sum(FORMATS[str(settings[name]).upper()].nbytes(heads * width) for name, width in widths.items())
 
 
 class Partial:

@@ -242,3 +242,19 @@ def test_between_two_contexts_of_equal_decisions_the_buffer_is_affine(model, tok
     v = k if flash else "F16"
     context = Context(tokens * slots, 2048, 512, slots, 512 if all_outputs else slots, False, flash, k, v, cuda)
     assert device_bytes(model.spec, context) == compute(model.spec, context).devices[0].nbytes
+
+
+def test_a_head_stored_twice_is_warned_of_with_the_size_that_llama_cpp_prints():
+    """Qwen3-1.7B-Q4_K_M with output.weight, b7343: print_info: file size = 1.19 GiB, model params = 2.03 B."""
+    found = estimate("qwen3-1.7b", quant="Q4_K_M", context=4096)
+    (said,) = [w for w in found.warnings if "output.weight" in w]
+    nbytes = int(said.split("have ")[1].split(" ")[0].replace(",", ""))
+    assert round(nbytes / 2**30, 2) == 1.19
+    assert round(found.tensor_bytes / 2**30, 2) == 1.03
+    assert not any("output.weight" in w for w in estimate("qwen3-4b", quant="Q4_K_M", context=4096).warnings)
+
+
+def test_mxfp4_is_pointed_to_its_gguf_recipe():
+    with pytest.raises(CalculatorError) as refused:
+        estimate("gpt-oss-20b", quant="mxfp4", engine="llama.cpp", context=2048, partial=True)
+    assert "MXFP4_MOE" in str(refused.value.hint)

@@ -43,6 +43,32 @@ def test_latent_attention_caches_one_row_a_token():
     assert found.ledger.component_bytes("kv_cache") == 4096 * 31_104
 
 
+@pytest.mark.parametrize(("cells", "printed"), [(2048, 540), (4096, 1080), (8192, 2160)])
+def test_a_file_with_whole_kv_b_is_warned_of_with_the_bytes_that_ollama_logs(cells, printed):
+    """deepseek-coder-v2:16b-lite-instruct-q5_K_M, ollama 0.32.13: MiB of the CUDA0 KV buffer."""
+    found = estimate("deepseek-v2-lite", quant="Q5_K_M", context=cells, partial=True)
+    (said,) = [w for w in found.warnings if "attn_kv_b" in w]
+    nbytes = int(said.split("caches ")[1].split(" ")[0].replace(",", ""))
+    assert nbytes * cells == printed * 2**20
+    assert nbytes > found.kv_bytes_per_token
+
+
+def test_no_other_engine_or_family_is_warned_of_kv_b():
+    for options in ({"quant": "bf16", "engine": "transformers"}, {"quant": "Q4_0"}):
+        model = "deepseek-v2-lite" if "engine" in options else "llama-3.2-1b"
+        assert not any("attn_kv_b" in w for w in estimate(model, context=1024, partial=True, **options).warnings)
+
+
+@pytest.mark.parametrize(("cells", "n_ubatch", "full", "window"), [
+    (2048, 256, 48, 48), (4096, 256, 96, 96), (8192, 256, 192, 96), (16384, 256, 384, 96),
+    (8192, 128, 192, 48), (8192, 512, 192, 144), (8192, 1024, 192, 192),
+])  # fmt: skip
+def test_gpt_oss_20b_caches_as_llama_cpp_prints_them(cells, n_ubatch, full, window):
+    """-np 8, not unified, September 2026 [MiB]: 12 layers of all cells, 12 of window + micro-batch, padded to 256, at most the slot's."""
+    found = estimate("gpt-oss-20b", quant="MXFP4_MOE", context=cells // 8, sequences=8, settings={"n_ubatch": n_ubatch}, partial=True)
+    assert (mib(found, "KV buffer"), mib(found, "KV buffer, sliding window")) == (full, window)
+
+
 @pytest.mark.parametrize(("model", "quant", "gpu", "verdict"), [
     ("gpt-oss-20b", "MXFP4_MOE", "h100", None), ("gpt-oss-120b", "MXFP4_MOE", "rtx 4090", "does_not_fit"), ("glm-4-9b-0414", "bf16", "h100", None),
 ])  # fmt: skip

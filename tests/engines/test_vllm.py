@@ -63,6 +63,30 @@ def test_loading_prints_these_weights(model, version, printed):
     assert f"{weights_gib(run(model, quant='bf16', engine_version=version)):.4f}" == printed
 
 
+QWEN_3B = shape("qwen2.5-3b", 2048, 36, 16, 2, 11008, 151936, tied=True, bias="qkv", model_type="qwen2")
+QWEN_14B = shape("qwen2.5-14b", 5120, 48, 40, 8, 13824, 152064, bias="qkv", model_type="qwen2")
+QWEN_72B_PADDED = shape("qwen2.5-72b-awq", 8192, 80, 64, 8, 29696, 152064, bias="qkv", model_type="qwen2")
+
+
+@pytest.mark.parametrize(
+    ("model", "quant", "version", "tp", "printed", "percent"),
+    [
+        ("qwen3-14b", "awq-int4-g128", "0.10.0", 1, 9.3619, 0.06),  # id 60511576041
+        (QWEN_14B, "awq-int4-g128", "0.19.1", 1, 9.38, 0.06),  # id 51771234912
+        (QWEN_32B, "awq-int4-g128", "0.19.0", 1, 18.14, 0.06),  # id 71241891923, a later release
+        (QWEN_3B, "awq-int4-g128", "0.19.0", 1, 1.95, 0.3),  # id 63422875079, a later release
+        ("mistral-7b-instruct-v0.3", "awq-int4-g128", "0.19.0", 1, 3.89, 0.13),  # id 58025673405
+        ("meta-llama-3.1-70b-instruct", "awq-int4-g128", "0.14.0", 1, 37.09, 0.06),  # id 66862056619
+        (QWEN_72B_PADDED, "awq-int4-g128", "0.7.2", 2, 19.3952, 0.3),  # id 39735714735: 29,568 padded to 29,696 by the maker
+        ("phi-4", "gptq-int4-g128", "0.6.5", 1, 8.5107, 0.06),  # id 5773335890
+    ],
+)
+def test_blocks_of_packed_codes_are_counted_as_the_allocator_leaves_them(model, quant, version, tp, printed, percent):
+    chosen = load_model(model) if isinstance(model, str) else model
+    found = run(chosen, quant=quant, engine_version=version, context=2048, gpus=tp, settings={"tensor_parallel_size": tp} if tp > 1 else {})
+    assert weights_gib(found) == pytest.approx(printed, rel=percent / 100)
+
+
 @pytest.mark.parametrize(
     ("model", "options", "printed", "within"),
     [

@@ -131,6 +131,16 @@ def test_the_profiling_run_peaks_at_what_the_log_prints(model, version, gpu, opt
     assert peak.nbytes / GIB == pytest.approx(printed, abs=0.02)
 
 
+def test_packed_codes_on_ranks_of_the_v0_engine_take_a_second_input_and_a_sum():
+    """Printed 5.66 GiB (0.7.2, 2 x A40, 32,768 tokens; id 39735714735); the kernel's copy went in 0.8."""
+    options = {"engine_version": "0.7.2", "gpu": "A40", "gpus": 2, "context": 32768, "settings": {"tensor_parallel_size": 2}}
+    found = run(QWEN_72B_PADDED, quant="awq-int4-g128", **options)
+    plain = run(QWEN_72B_PADDED, quant="fp16", **options)
+    (peak, *_), (less, *_) = lines_of(found, "activations"), lines_of(plain, "activations")
+    assert peak.nbytes / GIB == pytest.approx(5.66, rel=0.006)
+    assert peak.nbytes - less.nbytes == 2 * 32768 * 29696 // 2
+
+
 @pytest.mark.parametrize(
     ("model", "options", "gib", "tokens", "concurrency"),
     [

@@ -7,7 +7,7 @@ from dataclasses import replace
 from calculator.architectures import build_inventory
 from calculator.architectures.inventory import LINEAR_ROLES
 from calculator.engines.base import Job
-from calculator.engines.ranks import element_bytes, held_by, rank_of, ranks_of, rotary_tables, shares_of
+from calculator.engines.ranks import PACKED, element_bytes, held_by, rank_of, ranks_of, rotary_tables, shares_of
 from calculator.engines.vllm.allocator import unsplit
 from calculator.engines.vllm.deployment import version_of
 from calculator.engines.weights import weight_lines
@@ -22,7 +22,6 @@ SCALES_SOURCE = "vllm v0.19.0 model_executor/layers/attention/attention.py: q, k
 ROUNDING_SOURCE = "pytorch c10/cuda/CUDACachingAllocator.cpp should_split: up to 1 MiB of a block is not split off"
 FP8_MARLIN_SOURCE = "vllm v0.6.6 model_executor/layers/quantization/utils/marlin_utils_fp8.py prepare_fp8_layer_for_marlin; marlin_utils.py"
 LORA_SOURCE = "vllm v0.11.0 lora/layers/base_linear.py L36-80, column_parallel_linear.py L190-223, vocal_parallel_embedding.py, logits_processor.py"
-PACKED = ("awq-int4", "gptq-int4", "gptq-int8")  # codes and scales of a layer are tensors of their own
 FP8_SINCE = (8, 9)  # compute capability: below it, FP8 weights run on the Marlin kernel. vllm v0.6.6 layers/quantization/fp8.py
 
 

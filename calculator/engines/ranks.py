@@ -43,6 +43,9 @@ def shares_of(job: Job) -> tuple[Share, ...]:
     return tuple(stage._replace(device=stage.device * tp + rank) for stage in stages for rank in range(tp))
 
 
+PACKED = ("awq-int4", "gptq-int4", "gptq-int8")  # codes and scales of a layer are tensors of their own
+
+
 def repacked(scheme: Scheme) -> bool:
     """Marlin kernels keep neither zero points nor a group index of symmetric codes. Source: MARLIN_SOURCE."""
     return scheme.name.startswith(("gptq-int4", "gptq-int8"))

@@ -63,6 +63,30 @@ def test_loading_prints_these_weights(model, version, printed):
     assert f"{weights_gib(run(model, quant='bf16', engine_version=version)):.4f}" == printed
 
 
+QWEN_3B = shape("qwen2.5-3b", 2048, 36, 16, 2, 11008, 151936, tied=True, bias="qkv", model_type="qwen2")
+QWEN_14B = shape("qwen2.5-14b", 5120, 48, 40, 8, 13824, 152064, bias="qkv", model_type="qwen2")
+QWEN_72B_PADDED = shape("qwen2.5-72b-awq", 8192, 80, 64, 8, 29696, 152064, bias="qkv", model_type="qwen2")
+
+
+@pytest.mark.parametrize(
+    ("model", "quant", "version", "tp", "printed", "percent"),
+    [
+        ("qwen3-14b", "awq-int4-g128", "0.10.0", 1, 9.3619, 0.06),  # id 60511576041
+        (QWEN_14B, "awq-int4-g128", "0.19.1", 1, 9.38, 0.06),  # id 51771234912
+        (QWEN_32B, "awq-int4-g128", "0.19.0", 1, 18.14, 0.06),  # id 71241891923, a later release
+        (QWEN_3B, "awq-int4-g128", "0.19.0", 1, 1.95, 0.3),  # id 63422875079, a later release
+        ("mistral-7b-instruct-v0.3", "awq-int4-g128", "0.19.0", 1, 3.89, 0.13),  # id 58025673405
+        ("meta-llama-3.1-70b-instruct", "awq-int4-g128", "0.14.0", 1, 37.09, 0.06),  # id 66862056619
+        (QWEN_72B_PADDED, "awq-int4-g128", "0.7.2", 2, 19.3952, 0.3),  # id 39735714735: 29,568 padded to 29,696 by the maker
+        ("phi-4", "gptq-int4-g128", "0.6.5", 1, 8.5107, 0.06),  # id 5773335890
+    ],
+)
+def test_blocks_of_packed_codes_are_counted_as_the_allocator_leaves_them(model, quant, version, tp, printed, percent):
+    chosen = load_model(model) if isinstance(model, str) else model
+    found = run(chosen, quant=quant, engine_version=version, context=2048, gpus=tp, settings={"tensor_parallel_size": tp} if tp > 1 else {})
+    assert weights_gib(found) == pytest.approx(printed, rel=percent / 100)
+
+
 @pytest.mark.parametrize(
     ("model", "options", "printed", "within"),
     [
@@ -105,6 +129,16 @@ def test_the_profiling_run_peaks_at_what_the_log_prints(model, version, gpu, opt
     if printed == 1.26 and model is QWEN_32B:
         pytest.xfail("predicted 1.49: the log's batch limits are not known")
     assert peak.nbytes / GIB == pytest.approx(printed, abs=0.02)
+
+
+def test_packed_codes_on_ranks_of_the_v0_engine_take_a_second_input_and_a_sum():
+    """Printed 5.66 GiB (0.7.2, 2 x A40, 32,768 tokens; id 39735714735); the kernel's copy went in 0.8."""
+    options = {"engine_version": "0.7.2", "gpu": "A40", "gpus": 2, "context": 32768, "settings": {"tensor_parallel_size": 2}}
+    found = run(QWEN_72B_PADDED, quant="awq-int4-g128", **options)
+    plain = run(QWEN_72B_PADDED, quant="fp16", **options)
+    (peak, *_), (less, *_) = lines_of(found, "activations"), lines_of(plain, "activations")
+    assert peak.nbytes / GIB == pytest.approx(5.66, rel=0.006)
+    assert peak.nbytes - less.nbytes == 2 * 32768 * 29696 // 2
 
 
 @pytest.mark.parametrize(

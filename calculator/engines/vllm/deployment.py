@@ -26,6 +26,8 @@ class Version(NamedTuple):
     """Marlin's locks are counted by output columns, not by multiprocessors."""
     hybrid: bool = False
     """Windowed layers keep their window alone, in groups of their own."""
+    marlin_copies: bool = False
+    """The kernel of packed codes allocates a second input. Source: vllm v0.6.6 csrc gptq_marlin.cu L2308; v0.8.5 L2342-2347, not."""
     experts_share: bool = True
     """The experts' first and last buffers share memory."""
     workspaces_wide: bool = False
@@ -36,8 +38,8 @@ class Version(NamedTuple):
 
 # the release since which each holds; read in the sources of VERSIONS, the releases between behave like the one before
 SINCE: dict[tuple[int, int, int], Version] = {
-    (0, 6, 0): Version(v1=False, sampler="sort", in_blocks=False, non_torch="v0_early", locks_a_column=True, experts_share=False),
-    (0, 6, 5): Version(v1=False, sampler="sort", in_blocks=False, non_torch="v0", locks_a_column=True, experts_share=False),
+    (0, 6, 0): Version(v1=False, sampler="sort", in_blocks=False, non_torch="v0_early", locks_a_column=True, marlin_copies=True, experts_share=False),
+    (0, 6, 5): Version(v1=False, sampler="sort", in_blocks=False, non_torch="v0", locks_a_column=True, marlin_copies=True, experts_share=False),
     (0, 8, 0): Version(v1=True, sampler="sort", in_blocks=False, non_torch="v1", a100_is_large=True, locks_a_column=True, needs_ampere=True),
     (0, 9, 0): Version(v1=True, sampler="sort", in_blocks=True, non_torch="v1", hybrid=True, needs_ampere=True),
     (0, 11, 0): Version(v1=True, sampler="sort", in_blocks=True, non_torch="v1", hybrid=True),

@@ -6,7 +6,7 @@ from functools import lru_cache
 from typing import Literal, NamedTuple
 
 from calculator.engines.base import Job, record
-from calculator.engines.ranks import element_bytes, rank_of, ranks_of
+from calculator.engines.ranks import PACKED, element_bytes, rank_of, ranks_of
 from calculator.engines.vllm.deployment import batch_limits, version_of
 from calculator.parallelism import Share
 from calculator.spec import ModelSpec
@@ -36,6 +36,9 @@ class Profile(NamedTuple):
     """Bytes an element of the radix sort's second buffers."""
     samples: bool = True
     """The last pipeline stage does."""
+    reduces: bool = False
+    """Ranks add their outputs into a tensor of its own, while the feed-forward's buffers live (V0, as it isn't compiled)."""
+    marlin_copies: bool = False
     experts_share: bool = True
     workspaces_wide: bool = False
 
@@ -46,12 +49,13 @@ def profile(rank: ModelSpec, run: Profile) -> Peak:
     sampler, sort:    B V (e + 4 + 4 + 8 + 8 + 12) + e T h + 2 e B h + workspace
     sampler, Triton:  B V (e + 4 + 4 + 4) + 4 V min(B, multiprocessors) + e T h + 2 e B h + workspace
     feed-forward:     e T (3 f + c h) + workspace              c = 3 (V0, eager), 4 (V1, compiled; V0 with XFormers)
+                      + e T h where V0 ranks add their outputs, + e T f for packed codes until 0.7: the kernel's second input
     experts:          e M k (max(2 f, h) + f) + e c T h + 4 T E + workspace          k of E experts a token
                       (until 0.7 2 f + h + f; since 0.17 max(2 f, h) + max(f, h));   M = min(T, 32,768) until 0.16
 
     T tokens, B sequences, V vocabulary, e bytes an element, f the rank's share of the feed-forward.    derived, c fitted
 
-    Equals the printed 4.76, 5.56, 5.64, 4.84 and 7.38 GiB of five models on 0.11, 1.89 on 0.19 and 2.02, 2.07 and 2.99 on V0.
+    Equals the printed 4.76, 5.56, 5.64, 4.84 and 7.38 GiB of five models on 0.11, 1.89 on 0.19 and 2.02, 2.07, 2.99 and 5.66 on V0.
     """
     t, b, v, h, f, e = run.tokens, run.sequences, run.vocabulary, rank.hidden_size, rank.intermediate_size, run.element_bytes
     workspace = Buffer("cuBLAS workspace", run.workspace, "{w}")
@@ -84,6 +88,10 @@ def profile(rank: ModelSpec, run: Profile) -> Peak:
         Buffer("hidden states", run.hidden_copies * e * t * h, "{c} × {e} × {T} × {h}"),
         workspace,
     ]
+    if run.reduces:
+        mlp.append(Buffer("sum over the ranks", e * t * h, "{e} × {T} × {h}"))
+    if run.marlin_copies:
+        mlp.append(Buffer("the kernel's input", e * t * f, "{e} × {T} × {f}"))
     if rank.num_experts:
         mlp = experts_step(rank, run, workspace)
     step, nbytes = largest([*([Step("sampler", tuple(sampler))] if run.samples else []), Step("experts" if rank.num_experts else "mlp", tuple(mlp))])
@@ -137,6 +145,9 @@ def peaks(job: Job, length: int, *, samples: bool = True) -> tuple[int, Peak, in
     small = version.sampler == "sort" or sequences < 8
     run = Profile(tokens, sequences, job.model.vocab_size, element_bytes(job), version.sampler,
                   4 if version.v1 or major == "7" else 3, workspace.value, rows.value)  # fmt: skip
+    ampere = capability is None or int(major) >= 8  # older GPUs don't run Marlin
+    run = run._replace(reduces=not version.v1 and ranks_of(job) > 1,
+                       marlin_copies=version.marlin_copies and ampere and job.scheme.name.startswith(PACKED))  # fmt: skip
     run = run._replace(samples=samples, experts_share=version.experts_share, workspaces_wide=version.workspaces_wide)
     return _bounds(rank_of(job), run, (workspace.low, workspace.high), (rows.low, rows.high), small and sequences < 128)
 

@@ -7,12 +7,13 @@ from dataclasses import replace
 from calculator.architectures import build_inventory
 from calculator.architectures.inventory import LINEAR_ROLES
 from calculator.engines.base import Job
-from calculator.engines.ranks import element_bytes, held_by, rank_of, ranks_of, repacked, rotary_tables, shares_of
+from calculator.engines.ranks import PACKED, element_bytes, held_by, rank_of, ranks_of, rotary_tables, shares_of
 from calculator.engines.vllm.allocator import unsplit
 from calculator.engines.vllm.deployment import version_of
 from calculator.engines.weights import weight_lines
 from calculator.ledger import Formula, Line
 from calculator.parallelism import Share
+from calculator.quantization.hf import Storage
 from calculator.spec import ModelSpec
 from calculator.units import MIB, align_up
 
@@ -29,7 +30,7 @@ def lines_of(job: Job) -> list[Line]:
     model, size = job.model, element_bytes(job)
     tables = rotary_tables(model)
     table = tables * model.max_position_embeddings * model.head_dim * size
-    rank, marlin = rank_of(job), repacked(job.scheme)
+    rank = rank_of(job)
     lines = []
     for share in shares_of(job):
         held = held_by(job, share)
@@ -52,12 +53,19 @@ def lines_of(job: Job) -> list[Line]:
         if by_marlin(job):
             lines.append(_marlin_line(job, rank, share))
         matrices = sum(g.count for g in held if len(g.parts) > 1)
-        point = 0 if matrices else _unsplit(rank, share, size)
+        packed = job.scheme.storage if job.scheme.name.startswith(PACKED) and not rank.num_experts else None
+        point = 0 if matrices and packed is None else _unsplit(rank, share, size, packed)
         lines.append(Line("weights", "allocator rounding", point, Formula("{n}", {"n": point}), ROUNDING_SOURCE,
                           basis="modelled", low=0, high=point + 4 * MIB + MIB * matrices, device=share.device,
-                          note="quantized weights are repacked: up to 1 MiB a matrix" if marlin or matrices else
-                          "simulated over the tensors in the order in which they are made"))  # fmt: skip
+                          note=_rounding_note(matrices, packed is not None)))  # fmt: skip
     return lines
+
+
+def _rounding_note(matrices: int, packed: bool) -> str:
+    simulated = "simulated over the tensors in the order in which they are made"
+    if not matrices:
+        return simulated
+    return f"{simulated}; repacking adds up to 1 MiB a matrix" if packed else "quantized weights are repacked: up to 1 MiB a matrix"
 
 
 def by_marlin(job: Job) -> bool:
@@ -103,15 +111,24 @@ def _lora_line(job: Job, rank: ModelSpec, share: Share) -> Line:
                 device=share.device, note="not held against a log")  # fmt: skip
 
 
-def _unsplit(rank: ModelSpec, share: Share, size: int) -> int:
-    """Bytes that the allocator counts beyond the tensors, in the order in which vLLM makes them."""
+def _unsplit(rank: ModelSpec, share: Share, size: int, packed: Storage | None = None) -> int:
+    """Bytes that the allocator counts beyond the tensors, in the order in which vLLM makes them.
+
+    `packed` is how a quantized layer is stored: q, k and v are one layer, gate and up too. Zero points and the group index
+    that repacking drops are left out. Source: vllm v0.19.0 layers/quantization/awq_marlin.py L414-442.
+    """
+
+    def matrix(out: int, columns: int) -> list[int]:
+        if packed is None:
+            return [out * columns * size]
+        symmetric = packed(out, columns)[-1].name == "g_idx"
+        return [part.nbytes for part in packed(out, columns) if not symmetric or part.name not in ("qzeros", "g_idx")]
+
     h, d, positions = rank.hidden_size, rank.head_dim, rank.max_position_embeddings
     q, kv, f = rank.num_attention_heads * d, rank.num_key_value_heads * d, rank.intermediate_size
     names = [group.name for group in build_inventory(rank).groups]
     vocabulary = rank.vocab_size * h * size
-    layer = [(q + 2 * kv) * h * size, h * q * size]
-    if rank.attention_bias != "none":
-        layer.insert(1, (q + 2 * kv) * size)
+    layer = [*matrix(q + 2 * kv, h), *([(q + 2 * kv) * size] if rank.attention_bias != "none" else []), *matrix(h, q)]
     attention = len(layer)
     if any(name.endswith("q_norm.weight") for name in names):
         layer += [d * size, d * size]
@@ -119,7 +136,7 @@ def _unsplit(rank: ModelSpec, share: Share, size: int) -> int:
         experts, f = rank.num_experts, rank.expert_intermediate_size
         layer += [experts * h * size, experts * 2 * f * h * size, experts * h * f * size]
     else:
-        layer += [2 * f * h * size, h * f * size]
+        layer += [*matrix(2 * f, h), *matrix(h, f)]
     layer += [h * size] * sum(".layers." in name and name.endswith("layernorm.weight") for name in names)
     table = positions * d
     rope = (4 * positions, 2 * table, 2 * table, 2 * table, 4 * table, size * table)

@@ -13,7 +13,7 @@ from calculator.checks.validate import groups
 PEERS = RECORDS.parent / "peers.json"  # in a checkout; a wheel has none
 OURS = "this calculator"
 HEADER = ("quantity", "engine", "records", "calculator", "n", "exact", "median", "p95", "worst", "doesn't count or claim")
-NOT_ASKED = ("llama-cpp-offload", "llama-cpp-2025", "llama-cpp", "llama-cpp-logs")  # suites that no peer is held against
+NOT_ASKED = ("llama-cpp-offload", "llama-cpp-2025", "llama-cpp", "llama-cpp-logs", "vllm-logs", "sglang-logs")  # suites that no peer is held against
 BYPRODUCTS = {("weights", "activations"), ("kv_cache", "activations")}  # figures that another suite is about
 
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 RECORDS = Path(__file__).parents[1] / "records"
 FAMILIES = ("llama", "mistral", "qwen2")
-NOT_ASKED = ("llama-cpp-offload", "llama-cpp-2025", "llama-cpp", "llama-cpp-logs", "training")  # claimed by none, or printed figures
+NOT_ASKED = ("llama-cpp-offload", "llama-cpp-2025", "llama-cpp", "llama-cpp-logs", "vllm-logs", "sglang-logs", "training")  # claimed by none, or printed figures
 QUANTITIES = {"weights_bytes": "weights", "tensor_bytes": "weights", "kv_bytes": "kv_cache", "act_bytes": "activations",
               "compute_bytes": "compute buffer"}  # fmt: skip
 

@@ -43,6 +43,34 @@ CALLS = {
 
 @pytest.mark.parametrize(("command", "call"), CALLS.items())
 def test_json_is_one_object_that_keeps_its_schema(run, command, call):
+    keeps_schema(run, command, call)
+
+
+H100, BIG = ["--gpu", "h100"], ["--set", "total_memory_bytes=85000000000"]
+DEPLOYMENTS = [
+    [*H100],
+    [],
+    ["--engine", "vllm", *H100],
+    ["--engine", "vllm"],
+    ["--engine", "vllm", *H100, "--tp", "2", "--pp", "2"],
+    ["--engine", "sglang", *BIG],
+    ["--engine", "sglang", *H100, "--tp", "2"],
+    ["--quant", "Q4_K_M", "--gpu", "rtx 4060", "--set", "n_gpu_layers=8"],
+    ["--quant", "Q4_K_M", "--gpu", "rtx 4060", "--gpus", "2"],
+]
+
+
+@pytest.mark.parametrize("options", DEPLOYMENTS, ids=" ".join)
+def test_estimates_of_every_engine_keep_the_schema(run, options):
+    """A pool, offloaded layers and several devices fill fields that a plain estimate leaves null."""
+    document = keeps_schema(run, "estimate", ["estimate", "llama-3.2-1b", *options])
+    assert (document["kv_pool"] is not None) == ("sglang" in options or "vllm" in options and H100[0] in options)
+    call = " ".join(["llama-3.2-1b", *options]).replace("rtx 4060", "rtx4060")
+    keeps_schema(run, "compare", ["compare", call, "llama-3.2-1b"])
+
+
+def keeps_schema(run, command, call):
+    """The call's JSON, which holds to the schema that `vram schema` prints."""
     status, out, err = run(*call, *([] if "--json" in call else ["--json"]))
     assert (status, err) == (0, "")
     document = json.loads(out)
@@ -51,6 +79,7 @@ def test_json_is_one_object_that_keeps_its_schema(run, command, call):
     assert document["data_version"]
     jsonschema.validate(document, schema_of(command))
     DOCUMENTS[command].model_validate_json(out)
+    return document
 
 
 @pytest.mark.parametrize(("command", "call"), [c for c in CALLS.items() if c[0] != "report"])

@@ -65,9 +65,12 @@ class Peak(_Document):
 
 
 class KvPool(_Document):
-    """The pool of an engine that reserves."""
+    """The pool of an engine that reserves: bytes on a GPU, tokens and sequences of the deployment."""
 
     bytes: int
+    low_bytes: int
+    high_bytes: int
+    blocks: int
     tokens: int
     max_concurrency: float
 

@@ -14,7 +14,7 @@ from calculator.datafiles import DATA, read_json
 from calculator.errors import CalculatorError, UnknownName
 from calculator.names import key, lookup
 from calculator.readers.hf_config import model_from_config
-from calculator.readers.untrusted import printable
+from calculator.readers.untrusted import local_path, printable
 from calculator.readers.user_models import user_folder as user_folder
 from calculator.readers.user_models import user_model_files, user_record
 from calculator.slices import part_of
@@ -166,7 +166,7 @@ def _looks_like_a_path(name: str) -> bool:
 def _model_of_file(name: str) -> Model:
     from calculator.checkpoints.load import load_hub, load_path  # readers of other people's files cost start-up time
 
-    path = Path(name).expanduser()
+    path = Path(name) if name.startswith("hf:") else local_path(name)
     config, spec, checkpoint = load_hub(name) if name.startswith("hf:") else load_path(path, id=printable(str(path)[-_CLIP:]))
     return Model(spec, {"config": config, "name": spec.id, "family": spec.model_type, "hf_id": None, "sources": {"config": name}, "file": name}, checkpoint)
 

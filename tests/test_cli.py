@@ -64,7 +64,7 @@ DEPLOYMENTS = [
 def test_estimates_of_every_engine_keep_the_schema(run, options):
     """A pool, offloaded layers and several devices fill fields that a plain estimate leaves null."""
     document = keeps_schema(run, "estimate", ["estimate", "llama-3.2-1b", *options])
-    assert (document["kv_pool"] is not None) == ("sglang" in options or "vllm" in options and H100[0] in options)
+    assert (document["kv_pool"] is not None) == ("sglang" in options or ("vllm" in options and H100[0] in options))
     call = " ".join(["llama-3.2-1b", *options]).replace("rtx 4060", "rtx4060")
     keeps_schema(run, "compare", ["compare", call, "llama-3.2-1b"])
 
@@ -162,6 +162,16 @@ def test_bad_input_is_one_line_and_exit_2(run, call, as_json):
     assert len(err.splitlines()) == 1, err
     assert err.startswith("error: ")
     assert len(err) < 700
+
+
+@pytest.mark.parametrize("path", ["~no-such-user/config.json", "x" * 300 + ".json", "./" + "x" * 300 + "/model.safetensors", "~", "."])
+@pytest.mark.parametrize("command", ["estimate", "inspect", "audit", "quants", "sweep", "recommend"])
+def test_a_path_that_cannot_be_looked_up_is_bad_input(run, tmp_path, monkeypatch, command, path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    status, out, err = run(command, path)
+    assert (status, out, len(err.splitlines())) == (2, "", 1)
+    assert err.startswith("error: ")
 
 
 def test_check_exits_1_when_it_does_not_fit(run):

@@ -6,7 +6,6 @@ import importlib.util
 import logging
 import os
 import warnings
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from calculator import engines
@@ -15,6 +14,7 @@ from calculator.engines.base import parse_settings
 from calculator.errors import BadValue, CalculatorError, NotModelled, Unsupported
 from calculator.estimate import estimate
 from calculator.readers.hf_config import read_config
+from calculator.readers.untrusted import local_path
 from calculator.units import parse_count
 
 DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
@@ -80,7 +80,7 @@ def _predicted(source: str, quant: str, tokens: int, batch: int, settings: dict[
 
 def config_of(source: str) -> dict[str, Any]:
     """The config.json of a path, or of a catalog model."""
-    path = Path(source).expanduser()
+    path = local_path(source)
     if path.exists():
         return read_config(path)
     return dict(load_model(source).record["config"])

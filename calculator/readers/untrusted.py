@@ -128,6 +128,20 @@ def inside(folder: Path, name: str) -> Path:
     return folder / name
 
 
+def local_path(name: str) -> Path:
+    """A path that this system can look up, `~` written out; whether anything is there is the readers' question.
+
+    Raises UnreadableFile: a user who isn't there, a name that is too long, a folder that may not be entered.
+    """
+    try:
+        path = Path(name).expanduser()
+        (path / "config.json" if path.is_dir() else path).is_file()
+    except (OSError, RuntimeError) as e:
+        reason = e.strerror if isinstance(e, OSError) else "no such user"
+        raise UnreadableFile(f"can't open {shown(name)} ({reason})", hint="a path to a file that is there") from None
+    return path
+
+
 def shown(path: Path | str) -> str:
     """A path for a message: its end, without what a terminal would act on."""
     return printable(str(path)[-80:])

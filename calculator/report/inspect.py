@@ -13,7 +13,7 @@ from calculator.readers.gguf import read_gguf
 from calculator.readers.header import Header, Skipped
 from calculator.readers.hf_config import read_config
 from calculator.readers.safetensors import INDEX, read_safetensors
-from calculator.readers.untrusted import printable, shown
+from calculator.readers.untrusted import local_path, printable, shown
 from calculator.report.documents import envelope
 from calculator.report.text import table
 from calculator.units import gib
@@ -44,7 +44,8 @@ def inspect(name: str) -> Inspection:
 
     A model without formulas is no error here: `refused` says why it can't be sized.
     """
-    path, remote = Path(name).expanduser(), name.startswith("hf:")
+    remote = name.startswith("hf:")
+    path = Path(name) if remote else local_path(name)
     if remote:
         from calculator.readers.hub import read_hub
 

@@ -186,7 +186,18 @@ def _model_index() -> dict[str, str]:
         for name in (id, record["hf_id"], record["name"], *record.get("aliases", ())):
             if name:
                 index.setdefault(key(name), id)
+    index |= {bare: ids.pop() for bare, ids in _repository_names().items() if len(ids) == 1 and bare not in index}
     return index | {key(id): id for id in user_models()}
+
+
+def _repository_names() -> dict[str, set[str]]:
+    """Hugging Face ids without their publisher, as people write them, and the models that each could mean."""
+    names: dict[str, set[str]] = {}
+    for id, record in _records().items():
+        for name in (record["hf_id"], *record.get("aliases", ())):
+            if name and "/" in name:
+                names.setdefault(key(name.rpartition("/")[2]), set()).add(id)
+    return names
 
 
 @lru_cache(maxsize=1)

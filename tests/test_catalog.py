@@ -46,6 +46,17 @@ def test_dimensions_field_by_field():
     assert (card.hidden_size, card.num_attention_heads, card.num_key_value_heads, card.head_dim) == (1024, 16, 4, 64)
 
 
+@pytest.mark.parametrize(("name", "id"), [
+    ("meta-llama/Llama-3.1-70B", "meta-llama-3.1-70b"),  # the repositories were renamed, the old names lead there
+    ("meta-llama/Llama-3.1-405B-Instruct", "meta-llama-3.1-405b-instruct"),
+    ("llama-3.1-405b", "meta-llama-3.1-405b"),
+    ("Llama 3.1 8B Instruct", "llama-3.1-8b"),
+    ("Qwen2.5-7B-Instruct", "qwen2.5-7b"),
+])  # fmt: skip
+def test_a_model_is_found_by_what_its_repository_is_called(name, id):
+    assert load_model(name).spec.id == id
+
+
 def test_at_least_forty_gpus_with_plausible_numbers():
     gpus = load_gpus()
     assert len(gpus) >= 40

@@ -29,6 +29,12 @@ class Job:
     deployment: Deployment
     gpu: GpuSpec | None = None
     from_headers: bool = False  # `stored` is what the checkpoint's own headers say, not what its config implies
+    hf_id: str | None = None
+
+    @property
+    def checkpoint(self) -> str:
+        """What a server is told to load: the Hugging Face id; the name here for a file, or for a quantization that somebody has to make."""
+        return self.hf_id or self.model.id
 
     @property
     def weights_basis(self) -> Basis:

@@ -152,6 +152,14 @@ def test_the_start_command_gives_the_estimate_again(model, engine, context, coun
     assert again.pool == first.pool
 
 
+@pytest.mark.parametrize("engine", SERVERS)
+@pytest.mark.parametrize(("model", "named"), [("llama-3.2-1b", "meta-llama/Llama-3.2-1B"), ("llama-3.2-1b-card", "llama-3.2-1b-card")])
+def test_a_server_is_told_a_name_that_it_can_load(engine, model, named):
+    """The catalog's short id means nothing to a server; the card as published has no checkpoint, least of all the released one."""
+    assert named in estimate(model, engine=engine, gpu="h100").start_command.split()
+    assert "llama-3.2-1b-awq-int4-g128" in estimate("llama-3.2-1b", quant="awq-int4-g128", engine=engine, gpu="h100").start_command.split()
+
+
 def test_engines_without_a_command_line_have_no_start_command():
     assert estimate("llama-3.2-1b", quant="bf16").start_command is None
 

@@ -199,7 +199,7 @@ class Sglang:
         """`sglang.launch_server` with the flags of this deployment."""
         settings, scheme, chosen = job.deployment.settings, job.scheme, self.resolved_settings(job)
         words = ["SGLANG_ALLOW_OVERWRITE_LONGER_CONTEXT_LEN=1"] if settings["allow_overwrite_longer_context_len"] else []
-        words += ["python", "-m", "sglang.launch_server", "--model-path", job.model.id if scheme.family == "plain" else f"{job.model.id}-{scheme.name}",
+        words += ["python", "-m", "sglang.launch_server", "--model-path", job.checkpoint if scheme.family == "plain" else f"{job.model.id}-{scheme.name}",
                   "--dtype", compute_dtype(job.model, scheme), "--tensor-parallel-size", str(ranks_of(job))]  # fmt: skip
         if (stages := job.deployment.gpus // ranks_of(job)) > 1:
             words += ["--pipeline-parallel-size", str(stages)]

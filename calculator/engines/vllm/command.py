@@ -18,7 +18,7 @@ ON_LOAD = {"fp8": "fp8", "bnb-nf4": "bitsandbytes"}  # formats that the engine m
 def start_command(job: Job) -> str | None:
     """`vllm serve` and its environment; None where the release has no flag for a setting.
 
-    The model is named as here; a format that isn't made on loading is a checkpoint of that name.
+    The model is named by its Hugging Face id; a format that isn't made on loading is a checkpoint to be named after the model and the format.
     """
     settings, version = job.deployment.settings, release(job.deployment.engine_version) or (0, 0, 0)
     given = settings.get("kv_pool_bytes")
@@ -32,7 +32,7 @@ def start_command(job: Job) -> str | None:
     scheme = job.scheme
     made = scheme.family == "plain" or scheme.name in ON_LOAD
     tokens, sequences = batch_limits(job, length_of(job))
-    words += ["vllm", "serve", job.model.id if made else f"{job.model.id}-{scheme.name}", "--dtype", compute_dtype(job.model, scheme)]
+    words += ["vllm", "serve", job.checkpoint if made else f"{job.model.id}-{scheme.name}", "--dtype", compute_dtype(job.model, scheme)]
     if scheme.name in ON_LOAD:
         words += ["--quantization", ON_LOAD[scheme.name]]
     words += [

@@ -227,3 +227,12 @@ def test_what_stays_in_host_memory_is_said_in_the_verdict():
     at = open_page(model="llama-3.3-70b", quant="TQ1_0")
     beside = estimate("llama-3.3-70b", quant="TQ1_0", context=8192).ledger.host_bytes
     assert f"{gib(beside)} stays in host memory" in at.info[0].value
+
+
+def test_a_server_that_queues_is_tight_without_being_called_short():
+    """`tight` and `short` in one line contradict each other: the server runs fewer sequences at once."""
+    at = open_page(model="qwen3-14b", quant="awq-int4-g128", engine="vllm", gpu="rtx 4090", gpus="2", context="16384", sequences="16")
+    headline = at.warning[0].value
+    assert headline.startswith("**tight**")
+    assert "some sequences queue" in headline
+    assert "short**" not in headline

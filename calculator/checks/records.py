@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from calculator.errors import UnreadableFile
+from calculator.readers.untrusted import shown
 
 RECORDS = Path(__file__).parents[2] / "validation" / "records"  # in a checkout; a wheel carries only the residuals
 EVIDENCE = ("gpu", "cpu", "fake", "mock", "log")
@@ -36,7 +37,8 @@ class Record(NamedTuple):
 def read_records(folder: Path = RECORDS) -> list[Record]:
     """All records of a folder, in the order of file names. Raises UnreadableFile with file and line."""
     if not folder.is_dir():
-        raise UnreadableFile(f"{folder} holds no records", hint="a checkout of the repository, which carries them")
+        where = "an installed package" if folder == RECORDS else shown(folder)
+        raise UnreadableFile(f"{where} holds no recorded runs", hint="vram validate in a checkout of the repository, which carries them")
     files = sorted(path for path in folder.iterdir() if path.name.endswith((".jsonl", ".jsonl.gz")))
     return [record for path in files for record in _read(path)]
 

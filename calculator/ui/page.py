@@ -87,6 +87,8 @@ def verdict(estimated: Estimate, rows: Sequence[dict[str, Any]]) -> None:
     each = " on the fullest device" if many else ""
     spare = device.headroom_bytes
     room = f"headroom {gib(spare)}" if spare >= 0 else f"**{gib(-spare)} short**"
+    if spare < 0 and held.verdict == "tight":  # a server runs fewer sequences at once than asked
+        room = f"{gib(-spare)} short of all at once: **some sequences queue**"
     box = {"fits": st.success, "tight": st.warning, "does_not_fit": st.error}[held.verdict]
     box(
         f"**{word}** · {what} on **{many}{job.gpu.name}**: needs {gib(device.required_bytes)} "

@@ -112,3 +112,9 @@ def test_a_broken_record_is_named_by_file_and_line(tmp_path, line):
 def test_a_wheel_without_records_says_where_they_are(tmp_path):
     with pytest.raises(UnreadableFile, match="checkout"):
         read_records(tmp_path / "none")
+
+
+def test_an_installed_package_says_where_the_records_are(tmp_path, monkeypatch):
+    monkeypatch.setattr("calculator.checks.records.RECORDS", tmp_path / "none")
+    with pytest.raises(UnreadableFile, match="an installed package holds no recorded runs; try: vram validate in a checkout"):
+        read_records(tmp_path / "none")

@@ -11,20 +11,21 @@ from calculator import engines
 from calculator.architectures import build_inventory
 from calculator.catalog import Model, load_gpu, load_model
 from calculator.engines import Engine, Job
-from calculator.engines.base import HasPresets, Pool, Reserves, Starts, parse_settings
+from calculator.engines.base import HasPresets, Pool, Reserves, Starts
 from calculator.engines.partial import Partial, whole_rows_bytes
+from calculator.engines.settings import parse_settings
 from calculator.errors import BadValue, NotModelled, Unsupported
 from calculator.ledger import Ledger, Line
 from calculator.memory import with_total
 from calculator.quantization import Scheme, Stored, parse, quantize, stored_nbytes
 from calculator.quantization.gguf import NEEDS_IMATRIX, file_nbytes
+from calculator.quantization.hf import QUANT_NAMES
 from calculator.spec import Deployment, GpuSpec, Workload
 from calculator.steps import Peak
 from calculator.units import parse_count, tokens
 
 DEFAULT_CONTEXT = 8192
 KV_DTYPES = ("f32", "f16", "bf16", "fp8", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl", "int8", "int4", "int2")
-_CHECKPOINT_TYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 
 
 @dataclass(frozen=True)
@@ -192,12 +193,12 @@ def _scheme(model: Model, quant: str | None, engine: str | None) -> tuple[Scheme
     """The scheme, and the tensors as the checkpoint's own headers store them where that is what is asked for."""
     own, named = model.checkpoint, quant.strip().lower() if quant is not None else None
     if own is None:
-        return parse(quant if quant is not None else _CHECKPOINT_TYPES[model.spec.dtype], engine=engine), None
+        return parse(quant if quant is not None else QUANT_NAMES[model.spec.dtype], engine=engine), None
     if named is None and own.refused is not None:
         raise own.refused
     if named in (None, own.scheme.name.lower()):
         if engine is None or engine in own.scheme.engines:
-            return own.scheme, own.stored if engine != "vllm" else None  # vLLM's ranks are cut from the dimensions
+            return own.scheme, None if splits_tensors(engine) else own.stored  # ranks are cut from the dimensions
         if own.scheme.family == "stored":
             raise NotModelled(f"{engine} with weights that only their headers describe ({own.scheme.name})", hint="--engine transformers, or --quant naming a format")
     return parse(quant if quant is not None else own.scheme.name, engine=engine), None

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from calculator.catalog import Model, load_gpus, load_model, model_ids
 from calculator.engines import ENGINES, canonical, load
-from calculator.engines.base import parse_settings
+from calculator.engines.settings import parse_settings
 from calculator.errors import BadValue, CalculatorError, NotModelled
 from calculator.estimate import Estimate, estimate
 from calculator.fit import Fit, Verdict, fit

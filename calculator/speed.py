@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from calculator.engines.base import ReadsHost, Record, record
+from calculator.engines.base import ReadsHost
+from calculator.engines.records import Record, record
 from calculator.estimate import Estimate
 from calculator.spec import GpuSpec
 

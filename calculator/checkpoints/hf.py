@@ -15,7 +15,7 @@ from calculator.checkpoints.inventory import OTHER, differences, elements, kinds
 from calculator.checkpoints.quantization_config import check_left_out, scheme_of
 from calculator.errors import NotModelled, UnreadableFile
 from calculator.quantization import Scheme, Stored, parse
-from calculator.quantization.hf import DTYPE_BYTES
+from calculator.quantization.hf import DTYPE_BYTES, QUANT_NAMES
 from calculator.quantization.stored import Part, StoredGroup
 from calculator.readers.header import Header, Tensor
 from calculator.readers.hf_config import MAX_BYTES, model_from_config, read_config
@@ -24,7 +24,6 @@ from calculator.readers.untrusted import LocalFile, inside, read_json, shown
 from calculator.spec import ModelSpec
 
 DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
-QUANTS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 MODELOPT = "hf_quant_config.json"
 RULE = "each tensor as its files store it"
 RUN_AS_STORED = ("gptq", "awq", "bnb", "fp8", "compressed-tensors")  # of these we know what transformers makes on the device
@@ -88,7 +87,7 @@ def model_and_checkpoint(config: Config, header: Header | None, *, id: str) -> t
         return config.whole, spec, checkpoint_of(header, spec, _scheme(config.quantization, spec, header, id=id), warnings=beside)
     if config.quantization is not None:
         return config.whole, spec, declared(config.quantization, spec, warnings=beside)
-    return config.whole, spec, Checkpoint(parse(QUANTS[spec.dtype]), warnings=beside) if beside else None
+    return config.whole, spec, Checkpoint(parse(QUANT_NAMES[spec.dtype]), warnings=beside) if beside else None
 
 
 def declared(quantization: dict[str, Any], spec: ModelSpec, *, warnings: tuple[str, ...] = ()) -> Checkpoint:
@@ -97,7 +96,7 @@ def declared(quantization: dict[str, Any], spec: ModelSpec, *, warnings: tuple[s
         scheme = scheme_of(quantization, id=spec.id)
         check_left_out(quantization, spec, id=spec.id)
     except NotModelled as e:
-        return Checkpoint(parse(QUANTS[spec.dtype]), warnings=warnings, refused=e)
+        return Checkpoint(parse(QUANT_NAMES[spec.dtype]), warnings=warnings, refused=e)
     return Checkpoint(scheme, warnings=warnings)
 
 
@@ -106,7 +105,7 @@ def _scheme(quantization: dict[str, Any] | None, spec: ModelSpec, header: Header
     if quantization is None:
         if odd := next((t for t in header.tensors if t.type not in DTYPES and not t.name.endswith((".position_ids", ".masked_bias"))), None):
             raise NotModelled(f"{id}: {odd.name[:60]!r} is {odd.type} and the config has no quantization_config", hint="the config.json as published")
-        return parse(QUANTS[spec.dtype])._replace(source=f"header of {header.files[0]}")
+        return parse(QUANT_NAMES[spec.dtype])._replace(source=f"header of {header.files[0]}")
     try:
         found = scheme_of(quantization, id=id)
         check_left_out(quantization, spec, id=id)

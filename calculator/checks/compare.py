@@ -10,14 +10,12 @@ from typing import NamedTuple
 
 from calculator.catalog import Model
 from calculator.checks.records import Record
-from calculator.engines import ENGINES
+from calculator.engines import ENGINES, describes
 from calculator.errors import CalculatorError
 from calculator.estimate import Estimate, estimate
 from calculator.ledger import Line
 from calculator.readers.hf_config import model_from_config
 from calculator.units import GIB
-
-SERVERS = ("vllm", "sglang")  # records of these have a version and a card that count
 
 
 class Figure(NamedTuple):
@@ -213,8 +211,7 @@ def _estimate(record: Record) -> Estimate:
         settings["phase"] = run["phase"]
     if "printed_pool_bytes" in run:  # tokens are held against the pool as printed, not as predicted
         settings["kv_pool_bytes"] = run["printed_pool_bytes"]
-    known = record.engine in SERVERS or record.engine_version in ENGINES[record.engine].versions
-    version = record.engine_version if known else None
+    version = record.engine_version if describes(ENGINES[record.engine], record.engine_version) else None  # else today's
     return estimate(
         _model(tuple(sorted((k, _freeze(v)) for k, v in record.model.items()))), quant=run.get("quant"), context=run.get("context", 1024),
         sequences=run.get("sequences", 1), kv_dtype=run.get("kv_dtype"), engine=record.engine, settings=settings, gpu=run.get("gpu"),

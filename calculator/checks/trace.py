@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from calculator import engines
 from calculator.catalog import load_model
-from calculator.engines.base import parse_settings
+from calculator.engines.settings import parse_settings
 from calculator.errors import BadValue, CalculatorError, NotModelled, Unsupported
 from calculator.estimate import estimate
 from calculator.readers.hf_config import read_config

@@ -13,7 +13,7 @@ from calculator.checks.compare import Comparison, compare
 from calculator.checks.records import RECORDS, read_records
 from calculator.checks.validate import ENTRIES, HEADER, MATRIX_HEADER, Validation, matrix_rows, of, table_rows
 from calculator.datafiles import DATA, read_json
-from calculator.engines.base import residual_band
+from calculator.engines.records import residual_band
 from calculator.errors import UnreadableFile
 
 ROOT = RECORDS.parents[1]

@@ -17,7 +17,7 @@ from calculator.names import key, nearest
 from calculator.quantization import Scheme
 from calculator.spec import ModelSpec
 
-__all__ = ["ENGINES", "LATER", "Engine", "Job", "check_runs", "for_family", "load"]
+__all__ = ["ENGINES", "LATER", "Engine", "Job", "check_runs", "describes", "for_family", "load"]
 
 ENGINES: dict[str, Engine] = {engine.name: engine for engine in (Transformers(), LlamaCpp(), Vllm(), Sglang())}
 
@@ -80,12 +80,17 @@ def for_family(runner: Engine, model: ModelSpec, *, partial: bool) -> Engine:
     raise NotModelled(f"{model.model_type} in {engine}: its activations have no formula yet", allowed=types, hint=hint)
 
 
+def describes(engine: Engine, version: str) -> bool:
+    """Whether the formulas hold for a version: a modelled one, or a release that an engine knows to behave like one."""
+    return version in engine.versions or (isinstance(engine, Releases) and engine.covers(version))
+
+
 def load(name: str, version: str | None = None) -> tuple[Engine, str]:
     """An engine with formulas, and the version they describe. Raises NotModelled, BadValue for a version."""
     if name in LATER:
         raise NotModelled(f"engine {name} is not modelled yet: {LATER[name].why}", hint=" or ".join(ENGINES))
     engine = ENGINES[name]
-    if version is not None and version not in engine.versions and not (isinstance(engine, Releases) and engine.covers(version)):
+    if version is not None and not describes(engine, version):
         between = ", and the releases between them" if isinstance(engine, Releases) else ""
         raise BadValue(f"{name} {version[:40]!r} is not a modelled version", allowed=", ".join(engine.versions) + between)
     return engine, version or engine.versions[-1]

@@ -10,7 +10,8 @@ from dataclasses import replace
 from typing import Any
 
 from calculator.architectures import architecture
-from calculator.engines.base import Dynamic, Engine, Job, Setting
+from calculator.engines.base import Dynamic, Engine, Job
+from calculator.engines.settings import Setting
 from calculator.errors import NotModelled
 from calculator.formats import FORMATS
 from calculator.ledger import Formula, Line

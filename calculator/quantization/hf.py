@@ -15,6 +15,8 @@ from calculator.quantization.stored import Part, Stored, StoredGroup
 from calculator.units import align_up, ceil_div
 
 Storage = Callable[[int, int], tuple[Part, ...]]
+QUANT_NAMES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}  # --quant of a plain type
+KV_NAMES = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}  # --kv-dtype of one
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 

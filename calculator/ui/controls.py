@@ -9,7 +9,7 @@ import streamlit as st
 
 from calculator.catalog import Model, load_gpu, load_gpus, load_model, model_ids
 from calculator.engines import ENGINES
-from calculator.engines.base import Real, Shares
+from calculator.engines.settings import Real, Shares
 from calculator.quantization import CATALOG, parse
 from calculator.ui import state, tables
 from calculator.ui.state import AUTO, OFFERED_SETTINGS, PARAMS, SEGMENTS, SORTS, VENDORS, settle

@@ -9,7 +9,7 @@ import streamlit as st
 
 from calculator import engines
 from calculator.catalog import load_gpu, load_gpus, load_model, model_ids
-from calculator.engines.base import Real, Setting
+from calculator.engines.settings import Real, Setting
 from calculator.errors import BadValue, CalculatorError
 from calculator.estimate import KV_DTYPES
 from calculator.names import key, lookup, nearest

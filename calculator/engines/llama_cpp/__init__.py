@@ -6,13 +6,15 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, ClassVar, Literal
 
-from calculator.engines.base import Dynamic, Job, Record, Setting, record, residual_band
+from calculator.engines.base import Dynamic, Job
 from calculator.engines.llama_cpp import buffers, kv, ollama, placement
 from calculator.engines.llama_cpp.command import start_command
 from calculator.engines.llama_cpp.compute import NONE_ON_HOST, Compute, compute, device_bytes
 from calculator.engines.llama_cpp.compute import SOURCE as COMPUTE_SOURCE
 from calculator.engines.llama_cpp.settings import KV_TYPES, RELEASES, SETTINGS, check, context_of
 from calculator.engines.llama_cpp.simulation import Weights
+from calculator.engines.records import Record, record, record_line, residual_band
+from calculator.engines.settings import Setting
 from calculator.engines.weights import stored_formula
 from calculator.errors import Unsupported
 from calculator.formats import FORMATS
@@ -126,11 +128,7 @@ class LlamaCpp:
         cuda = job.deployment.settings["backend"] == "cuda"
         r = _context_record(job.vendor, cuda)
         name = "process" if not cuda else "CUDA context" if job.vendor == "NVIDIA" else "driver context"
-        return [
-            Line("overhead", name, r.value, Formula("{v}", {"v": r.value}), r.source, basis=r.basis, low=r.low,
-                 high=r.high, device=i, level="process", note=r.note)
-            for i in range(job.deployment.gpus)
-        ]  # fmt: skip
+        return [record_line(r, name, i) for i in range(job.deployment.gpus)]
 
     def peak(self, job: Job, phase: str) -> Peak:  # noqa: ARG002
         """The step that the largest compute buffer is sized for."""

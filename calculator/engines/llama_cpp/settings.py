@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from calculator.engines.base import COUNT, Job, Setting, Shares
+from calculator.engines.base import Job
 from calculator.engines.llama_cpp import buffers
+from calculator.engines.settings import COUNT, Setting, Shares
 from calculator.errors import BadValue, NotModelled, Unsupported
 
 RELEASES = {"794fe23f": buffers.FEBRUARY_2025, "4227c9be": buffers.AUGUST_2025, "0c1e57098": buffers.NEWEST}  # oldest first

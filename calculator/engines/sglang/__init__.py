@@ -5,9 +5,8 @@ from __future__ import annotations
 import shlex
 from typing import Any, ClassVar
 
-from calculator.engines.base import COUNT, Dynamic, Job, Pool, Real, Record, Setting, record
+from calculator.engines.base import Dynamic, Job, Pool
 from calculator.engines.ranks import (
-    VOCAB_MULTIPLE,
     element_bytes,
     held_by,
     kv_element_bytes,
@@ -15,36 +14,37 @@ from calculator.engines.ranks import (
     ranks_of,
     shares_of,
 )
+from calculator.engines.records import Record, record, record_line
+from calculator.engines.server import Server
+from calculator.engines.settings import COUNT, Real, Setting
 from calculator.engines.sglang.deployment import (
+    HISTORY,
     VERSIONS,
     chunk_of,
     context_length,
     graph_sequences,
     prefill_tokens,
-    release,
     static_fraction,
     version_of,
 )  # fmt: skip
 from calculator.engines.sglang.pool import POOL_SOURCE, TABLE_SOURCE, cell_bytes, pool_of, running_requests, table_bytes
-from calculator.engines.sglang.steps import STEPS_SOURCE, prefill
+from calculator.engines.sglang.steps import COPIES, STEPS_SOURCE, prefill
 from calculator.engines.weights import weight_lines
 from calculator.errors import BadValue, NotModelled, Unsupported
 from calculator.ledger import Formula, Ledger, Line
-from calculator.parallelism import pipeline_stages, tensor_rank
-from calculator.quantization import Scheme, compute_dtype
-from calculator.spec import ModelSpec
+from calculator.quantization import compute_dtype
 from calculator.steps import Peak
 from calculator.units import align_up
 
 ROPE_SOURCE = "sglang v0.4.3 srt/layers/rotary_embedding.py L82: the table stays float32 on CUDA"
-_SHORT = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
 
 
-class Sglang:
+class Sglang(Server):
     """SGLang's server on NVIDIA GPUs: tensor parallel by `tensor_parallel_size`, pipeline stages over the rest."""
 
     name = "sglang"
     versions = VERSIONS
+    history = HISTORY
     beside = ("CUDA context", "peak activation", "request table", "attention workspace", "CUDA graphs")
     settings: ClassVar[dict[str, Setting]] = {
         "mem_fraction_static": Setting(None, Real(0, 1), "share of the free memory for weights and cache; default by card, ranks and version"),
@@ -59,26 +59,10 @@ class Sglang:
         "allow_overwrite_longer_context_len": Setting(False, bool, "SGLANG_ALLOW_OVERWRITE_LONGER_CONTEXT_LEN"),
     }  # fmt: skip
 
-    def covers(self, version: str) -> bool:
-        """Releases between the modelled ones, by what was in force before them."""
-        return release(version) is not None
-
-    def phases(self, job: Job) -> tuple[str, ...]:  # noqa: ARG002
-        """A prefill pass holds more than a decode pass."""
-        return ("prefill",)
-
-    def resolve_kv_dtype(self, model: ModelSpec, scheme: Scheme, kv_dtype: str | None, settings: dict[str, Any]) -> str:  # noqa: ARG002
-        """The model's own type, or fp8."""
-        own = _SHORT[compute_dtype(model, scheme)]
-        if kv_dtype not in (None, own, "fp8"):
-            raise Unsupported(f"sglang keeps no {kv_dtype} cache for a {own} model", allowed=f"{own}, fp8")
-        return kv_dtype or own
-
     def check(self, job: Job) -> None:
         """Refuse what the engine refuses, and what the formulas don't cover."""
         model, settings, length, context = job.model, job.deployment.settings, context_length(job), job.workload.context
-        if job.vendor != "NVIDIA":
-            raise NotModelled(f"sglang on {job.vendor}: no public start-up log to hold it against", hint="an NVIDIA GPU, or --engine llama.cpp")
+        self.check_card(job)
         if job.gpu and job.gpu.compute_capability and tuple(map(int, job.gpu.compute_capability.split("."))) < (7, 5):
             raise Unsupported("SGLang only supports sm75 and above.", hint="a Turing card or newer, or --engine vllm")
         allowed = settings["allow_overwrite_longer_context_len"]
@@ -91,16 +75,10 @@ class Sglang:
             raise BadValue(f"context_length {length:,} is below the context of {context:,}", hint="leaving context_length out")
         if model.full_every:
             raise NotModelled(f"sglang with sliding-window layers: the split of its pool for {model.model_type} has no formula yet", hint="--engine vllm")
-        if model.sliding_window and context > model.sliding_window:
-            raise NotModelled(f"sglang with sliding-window attention beyond its window of {model.sliding_window:,} tokens",
-                              hint=f"--context {model.sliding_window}")  # fmt: skip
+        self.check_window(job)
         if chunk_of(job) % int(settings["page_size"]):
             raise BadValue(f"chunked_prefill_size {chunk_of(job):,} is no multiple of page_size {settings['page_size']}", hint="page_size=1")
-        tp = ranks_of(job)
-        tensor_rank(model, tp, vocab_multiple=VOCAB_MULTIPLE)
-        if job.deployment.gpus % tp:
-            raise BadValue(f"{job.deployment.gpus} GPUs are no multiple of tensor_parallel_size {tp}", hint=f"--gpus {tp}")
-        pipeline_stages(model.num_hidden_layers, job.deployment.gpus // tp)
+        self.check_split(job)
 
     def weight_lines(self, job: Job) -> list[Line]:
         """Stored tensors, the rotary table in float32, and what loading takes beyond them."""
@@ -112,7 +90,7 @@ class Sglang:
             lines.append(Line("weights", "rotary cos and sin", 4 * symbols["P"] * symbols["d"],
                               Formula("4 × {P} (positions) × {d} (head_dim)", symbols), ROPE_SOURCE, device=share.device,
                               note="one table, shared by the layers"))  # fmt: skip
-            lines.append(_record_line(slack, "load slack", share.device, "weights"))
+            lines.append(record_line(slack, "load slack", share.device, component="weights"))
         return lines
 
     def cache_lines(self, job: Job, phase: str) -> list[Line]:  # noqa: ARG002
@@ -130,7 +108,7 @@ class Sglang:
 
     def activation_lines(self, job: Job, phase: str) -> list[Line]:  # noqa: ARG002
         """One prefill pass of the largest chunk; the engine doesn't measure it."""
-        low, peak, high = (prefill(rank_of(job), prefill_tokens(job), element_bytes(job), copies) for copies in (2, 4, 8))
+        low, peak, high = (prefill(rank_of(job), prefill_tokens(job), element_bytes(job), copies) for copies in COPIES)
         return [
             Line("activations", "peak activation", peak.nbytes, peak.formula, STEPS_SOURCE, basis="modelled", low=low.nbytes, high=high.nbytes,
                  device=share.device, note=f"prefill of {prefill_tokens(job):,} tokens; outside the static fraction")
@@ -143,19 +121,19 @@ class Sglang:
         requests = running_requests(job, tokens) + version_of(job).spare_slot
         graphs = record("sglang", "cuda_graphs_small" if graph_sequences(job) <= 32 else "cuda_graphs")
         for i in range(job.deployment.gpus):
-            lines.append(_record_line(self._context(job), "CUDA context", i))
+            lines.append(record_line(self._context(job), "CUDA context", i))
             lines.append(Line("overhead", "request table", table_bytes(job, tokens),
                               Formula("4 × {R} (requests) × ({C} (context_length) + 4)", {"R": requests, "C": length}), TABLE_SOURCE, device=i))
-            lines.append(_record_line(record("sglang", "attention_workspace"), "attention workspace", i))
+            lines.append(record_line(record("sglang", "attention_workspace"), "attention workspace", i))
             if job.deployment.settings["disable_cuda_graph"]:
                 lines.append(Line("overhead", "CUDA graphs", 0, Formula("0"), "setting disable_cuda_graph", device=i, note="none: disable_cuda_graph"))
             else:
-                lines.append(_record_line(graphs, "CUDA graphs", i))
+                lines.append(record_line(graphs, "CUDA graphs", i))
         return lines  # fmt: skip
 
     def peak(self, job: Job, phase: str) -> Peak:  # noqa: ARG002
         """The largest step of a prefill pass."""
-        return prefill(rank_of(job), prefill_tokens(job), element_bytes(job), 4)
+        return prefill(rank_of(job), prefill_tokens(job), element_bytes(job), COPIES[1])
 
     def kv_bytes_per_token(self, job: Job) -> int:
         """Over all layers and ranks."""
@@ -220,7 +198,3 @@ class Sglang:
         pool = self.pool(job)
         return pool.tokens if pool else None
 
-
-def _record_line(r: Record, name: str, device: int, component: Any = "overhead") -> Line:
-    return Line(component, name, r.value, Formula("{v}", {"v": r.value}), r.source, basis=r.basis, low=r.low,
-                high=r.high, device=device, level="process", note=r.note)  # fmt: skip

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import re
-from functools import lru_cache
 from typing import Literal, NamedTuple
 
 from calculator.engines.base import Job
 from calculator.engines.ranks import ranks_of
+from calculator.engines.releases import History, Release
 from calculator.memory import usable_memory
 from calculator.units import MIB
 
 VERSIONS = ("0.4.1", "0.4.3", "0.4.6", "0.4.8", "0.4.9", "0.5.2", "0.5.3", "0.5.6")  # sources read
-NEWEST = (0, 5, 6)
 PREFILL_TOKENS = 16384  # max_prefill_tokens, where prefill isn't chunked
 FRACTION_SOURCE = "sglang v0.4.3 srt/server_args.py L194-205; v0.4.9 L283-321; v0.5.6 L699-861"
 
@@ -26,30 +24,17 @@ class Version(NamedTuple):
     """Rows of the request table beyond max_running_requests."""
 
 
-SINCE: dict[tuple[int, int, int], Version] = {
+SINCE: dict[Release, Version] = {
     (0, 4, 0): Version("table", 1),
     (0, 4, 8): Version("reserve", 0),
     (0, 5, 3): Version("chunk", 0),
 }
-
-
-def release(version: str) -> tuple[int, int, int] | None:
-    """A release that the formulas cover; None for others."""
-    match = re.fullmatch(r"v?(\d{1,2})\.(\d{1,2})(?:\.(\d{1,3}))?([.]?(post|dev|rc)\d{0,4}.{0,40})?", version.strip())
-    found = (int(match[1]), int(match[2]), int(match[3] or 0)) if match else (0, 0, 0)
-    return found if min(SINCE) <= found <= NEWEST else None
-
-
-@lru_cache(maxsize=256)
-def _behaviour(version: str) -> Version:
-    found = release(version)
-    assert found is not None
-    return SINCE[max(since for since in SINCE if since <= found)]
+HISTORY = History(SINCE, newest=(0, 5, 6))
 
 
 def version_of(job: Job) -> Version:
     """What differs in the release of this job."""
-    return _behaviour(job.deployment.engine_version)
+    return HISTORY.at(job.deployment.engine_version)
 
 
 def context_length(job: Job) -> int:

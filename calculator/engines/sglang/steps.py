@@ -9,6 +9,10 @@ from calculator.steps import Buffer, Peak, Step
 
 STEPS_SOURCE = "sglang v0.4.9 srt/models/llama.py LlamaMLP, LlamaDecoderLayer.forward; layers/moe/fused_moe_triton/fused_moe.py"
 
+# tensors of the hidden size alive beside the feed-forward's own. No log prints a peak: 2 is the least that code can hold
+# (residual and normed input), 4 is what vLLM's compiled pass of the same layer holds by its logs, 8 is twice that
+COPIES = (2, 4, 8)
+
 
 @lru_cache(maxsize=1024)
 def prefill(rank: ModelSpec, tokens: int, element_bytes: int, copies: int) -> Peak:

@@ -6,14 +6,16 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, ClassVar
 
-from calculator.engines.base import COUNT, Dynamic, Job, Record, Setting, record
+from calculator.engines.base import Dynamic, Job
+from calculator.engines.records import Record, record, record_line
+from calculator.engines.settings import COUNT, Setting
 from calculator.engines.transformers import cache, steps
 from calculator.engines.weights import weight_lines
 from calculator.errors import NotModelled, Unsupported
 from calculator.ledger import Formula, Line
 from calculator.parallelism import Share, share_of, split_layers
 from calculator.quantization import Scheme, StoredGroup, compute_dtype
-from calculator.quantization.hf import DTYPE_BYTES
+from calculator.quantization.hf import DTYPE_BYTES, KV_NAMES
 from calculator.spec import ModelSpec
 from calculator.steps import Peak
 
@@ -21,7 +23,6 @@ SOURCE = "transformers v5.23.0 models/llama/modeling_llama.py; FakeTensor runs, 
 MATH_SOURCE = ("pytorch aten/src/ATen/native/transformers/cuda/sdp_utils.cpp: flash needs compute capability 8.0, the "
                "memory-efficient kernel has no grouped heads; math attention computes in float32")  # fmt: skip
 CACHE_SOURCE = "transformers v5.23.0 cache_utils.py"
-_SHORT = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
 
 # bytes a weight that a forward pass holds beside the stored weights, and when: from the kernels' sources
 _COPIES: dict[str, tuple[str, int, str]] = {
@@ -64,7 +65,7 @@ class Transformers:
 
     def resolve_kv_dtype(self, model: ModelSpec, scheme: Scheme, kv_dtype: str | None, settings: dict[str, Any]) -> str:
         """The model's own type, or one of the quantized cache's. A quantized type selects that cache."""
-        own = _SHORT[compute_dtype(model, scheme)]
+        own = KV_NAMES[compute_dtype(model, scheme)]
         kind = settings.get("cache_implementation")
         if kv_dtype is None:
             kv_dtype = "int4" if kind == "quantized" else own
@@ -160,14 +161,14 @@ class Transformers:
                 lines.append(Line("overhead", "decompressed weights", copy, Formula("{n} × 2 (bytes)", {"n": copy // 2}),
                                   _DECOMPRESSED_SOURCE, basis="modelled", low=0, device=share.device,
                                   note="transformers has no kernel for this format; the stored weights stay beside"))  # fmt: skip
-            lines.append(_record_line(workspace, "cuBLAS workspace", share.device, "allocated"))
+            lines.append(record_line(workspace, "cuBLAS workspace", share.device, level="allocated"))
             moving = self._cache(job, phase, len(share.layers)).nbytes + self.peak(job, phase).nbytes
             lines.append(Line("overhead", "allocator slack", moving * slack.value // 100,
                               Formula("{m} (KV cache and activations) × {p} / 100", {"m": moving, "p": slack.value}),
                               slack.source, basis=slack.basis, low=moving * slack.low // 100,
                               high=moving * slack.high // 100 + (self._other_high(job, phase) if share.first else 0), device=share.device, level="reserved", note=slack.note))  # fmt: skip
-            lines.append(_record_line(context, "CUDA context" if job.vendor == "NVIDIA" else "driver context",
-                                      share.device, "process"))  # fmt: skip
+            lines.append(record_line(context, "CUDA context" if job.vendor == "NVIDIA" else "driver context",
+                                      share.device))  # fmt: skip
         return lines
 
     def peak(self, job: Job, phase: str) -> Peak:
@@ -268,11 +269,6 @@ def _records(vendor: str, capability: str | None) -> tuple[Record, Record, Recor
         large = capability.split(".")[0] in ("9", "10", "12")
         workspace = "cublas_workspace_sm90" if large else "cublas_workspace"
     return record("torch", "allocator_slack"), record("torch", context), record("torch", workspace)
-
-
-def _record_line(r: Record, name: str, device: int, level: str) -> Line:
-    return Line("overhead", name, r.value, Formula("{v}", {"v": r.value}), r.source, basis=r.basis, low=r.low,
-                high=r.high, device=device, level=level, note=r.note)  # type: ignore[arg-type]  # fmt: skip
 
 
 def _math_kernel(dtype: str, job: Job) -> bool:

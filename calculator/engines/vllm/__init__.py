@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
-from calculator.engines.base import COUNT, Dynamic, Job, Pool, Real, Record, Setting, record
+from calculator.engines.base import Dynamic, Job, Pool
 from calculator.engines.ranks import element_bytes, kv_element_bytes, rank_of, ranks_of, shares_of
+from calculator.engines.records import Record, record, record_line
+from calculator.engines.server import Server
+from calculator.engines.settings import COUNT, Real, Setting
 from calculator.engines.vllm import weights
 from calculator.engines.vllm.blocks import (
     BLOCK_SOURCE,
@@ -17,24 +20,21 @@ from calculator.engines.vllm.blocks import (
     layers_of_block,
 )
 from calculator.engines.vllm.command import start_command
-from calculator.engines.vllm.deployment import VERSIONS, batch_limits, length_of, release, version_of
+from calculator.engines.vllm.deployment import HISTORY, VERSIONS, batch_limits, length_of, version_of
 from calculator.engines.vllm.pool import for_one, pool_of
 from calculator.engines.vllm.profile import SORT_SOURCE, SOURCE, TRITON_SOURCE, peaks, samples_on
 from calculator.errors import BadValue, NotModelled, Unsupported
 from calculator.ledger import Formula, Ledger, Line
-from calculator.parallelism import pipeline_stages
-from calculator.quantization import Scheme, compute_dtype
-from calculator.spec import ModelSpec
+from calculator.quantization import compute_dtype
 from calculator.steps import Peak
 
-_SHORT = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
 
-
-class Vllm:
+class Vllm(Server):
     """vLLM's server on NVIDIA GPUs: tensor parallel by `tensor_parallel_size`, pipeline stages over the rest."""
 
     name = "vllm"
     versions = VERSIONS
+    history = HISTORY
     beside = ("CUDA graphs",)
     settings: ClassVar[dict[str, Setting]] = {
         "gpu_memory_utilization": Setting(0.9, Real(0, 1), "share of the GPU's memory that the engine takes"),
@@ -54,29 +54,14 @@ class Vllm:
         "allow_long_max_model_len": Setting(False, bool, "VLLM_ALLOW_LONG_MAX_MODEL_LEN: contexts beyond the model's limit"),
     }  # fmt: skip
 
-    def covers(self, version: str) -> bool:
-        """Releases between the modelled ones, by what was in force before them."""
-        return release(version) is not None
-
-    def phases(self, job: Job) -> tuple[str, ...]:  # noqa: ARG002
-        """The profiling run decides once."""
-        return ("prefill",)
-
-    def resolve_kv_dtype(self, model: ModelSpec, scheme: Scheme, kv_dtype: str | None, settings: dict[str, Any]) -> str:  # noqa: ARG002
-        """The model's own type, or fp8."""
-        own = _SHORT[compute_dtype(model, scheme)]
-        if kv_dtype not in (None, own, "fp8"):
-            raise Unsupported(f"vllm keeps no {kv_dtype} cache for a {own} model", allowed=f"{own}, fp8")
-        return kv_dtype or own
-
     def check(self, job: Job) -> None:
         """Refuse what the engine refuses, and what the formulas don't cover."""
         model, settings, length = job.model, job.deployment.settings, length_of(job)
-        if job.vendor != "NVIDIA":
-            raise NotModelled(f"vllm on {job.vendor}: no public start-up log to hold it against", hint="an NVIDIA GPU, or --engine llama.cpp")
+        self.check_card(job)
+        release = HISTORY.covered(job.deployment.engine_version)
         capability = job.gpu.compute_capability if job.gpu else None
         old_card = capability is not None and int(capability.split(".")[0]) < 8
-        if old_card and compute_dtype(model, job.scheme) == "bfloat16" and (release(job.deployment.engine_version) or (0, 0, 0)) < (0, 9):
+        if old_card and compute_dtype(model, job.scheme) == "bfloat16" and release < (0, 9):
             raise Unsupported(  # later releases fall back to float16, which takes as much
                 f"Bfloat16 is only supported on GPUs with compute capability of at least 8.0. Your {job.gpu.name if job.gpu else ''} GPU has "
                 f"compute capability {capability}. You can use float16 instead by explicitly setting the `dtype` flag in CLI, for example: "
@@ -88,24 +73,16 @@ class Vllm:
                 f"(max_position_embeddings={model.max_position_embeddings} or model_max_length=None in model's config.json)",
                 hint="--set allow_long_max_model_len=1 (VLLM_ALLOW_LONG_MAX_MODEL_LEN=1)",
             )
-        if settings.get("use_v1") is not None and not (0, 8) <= (release(job.deployment.engine_version) or (0, 0, 0)) < (0, 11):
+        if settings.get("use_v1") is not None and not (0, 8) <= release < (0, 11):
             raise BadValue(f"use_v1 has no choice in vllm {job.deployment.engine_version}", hint="leaving it out: 0.8 to 0.10 have both engines")
         if job.workload.context > length:
             raise BadValue(f"max_model_len {length:,} is below the context of {job.workload.context:,}", hint="leaving max_model_len out")
         if job.scheme.name == "fp8-block" and weights.by_marlin(job):
             raise NotModelled("vllm with fp8 in blocks on a GPU without FP8 units: Marlin spreads its scales, no record to hold that against", hint="a newer GPU")
-        if model.sliding_window and not model.full_every and job.workload.context > model.sliding_window:
-            raise NotModelled(
-                f"vllm with sliding-window attention beyond its window of {model.sliding_window:,} tokens",
-                hint=f"--context {model.sliding_window}",
-            )
+        self.check_window(job)
         if settings["enable_lora"] and model.num_experts:
             raise NotModelled("vllm with LoRA on experts has no formula yet", hint="leaving enable_lora out")
-        tp = ranks_of(job)
-        rank_of(job)
-        if job.deployment.gpus % tp:
-            raise BadValue(f"{job.deployment.gpus} GPUs are no multiple of tensor_parallel_size {tp}", hint=f"--gpus {tp}")
-        pipeline_stages(model.num_hidden_layers, job.deployment.gpus // tp)
+        self.check_split(job)
 
     def weight_lines(self, job: Job) -> list[Line]:
         """Stored tensors, the rotary table, scales, and what the allocator doesn't split off."""
@@ -146,11 +123,11 @@ class Vllm:
         eager = bool(job.deployment.settings["enforce_eager"])
         lines = []
         for i in range(job.deployment.gpus):
-            lines.append(_record_line(outside, "non-torch memory", i))
+            lines.append(record_line(outside, "non-torch memory", i))
             if eager:
                 lines.append(Line("overhead", "CUDA graphs", 0, Formula("0"), "setting enforce_eager", device=i, note="none: enforce_eager"))
             else:
-                lines.append(_record_line(graphs, "CUDA graphs", i))
+                lines.append(record_line(graphs, "CUDA graphs", i))
         return lines
 
     def peak(self, job: Job, phase: str) -> Peak:  # noqa: ARG002
@@ -216,7 +193,3 @@ class Vllm:
         several += hopper
         return record("vllm", f"non_torch_{version.non_torch}{several}"), record("vllm", f"cuda_graphs_{'v1' if version.v1 else 'v0'}")
 
-
-def _record_line(r: Record, name: str, device: int) -> Line:
-    return Line("overhead", name, r.value, Formula("{v}", {"v": r.value}), r.source, basis=r.basis, low=r.low,
-                high=r.high, device=device, level="process", note=r.note)  # fmt: skip

@@ -9,7 +9,7 @@ import shlex
 
 from calculator.engines.base import Job
 from calculator.engines.ranks import ranks_of
-from calculator.engines.vllm.deployment import batch_limits, length_of, release
+from calculator.engines.vllm.deployment import HISTORY, batch_limits, length_of
 from calculator.quantization import compute_dtype
 
 ON_LOAD = {"fp8": "fp8", "bnb-nf4": "bitsandbytes"}  # formats that the engine makes of a 16-bit checkpoint
@@ -20,7 +20,7 @@ def start_command(job: Job) -> str | None:
 
     The model is named by its Hugging Face id; a format that isn't made on loading is a checkpoint to be named after the model and the format.
     """
-    settings, version = job.deployment.settings, release(job.deployment.engine_version) or (0, 0, 0)
+    settings, version = job.deployment.settings, HISTORY.covered(job.deployment.engine_version)
     given = settings.get("kv_pool_bytes")
     if given is not None and version < (0, 11):
         return None

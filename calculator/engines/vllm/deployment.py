@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import re
-from functools import lru_cache
 from typing import Literal, NamedTuple
 
 from calculator.engines.base import Job
+from calculator.engines.releases import History, Release
 from calculator.units import GIB
 
 LARGE_MEMORY = 70 * GIB  # vllm v0.19.0 engine/arg_utils.py L2053
@@ -37,7 +36,7 @@ class Version(NamedTuple):
 
 
 # the release since which each holds; read in the sources of VERSIONS, the releases between behave like the one before
-SINCE: dict[tuple[int, int, int], Version] = {
+SINCE: dict[Release, Version] = {
     (0, 6, 0): Version(v1=False, sampler="sort", in_blocks=False, non_torch="v0_early", locks_a_column=True, marlin_copies=True, experts_share=False),
     (0, 6, 5): Version(v1=False, sampler="sort", in_blocks=False, non_torch="v0", locks_a_column=True, marlin_copies=True, experts_share=False),
     (0, 8, 0): Version(v1=True, sampler="sort", in_blocks=False, non_torch="v1", a100_is_large=True, locks_a_column=True, needs_ampere=True),
@@ -46,21 +45,7 @@ SINCE: dict[tuple[int, int, int], Version] = {
     (0, 17, 0): Version(v1=True, sampler="triton", in_blocks=True, non_torch="0.19", hybrid=True, workspaces_wide=True),
 }
 VERSIONS = ("0.6.6", "0.8.5", "0.9.2", "0.11.0", "0.14.0", "0.19.0")  # sources read
-NEWEST = (0, 20, 99)  # 0.21 takes CUDA graphs out of the pool, with a profile of its own
-
-
-def release(version: str) -> tuple[int, int, int] | None:
-    """A release that the formulas cover; None for others."""
-    match = re.fullmatch(r"v?(\d{1,2})\.(\d{1,2})(?:\.(\d{1,3}))?([.]?(post|dev|rc)\d{0,4}.{0,40})?", version.strip())
-    found = (int(match[1]), int(match[2]), int(match[3] or 0)) if match else (0, 0, 0)
-    return found if min(SINCE) <= found <= NEWEST else None
-
-
-@lru_cache(maxsize=256)
-def _behaviour(version: str) -> Version:
-    found = release(version)
-    assert found is not None
-    return SINCE[max(since for since in SINCE if since <= found)]
+HISTORY = History(SINCE, newest=(0, 20, 99))  # 0.21 takes CUDA graphs out of the pool, with a profile of its own
 
 
 def version_of(job: Job) -> Version:
@@ -68,7 +53,7 @@ def version_of(job: Job) -> Version:
 
     Source: vllm v0.8.5 engine/arg_utils.py L1348-1354, v0.9.2 L1355-1361: no V1 below compute capability 8.0.
     """
-    version = _behaviour(job.deployment.engine_version)
+    version = HISTORY.at(job.deployment.engine_version)
     capability = job.gpu.compute_capability if job.gpu else None
     old_card = version.needs_ampere and capability is not None and int(capability.split(".")[0]) < 8
     if version.v1 and (old_card or job.deployment.settings.get("use_v1") is False):

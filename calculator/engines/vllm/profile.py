@@ -5,8 +5,9 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
-from calculator.engines.base import Job, record
+from calculator.engines.base import Job
 from calculator.engines.ranks import PACKED, element_bytes, rank_of, ranks_of
+from calculator.engines.records import record
 from calculator.engines.vllm.deployment import batch_limits, version_of
 from calculator.parallelism import Share
 from calculator.spec import ModelSpec

@@ -98,16 +98,17 @@ def _lora_line(job: Job, rank: ModelSpec, share: Share) -> Line:
     bytes = e x max_loras x r x (L sum(in + out) + (V + 256) + 2 h + align(V, 256))        r max_lora_rank
     """
     size, settings = element_bytes(job), job.deployment.settings
-    linear = sum(group.row_length + group.rows for group in build_inventory(rank).groups if group.role in LINEAR_ROLES)
-    vocabulary = 0
+    widths = [n for group in build_inventory(rank).groups if group.role in LINEAR_ROLES for n in (group.row_length, group.rows)]
+    linear, vocabulary = sum(widths), 0
     if job.model.model_type in ("llama", "mistral"):
         vocabulary += (job.model.vocab_size + 256 + rank.hidden_size) if share.first else 0
         vocabulary += (align_up(job.model.vocab_size, 256) + rank.hidden_size) if share.last else 0
     symbols = {"e": size, "n": int(settings["max_loras"]), "r": int(settings["max_lora_rank"]), "L": len(share.layers), "I": linear, "V": vocabulary}
     each = symbols["e"] * symbols["n"] * symbols["r"]
+    unsplit = symbols["L"] * sum(MIB if each * n > MIB else 512 for n in widths)  # what the allocator may not split off: ROUNDING_SOURCE
     return Line("weights", "LoRA slots", each * (symbols["L"] * linear + vocabulary),
                 Formula("{e} × {n} (adapters) × {r} (rank) × ({L} (layers) × {I} (in + out) + {V} (vocabulary))", symbols), LORA_SOURCE,
-                basis="modelled", low=each * symbols["L"] * linear, high=each * (symbols["L"] * linear + vocabulary) * 21 // 20,
+                basis="modelled", low=each * symbols["L"] * linear, high=each * (symbols["L"] * linear + vocabulary) + unsplit,
                 device=share.device, note="not held against a log")  # fmt: skip
 
 

@@ -1,0 +1,38 @@
+"""What changed in an engine from which release on; the releases between behave like the one before."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Generic, TypeVar
+
+Release = tuple[int, int, int]
+V = TypeVar("V")
+
+
+class History(Generic[V]):
+    """Behaviours by the release since which each holds, up to the newest release that they are known to cover."""
+
+    def __init__(self, since: Mapping[Release, V], newest: Release) -> None:
+        """`since` in any order; nothing before its first release is covered."""
+        self._since, self._newest = dict(since), newest
+        self._known: dict[str, V] = {}
+
+    def release(self, version: str) -> Release | None:
+        """A version as numbers, its post, dev or rc part left out; None where it isn't covered."""
+        match = re.fullmatch(r"v?(\d{1,2})\.(\d{1,2})(?:\.(\d{1,3}))?([.]?(post|dev|rc)\d{0,4}.{0,40})?", version.strip())
+        found = (int(match[1]), int(match[2]), int(match[3] or 0)) if match else (0, 0, 0)
+        return found if min(self._since) <= found <= self._newest else None
+
+    def covered(self, version: str) -> Release:
+        """The same of a version that `Server.covers`."""
+        found = self.release(version)
+        assert found is not None
+        return found
+
+    def at(self, version: str) -> V:
+        """What holds in a covered version."""
+        if version not in self._known:
+            release = self.covered(version)
+            self._known[version] = self._since[max(since for since in self._since if since <= release)]
+        return self._known[version]

@@ -1,0 +1,55 @@
+"""What serving engines have in common: NVIDIA cards, releases, tensor-parallel ranks in pipeline stages, a 16-bit or fp8 cache."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from calculator.engines.base import Job
+from calculator.engines.ranks import rank_of, ranks_of
+from calculator.engines.releases import History
+from calculator.errors import BadValue, NotModelled, Unsupported
+from calculator.parallelism import pipeline_stages
+from calculator.quantization import Scheme, compute_dtype
+from calculator.quantization.hf import KV_NAMES
+from calculator.spec import ModelSpec
+
+
+class Server:
+    """A server that sizes its cache at start-up. Subclasses say how."""
+
+    name: str
+    history: History[Any]
+
+    def covers(self, version: str) -> bool:
+        """Releases between the modelled ones, by what was in force before them."""
+        return self.history.release(version) is not None
+
+    def phases(self, job: Job) -> tuple[str, ...]:  # noqa: ARG002
+        """A prefill pass of the largest batch decides once: no decode pass holds more."""
+        return ("prefill",)
+
+    def resolve_kv_dtype(self, model: ModelSpec, scheme: Scheme, kv_dtype: str | None, settings: dict[str, Any]) -> str:  # noqa: ARG002
+        """The model's own type, or fp8."""
+        own = KV_NAMES[compute_dtype(model, scheme)]
+        if kv_dtype not in (None, own, "fp8"):
+            raise Unsupported(f"{self.name} keeps no {kv_dtype} cache for a {own} model", allowed=f"{own}, fp8")
+        return kv_dtype or own
+
+    def check_card(self, job: Job) -> None:
+        """Refuse cards that no log is known of."""
+        if job.vendor != "NVIDIA":
+            raise NotModelled(f"{self.name} on {job.vendor}: no public start-up log to hold it against", hint="an NVIDIA GPU, or --engine llama.cpp")
+
+    def check_window(self, job: Job) -> None:
+        """Refuse a context beyond the one window that all layers have."""
+        window = job.model.sliding_window
+        if window and not job.model.full_every and job.workload.context > window:
+            raise NotModelled(f"{self.name} with sliding-window attention beyond its window of {window:,} tokens", hint=f"--context {window}")
+
+    def check_split(self, job: Job) -> None:
+        """Refuse ranks and stages that the model can't be split over."""
+        tp = ranks_of(job)
+        rank_of(job)
+        if job.deployment.gpus % tp:
+            raise BadValue(f"{job.deployment.gpus} GPUs are no multiple of tensor_parallel_size {tp}", hint=f"--gpus {tp}")
+        pipeline_stages(job.model.num_hidden_layers, job.deployment.gpus // tp)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from calculator.architectures import build_inventory
 from calculator.catalog import Model, load_model
-from calculator.consistency import own_claims, own_notes, reconcile_total
+from calculator.consistency import Claim, own_claims, own_notes, published_total, reconcile_total
 from calculator.estimate import estimate
 from calculator.spec import ModelSpec
 
@@ -20,18 +20,6 @@ AMBIGUITY = (
     "a parameter count can't tell 16 heads of 128 from 32 heads of 64 (with 4 KV heads of 128 or 8 of 64): both give the "
     "same tensors; the released checkpoint decides"
 )
-
-
-class Claim(NamedTuple):
-    """One published claim, what the entry's own dimensions imply, and what the released checkpoint says."""
-
-    field: str
-    claimed: str | float | int
-    implied: float | int | None
-    released: str | float | int | None
-    ratio: float | None
-    verdict: str  # agrees, contradicts, not checkable
-    source: str
 
 
 class ReconcilingSet(NamedTuple):
@@ -64,9 +52,9 @@ def audit(model: Model) -> Audit:
 
 def _own(model: Model) -> Audit:
     """An entry or a config without a card: its total, what its fields imply of each other, and published files."""
-    published, explained = model.record.get("published_parameters", {}).get("value"), model.record.get("difference")
-    claims = (_published_parameters(model), *(Claim(*row) for row in own_claims(model.spec, model.record)), *_files(model))
-    sets = reconcile_total(model.spec, published - (explained["value"] if explained else 0)) if published else []
+    published, explained = published_total(model.record), model.record.get("difference")
+    claims = (_published_parameters(model), *own_claims(model.spec, model.record), *_files(model))
+    sets = reconcile_total(model.spec, published) if published else []
     notes = [f"published and implied differ by {explained['value']:+,}: {explained['why']}"] if explained else []
     return Audit(claims, tuple(ReconcilingSet(changes, total, False) for changes, total in sets), (*notes, *own_notes(model.spec)))
 
@@ -78,10 +66,9 @@ def parameters(spec: ModelSpec) -> int:
 
 def _published_parameters(model: Model) -> Claim:
     published, inventory = model.record.get("published_parameters"), build_inventory(model.spec)
-    implied = inventory.parameters
-    if published is None:
+    implied, expected = inventory.parameters, published_total(model.record)
+    if published is None or expected is None:
         return Claim("parameters", "not published", implied, None, None, "not checkable", "the config alone")
-    expected = published["value"] - model.record.get("difference", {}).get("value", 0)
     if expected == implied + inventory.mtp_parameters:  # checkpoints hold MTP layers too
         implied = expected
     ratio = implied / published["value"]

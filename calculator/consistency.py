@@ -5,23 +5,35 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import combinations
-from typing import Any
+from typing import Any, NamedTuple
 
 from calculator.architectures import build_inventory
 from calculator.spec import ModelSpec
 
-Row = tuple[str, str | float | int, float | int | None, str | float | int | None, float | None, str, str]
-"""Field, claimed, implied, released, ratio, verdict, source: a claim of the audit."""
+
+class Claim(NamedTuple):
+    """One claim, what the dimensions imply, and what the released checkpoint says."""
+
+    field: str
+    claimed: str | float | int
+    implied: float | int | None
+    released: str | float | int | None
+    ratio: float | None
+    verdict: str  # agrees, contradicts, not checkable
+    source: str
 
 
-def own_claims(spec: ModelSpec, record: Mapping[str, Any]) -> list[Row]:
+def published_total(record: Mapping[str, Any]) -> int | None:
+    """The published parameters less what the entry explains; None where none are published."""
+    published = record.get("published_parameters", {}).get("value")
+    return None if published is None else int(published - record.get("difference", {}).get("value", 0))
+
+
+def own_claims(spec: ModelSpec, record: Mapping[str, Any]) -> list[Claim]:
     """What a config says of itself, and what its other fields imply."""
     config, source = record.get("config", {}), record["sources"]["config"]
     config = config.get("text_config", config)
-    published = record.get("published_parameters", {}).get("value")
-    if published is not None:
-        published -= record.get("difference", {}).get("value", 0)
-    return [*_heads(spec, source), *_context(spec, config, source), *_tied(spec, published, source)]
+    return [*_heads(spec, source), *_context(spec, config, source), *_tied(spec, published_total(record), source)]
 
 
 def own_notes(spec: ModelSpec) -> list[str]:
@@ -32,7 +44,7 @@ def own_notes(spec: ModelSpec) -> list[str]:
     if width != spec.hidden_size:
         divided = spec.hidden_size / spec.num_attention_heads
         notes.append(f"head_dim is {spec.head_dim}, not hidden_size / heads = {divided:g}: a KV cache from hidden_size is {divided / spec.head_dim:.2f} x its size")
-    notes.append("a total can't tell 16 heads of 128 from 32 of 64: their products make the same tensors")
+    notes.append(f"a total can't tell {spec.num_attention_heads} heads of {spec.head_dim} from others with the same product: they make the same tensors")
     return notes
 
 
@@ -81,18 +93,18 @@ def _solved(spec: ModelSpec, published: int, changes: dict[str, Any]) -> Iterato
             yield {**changes, name: value + (published - here) // step}
 
 
-def _heads(spec: ModelSpec, source: str) -> list[Row]:
+def _heads(spec: ModelSpec, source: str) -> list[Claim]:
     if spec.mla:
         return []
     width = spec.num_attention_heads * spec.head_dim
     verdict = "agrees" if width == spec.hidden_size else "not checkable"  # head_dim may be chosen freely
     group, rest = divmod(spec.num_attention_heads, spec.num_key_value_heads)
-    return [("hidden_size, as heads x head_dim", spec.hidden_size, width, None, width / spec.hidden_size, verdict, source),
-            ("num_attention_heads, a multiple of KV heads", spec.num_attention_heads, group * spec.num_key_value_heads, None, None,
+    return [Claim("hidden_size, as heads x head_dim", spec.hidden_size, width, None, width / spec.hidden_size, verdict, source),
+            Claim("num_attention_heads, a multiple of KV heads", spec.num_attention_heads, group * spec.num_key_value_heads, None, None,
              "contradicts" if rest else "agrees", source)]  # fmt: skip
 
 
-def _context(spec: ModelSpec, config: Mapping[str, Any], source: str) -> list[Row]:
+def _context(spec: ModelSpec, config: Mapping[str, Any], source: str) -> list[Claim]:
     """The context that RoPE scaling stretches to; llama3's rule bends frequencies and states no length."""
     rope = config.get("rope_scaling") or config.get("rope_parameters")
     if not isinstance(rope, dict):
@@ -104,19 +116,19 @@ def _context(spec: ModelSpec, config: Mapping[str, Any], source: str) -> list[Ro
     ratio = implied / spec.max_position_embeddings
     stretches = spec.rope_type in ("yarn", "linear", "dynamic", "longrope", "su")
     verdict = "not checkable" if not stretches else "agrees" if ratio == 1 else "contradicts"
-    return [("max_position_embeddings, as rope_scaling's original x factor", spec.max_position_embeddings, implied, None, ratio, verdict, source)]
+    return [Claim("max_position_embeddings, as rope_scaling's original x factor", spec.max_position_embeddings, implied, None, ratio, verdict, source)]
 
 
-def _tied(spec: ModelSpec, published: int | None, source: str) -> list[Row]:
+def _tied(spec: ModelSpec, published: int | None, source: str) -> list[Claim]:
     """Whether the total is that of a tied or of an untied head."""
     claimed = "tied" if spec.tie_word_embeddings else "untied"
     if published is None:
-        return [("tie_word_embeddings, by the total", claimed, None, None, None, "not checkable", source)]
+        return [Claim("tie_word_embeddings, by the total", claimed, None, None, None, "not checkable", source)]
     extra = build_inventory(spec).mtp_parameters
     totals = {tie: build_inventory(replace(spec, tie_word_embeddings=tie)).parameters for tie in (True, False)}
     fitting = [tie for tie, total in totals.items() if published in (total, total + extra)]
     verdict = "not checkable" if not fitting else "agrees" if spec.tie_word_embeddings in fitting else "contradicts"
-    return [("tie_word_embeddings, by the total", claimed, totals[spec.tie_word_embeddings], None, None, verdict, source)]
+    return [Claim("tie_word_embeddings, by the total", claimed, totals[spec.tie_word_embeddings], None, None, verdict, source)]
 
 
 def _divisors(n: int) -> list[int]:

@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from calculator import engines
 from calculator.architectures import build_inventory
 from calculator.catalog import Model, load_gpu, load_model
+from calculator.caveats import caveats
 from calculator.engines import Engine, Job
 from calculator.engines.base import HasPresets, Pool, Reserves, Starts
-from calculator.engines.partial import Partial, whole_rows_bytes
+from calculator.engines.partial import Partial
 from calculator.engines.settings import parse_settings
 from calculator.errors import BadValue, NotModelled, Unsupported
-from calculator.ledger import Ledger, Line
+from calculator.ledger import Ledger
 from calculator.memory import with_total
 from calculator.quantization import Scheme, Stored, parse, quantize, stored_nbytes
-from calculator.quantization.gguf import NEEDS_IMATRIX, file_nbytes
+from calculator.quantization.gguf import file_nbytes
 from calculator.quantization.hf import QUANT_NAMES
 from calculator.spec import Deployment, GpuSpec, Workload
 from calculator.steps import Peak
-from calculator.units import parse_count, tokens
+from calculator.units import parse_count
 
 DEFAULT_CONTEXT = 8192
 KV_DTYPES = ("f32", "f16", "bf16", "fp8", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl", "int8", "int4", "int2")
@@ -124,7 +125,7 @@ def estimate(
         runner.activation_lines(job, phase),
         runner.overhead_lines(job, phase),
     )
-    warnings = _warnings(found, job, runner.peak(job, phase), ledger)
+    warnings = caveats(found, job, runner.peak(job, phase), ledger)
     if isinstance(runner, Reserves) and (pool := runner.pool(job)) is not None:
         warnings = (*pool.warnings, *warnings)
     return Estimate(found, job, runner, phase, ledger, warnings)
@@ -222,80 +223,3 @@ def splits_tensors(engine: str | None) -> bool:
     """Whether this engine is modelled with tensor parallelism."""
     found = engines.ENGINES.get(engines.canonical(engine)) if engine is not None else None
     return found is not None and "tensor_parallel_size" in found.settings
-
-
-def _warnings(model: Model, job: Job, peak: Peak, ledger: Ledger) -> tuple[str, ...]:
-    limit, context = job.model.max_position_embeddings, job.workload.context
-    found = []
-    if context > limit:
-        found.append(
-            f"context {tokens(context)} is beyond the {tokens(limit)} that {job.model.id} was trained for "
-            f"(max_position_embeddings); {job.deployment.engine} runs it all the same"
-        )
-    if "math kernel" in peak.step.name:
-        found.append("grouped heads in float32, or on a card before Ampere, leave sdpa the math kernel, which holds S x S "
-                     "scores; 16 bits on a newer card, or --engine llama.cpp, avoids it")  # fmt: skip
-    if any(line.name == "not modelled" for line in ledger.lines):
-        found.append(f"{job.deployment.engine} has no formula for the activations of {job.model.model_type}: this is weights and cache, a lower bound")
-    found += _file_warnings(model, job)
-    if job.model.vision_parameters:
-        where = "is a file of its own (mmproj) and not counted" if job.scheme.recipe else "is counted, what it computes with is not"
-        found.append(f"{job.model.id} has a vision tower of {job.model.vision_parameters:,} parameters: it {where}")
-    if model.record.get("own"):
-        found.append(f"{job.model.id} is your own, from {model.record['file']}")
-    found += _card_warnings(job)
-    if any(line.name == "model buffer, no CUDA kernel" for line in ledger.lines):
-        found.append(f"CUDA can't multiply {job.scheme.name}: its layers stay in host memory and run on the CPU")
-    if job.scheme.family == "exl2":
-        found.append("ExLlamaV2 is not modelled: weights are those of the EXL2 format, cache and activations are "
-                     "those of transformers")  # fmt: skip
-    if job.scheme.recipe in NEEDS_IMATRIX and not job.from_headers and not job.deployment.settings.get("imatrix"):
-        found.append(f"{job.scheme.recipe} files are made with an importance matrix: --set imatrix=1 for their types")
-    found += _checkpoint_warnings(model, job)
-    for other in model.related:
-        found.append(f"see also {other['id']}: {other['why']}")
-    return tuple(found)
-
-
-def _file_warnings(model: Model, job: Job) -> list[str]:
-    """What published GGUF files of the model hold otherwise than today's converter writes from its config."""
-    found = []
-    if job.deployment.engine == "llama.cpp" and job.model.mla:
-        found.append(f"files converted before April 2025, as in ollama's library, keep attn_kv_b whole: llama.cpp then caches {whole_rows_bytes(job):,} bytes a token")
-    twice = "head is stored a second time" in model.record.get("difference", {}).get("why", "")
-    if twice and job.scheme.recipe and not job.from_headers:  # convert_hf_to_gguf.py writes lm_head where the checkpoint has one
-        untied = quantize(replace(job.model, tie_word_embeddings=False), job.scheme, imatrix=bool(job.deployment.settings.get("imatrix")))
-        found.append(f"{job.model.id}'s checkpoint stores its tied head too: files with it as output.weight have {stored_nbytes(untied):,} bytes of tensors")
-    return found
-
-
-def _checkpoint_warnings(model: Model, job: Job) -> list[str]:
-    """What the checkpoint's headers say otherwise than its config; or that another format than theirs is sized."""
-    own = model.checkpoint
-    if own is None:
-        return []
-    if job.from_headers or own.stored is None or job.scheme.name == own.scheme.name:
-        return list(own.warnings)
-    return [*own.warnings, f"the weights are sized as {job.scheme.name} from the dimensions; the files hold {own.scheme.name}"]
-
-
-def _card_warnings(job: Job) -> list[str]:
-    """What the card may not run, and whose kernels the formulas describe."""
-    if job.gpu is None or job.deployment.engine != "transformers":
-        return []
-    if job.gpu.vendor != "NVIDIA":
-        return [f"the activations are those of CUDA kernels; {job.gpu.vendor}'s may hold more, and some formats don't run there"]
-    if job.gpu.compute_capability is None:
-        return []
-    major, _, minor = job.gpu.compute_capability.partition(".")
-    capability, quant = (int(major), int(minor or 0)), job.scheme.name
-    needed = {"fp8": (8, 9), "fp8-per-channel": (8, 9), "fp8-block": (8, 9), "mxfp4": (7, 5), "bf16": (8, 0)}.get(quant)
-    if needed and capability < needed:
-        what = "emulates" if quant == "bf16" else "has no kernel for"
-        return [f"{job.gpu.name} (compute capability {major}.{minor or 0}) {what} {quant}; it needs {needed[0]}.{needed[1]}"]
-    return []
-
-
-def lines_of(estimated: Estimate, component: str) -> list[Line]:
-    """The lines of one component."""
-    return [line for line in estimated.ledger.lines if line.component == component]

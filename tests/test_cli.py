@@ -5,25 +5,8 @@ import json
 import jsonschema
 import pytest
 
-from calculator.cli import LATER, main, vram
+from calculator.cli import LATER, vram
 from calculator.report.schemas import DOCUMENTS, schema_of
-
-
-@pytest.fixture
-def run(capsys):
-    """Run a command line: exit status, stdout, stderr."""
-
-    def go(*arguments: str):
-        status = 0
-        try:
-            main(list(arguments))
-        except SystemExit as e:
-            status = int(e.code or 0)
-        out, err = capsys.readouterr()
-        return status, out, err
-
-    return go
-
 
 CALLS = {
     "estimate": ["estimate", "llama-3.2-1b", "--gpu", "h100", "--quant", "Q4_K_M"],

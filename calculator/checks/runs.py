@@ -7,7 +7,6 @@ that a CPU build of torch lacks.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -69,10 +68,6 @@ def materialize(model: Any, device: str) -> None:
                 store[name] = made[id(old)][1]
 
 
-def _bytes(tensors: Iterable[Any]) -> int:
-    return sum({id(s): s.nbytes() for s in (t.untyped_storage() for t in tensors if t is not None)}.values())
-
-
 def trace_training(config: dict[str, Any], *, method: str = "full", checkpointing: bool = False, batch: int = 1, seq: int = 1024,
                    attn: str = "sdpa", dtype: str = "bfloat16", backend: str = "fake_cpu") -> dict[str, Any]:  # fmt: skip
     """Bytes of the second step, when the optimizer's states exist. Gradients are dropped after each step.
@@ -95,16 +90,17 @@ def trace_training(config: dict[str, Any], *, method: str = "full", checkpointin
             for _ in range(2):
                 tracker.start()
                 model(input_ids=ids, labels=ids).loss.backward()
-                gradients = _bytes(p.grad for p in trained)
+                gradients = tracing.storage_bytes([p.grad for p in trained], device)
                 peak = (tracker.peak, tracker.peak_op)
                 tracker.start()
                 optimizer.step()
                 step = (tracker.peak, tracker.peak_op)
                 optimizer.zero_grad(set_to_none=True)
-        states = _bytes(v for state in optimizer.state.values() for v in state.values() if isinstance(v, torch.Tensor))
-        held = _bytes(weights) + states + _bytes([ids])
+        states = tracing.storage_bytes(dict(optimizer.state), device)
+        held_weights, ids_bytes = tracing.storage_bytes(weights, device), tracing.storage_bytes(ids, device)
+        held = held_weights + states + ids_bytes
         return {
-            "weights_bytes": _bytes(weights), "trained_bytes": _bytes(trained), "gradient_bytes": gradients, "optimizer_bytes": states,
-            "input_bytes": _bytes([ids]), "peak_bytes": max(peak[0], step[0]), "act_bytes": peak[0] - held, "step_bytes": step[0] - held,
+            "weights_bytes": held_weights, "trained_bytes": tracing.storage_bytes(trained, device), "gradient_bytes": gradients, "optimizer_bytes": states,
+            "input_bytes": ids_bytes, "peak_bytes": max(peak[0], step[0]), "act_bytes": peak[0] - held, "step_bytes": step[0] - held,
             "peak_op": peak[1], "step_op": step[1],
         }  # fmt: skip

@@ -12,6 +12,8 @@ from calculator.checks.records import read_records
 from calculator.fit import fit
 
 ENGINES = ("vllm", "sglang")
+# two logs beyond 1 %, within the band; their cause isn't known (simulating the repacking in the allocator doesn't give it)
+BEYOND = {("qwen3-0.6b", "gptq-int4-g128"), ("qwen2.5-7b-instruct", "awq-int4-g128")}
 
 
 @cache
@@ -32,10 +34,10 @@ def test_every_log_is_sized_and_names_its_source(engine):
 
 
 def test_weights_are_within_one_percent_and_half_of_them_to_a_ten_thousandth():
-    errors = sorted(abs(c.error) for c in cases("vllm", "weights"))
-    assert errors[-3] < 0.01
-    assert errors[-1] < 0.03  # two small models whose codes are repacked: up to 1 MiB a matrix that isn't simulated
-    assert statistics.median(errors) < 0.0001
+    errors = {(c.record.model["id"], c.record.run["quant"]): abs(c.error) for c in cases("vllm", "weights")}
+    assert {run for run, error in errors.items() if error >= 0.01} == BEYOND
+    assert max(errors[run] for run in BEYOND) < 0.03
+    assert statistics.median(errors.values()) < 0.0001
     assert all(c.covered for c in cases("vllm", "weights"))
 
 

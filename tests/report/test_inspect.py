@@ -10,25 +10,9 @@ from checkpoints.test_hf_model import CONFIG, write_config, write_weights
 from readers.files import gguf_bytes, text
 
 from calculator.catalog import Model
-from calculator.cli import main
 from calculator.quantization import parse, quantize
 from calculator.readers.hf_config import model_from_config
 from calculator.report.schemas import DOCUMENTS, schema_of
-
-
-@pytest.fixture
-def run(capsys):
-    """Run a command line: exit status, stdout, stderr."""
-
-    def go(*arguments: str):
-        status = 0
-        try:
-            main(list(arguments))
-        except SystemExit as e:
-            status = int(e.code or 0)
-        return status, *capsys.readouterr()
-
-    return go
 
 
 def _spec():

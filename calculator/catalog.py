@@ -13,6 +13,7 @@ from calculator.checkpoints import Checkpoint
 from calculator.datafiles import DATA, read_json
 from calculator.errors import CalculatorError, UnknownName
 from calculator.names import key, lookup
+from calculator.quantization.hf import QUANT_NAMES
 from calculator.readers.hf_config import model_from_config
 from calculator.readers.untrusted import local_path, printable
 from calculator.readers.user_models import user_folder as user_folder
@@ -34,6 +35,11 @@ class Model(NamedTuple):
     def related(self) -> list[dict[str, str]]:
         """Entries that a reader of this one must know about: id and why."""
         return list(self.record.get("related", []))
+
+    @property
+    def own_quant(self) -> str:
+        """The --quant of the checkpoint as it is published."""
+        return self.checkpoint.scheme.name if self.checkpoint else QUANT_NAMES[self.spec.dtype]
 
     def source(self, field: str) -> str:
         """Where a field's value comes from."""

@@ -109,7 +109,7 @@ def estimate(model: str, gpu: str | None, explain: bool, check: bool, as_json: b
     estimated = run_estimate(model, gpu, kw)
     if check and estimated.job.gpu is None:
         raise BadValue("--check needs a GPU", hint="--gpu NAME")
-    if check and estimated.partial and fit(estimated, estimated.job.gpu).verdict != "does_not_fit":
+    if check and not estimated.decides(fit(estimated, estimated.job.gpu).verdict):
         raise NotModelled(f"--check of {estimated.job.model.model_type} in {estimated.engine.name}: its activations have no formula", hint="leaving --check out")
 
     def text() -> str:

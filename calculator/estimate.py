@@ -20,7 +20,6 @@ from calculator.ledger import Ledger
 from calculator.memory import with_total
 from calculator.quantization import Scheme, Stored, parse, quantize, stored_nbytes
 from calculator.quantization.gguf import file_nbytes
-from calculator.quantization.hf import QUANT_NAMES
 from calculator.spec import Deployment, GpuSpec, Workload
 from calculator.steps import Peak
 from calculator.units import parse_count
@@ -80,6 +79,10 @@ class Estimate:
     def partial(self) -> bool:
         """Whether activations are missing: the total is a lower bound."""
         return isinstance(self.engine, Partial)
+
+    def decides(self, verdict: str) -> bool:
+        """Whether a verdict on this is known: a lower bound says that something doesn't fit, never that it does."""
+        return not self.partial or verdict == "does_not_fit"
 
     @property
     def parameters(self) -> int:
@@ -194,7 +197,7 @@ def _scheme(model: Model, quant: str | None, engine: str | None) -> tuple[Scheme
     """The scheme, and the tensors as the checkpoint's own headers store them where that is what is asked for."""
     own, named = model.checkpoint, quant.strip().lower() if quant is not None else None
     if own is None:
-        return parse(quant if quant is not None else QUANT_NAMES[model.spec.dtype], engine=engine), None
+        return parse(quant if quant is not None else model.own_quant, engine=engine), None
     if named is None and own.refused is not None:
         raise own.refused
     if named in (None, own.scheme.name.lower()):

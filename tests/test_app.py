@@ -229,6 +229,26 @@ def test_what_stays_in_host_memory_is_said_in_the_verdict():
     assert f"{gib(beside)} stays in host memory" in at.info[0].value
 
 
+def test_a_checkpoint_that_is_published_quantized_starts_as_it_is():
+    """And without formulas for its activations the page says what is known, as the command line does."""
+    at = open_page(model="gpt-oss-20b")
+    wanted = estimate("gpt-oss-20b", partial=True)
+    assert (wanted.job.deployment.quant, wanted.partial) == ("mxfp4", True)
+    assert total_of(at) == wanted.total_bytes
+    assert f"more than {gib(wanted.total_bytes)}" in at.info[0].value
+    held = open_page(model="gpt-oss-20b", gpu="H100 SXM5 80GB").info[0].value
+    assert held.startswith("**not known**")
+
+
+def test_gpus_of_a_server_are_ranks_and_layers_may_stay_on_the_host():
+    at = open_page(model="llama-3.1-8b", engine="vllm", gpu="rtx 4090", gpus="2")
+    assert total_of(at) == estimate("llama-3.1-8b", engine="vllm", gpu="rtx 4090", settings={"tensor_parallel_size": 2}).total_bytes
+    at = open_page(model="llama-3.1-8b", quant="Q4_K_M", gpu="rtx 4060", n_gpu_layers="8")
+    wanted = estimate("llama-3.1-8b", quant="Q4_K_M", gpu="rtx 4060", settings={"n_gpu_layers": 8})
+    assert total_of(at) == wanted.total_bytes
+    assert f"{gib(wanted.ledger.host_bytes)} stays in host memory" in at.success[0].value
+
+
 def test_a_server_that_queues_is_tight_without_being_called_short():
     """`tight` and `short` in one line contradict each other: the server runs fewer sequences at once."""
     at = open_page(model="qwen3-14b", quant="awq-int4-g128", engine="vllm", gpu="rtx 4090", gpus="2", context="16384", sequences="16")

@@ -57,13 +57,8 @@ def estimate_document(estimated: Estimate) -> dict[str, Any]:
         ],
         devices=_devices(estimated, held),
         speed=None, start_command=estimated.start_command, related=related(estimated),
-        verdict=held.verdict if held and not _unknown(estimated, held.verdict) else None, warnings=list(estimated.warnings),
+        verdict=held.verdict if held and estimated.decides(held.verdict) else None, warnings=list(estimated.warnings),
     )  # fmt: skip
-
-
-def _unknown(estimated: Estimate, verdict: str) -> bool:
-    """A lower bound says that something doesn't fit, never that it does."""
-    return estimated.partial and verdict != "does_not_fit"
 
 
 def _pool(pool: Pool | None) -> dict[str, Any] | None:
@@ -190,7 +185,7 @@ def _devices(estimated: Estimate, held: Fit | None) -> list[dict[str, Any]]:
         ]  # fmt: skip
     return [
         {"index": d.index, "gpu": d.gpu, "usable_bytes": d.usable_bytes, "required_bytes": d.required_bytes,
-         "headroom_bytes": d.headroom_bytes, "fits": None if _unknown(estimated, d.verdict) else d.verdict != "does_not_fit"}
+         "headroom_bytes": d.headroom_bytes, "fits": d.verdict != "does_not_fit" if estimated.decides(d.verdict) else None}
         for d in held.devices
     ]  # fmt: skip
 

@@ -73,7 +73,7 @@ def estimate_text(estimated: Estimate, *, explain: bool) -> str:
 
 def _verdict(estimated: Estimate, verdict: str) -> str:
     """A lower bound says that something doesn't fit, never that it does."""
-    return "not known" if estimated.partial and verdict != "does_not_fit" else VERDICTS[verdict]
+    return VERDICTS[verdict] if estimated.decides(verdict) else "not known"
 
 
 def pool_text(pool: Pool, *, devices: int) -> str:

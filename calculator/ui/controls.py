@@ -10,6 +10,7 @@ import streamlit as st
 from calculator.catalog import Model, load_gpu, load_gpus, load_model, model_ids
 from calculator.engines import ENGINES
 from calculator.engines.settings import Real, Shares
+from calculator.estimate import splits_tensors
 from calculator.quantization import CATALOG, parse
 from calculator.ui import state, tables
 from calculator.ui.state import AUTO, OFFERED_SETTINGS, PARAMS, SEGMENTS, SORTS, VENDORS, settle
@@ -52,11 +53,12 @@ def entry_selector(model: Model) -> Model:
 def deployment(model: Model) -> tuple[dict[str, Any], str | None, int]:
     """Quantization, workload, engine and GPU: the options of `estimate`, the GPU and how many."""
     now = st.session_state
-    names = list(dict.fromkeys((*CATALOG, parse(now["first"]["quant"]).name)))
-    labels = {name: tables.quant_label(model, name) for name in names}
-    settle("quant", names, default=PARAMS["quant"].default, labels=list(labels.values()))
-    quant = st.selectbox("Quantization", names, format_func=labels.__getitem__, key="quant",
-                         help="the size is that of the weights alone, in this format")  # fmt: skip
+    first = now["first"]["quant"]
+    names = list(dict.fromkeys((*CATALOG, *(() if first == AUTO else (parse(first).name,)))))
+    labels = {AUTO: f"as published: {tables.quant_label(model, model.own_quant)}"} | {name: tables.quant_label(model, name) for name in names}
+    settle("quant", [AUTO, *names], default=AUTO, labels=list(labels.values()))
+    quant = _chosen(st.selectbox("Quantization", [AUTO, *names], format_func=labels.__getitem__, key="quant",
+                                 help="the size is that of the weights alone, in this format")) or model.own_quant  # fmt: skip
     st.caption(tables.plain(parse(quant).rule))
 
     limit = model.spec.max_position_embeddings
@@ -88,8 +90,12 @@ def deployment(model: Model) -> tuple[dict[str, Any], str | None, int]:
     if gpu is None:
         return options, None, 1
     settle_number("gpus")
-    count = st.number_input("Number of GPUs, layers split", 1, state.MAX_GPUS, key="gpus")
-    return options, gpu, int(count)
+    splits = splits_tensors(runner)
+    how = "each layer split over all (tensor parallel)" if splits else "layers split"
+    count = int(st.number_input(f"Number of GPUs, {how}", 1, state.MAX_GPUS, key="gpus"))
+    if splits and count > 1:
+        settings["tensor_parallel_size"] = count
+    return options, gpu, 1 if splits else count
 
 
 def engine_settings(runner: str) -> dict[str, Any]:
@@ -99,7 +105,7 @@ def engine_settings(runner: str) -> dict[str, Any]:
         wanted = state.setting(name)
         if isinstance(wanted.allowed, range):
             settle_number(name)
-            value: Any = st.number_input(name, wanted.allowed.start, state.MAX_SETTING, key=name, help=wanted.meaning)
+            value: Any = st.number_input(name, wanted.allowed.start, min(wanted.allowed.stop - 1, state.MAX_SETTING), key=name, help=wanted.meaning)
         elif isinstance(wanted.allowed, Real):
             settle_number(name)
             value = st.number_input(name, 0.01, float(wanted.allowed.high), step=0.01, key=name, help=wanted.meaning)

@@ -41,7 +41,7 @@ def main() -> None:
         options, gpu, gpus = controls.deployment(model)
     state.save(model.spec.id)
     try:
-        estimated = estimate(model, **options, gpu=gpu, gpus=gpus)
+        estimated = estimate(model, **options, gpu=gpu, gpus=gpus, partial=True)
     except CalculatorError as e:
         show_hints(hints)
         headline.info(tables.plain(str(e)))
@@ -51,8 +51,10 @@ def main() -> None:
     with right:
         twins(model, options, gpu, gpus)
     lines(estimated)
-    over_context(estimated, options, gpu, gpus)
-    rows = recommended(model, options, gpus)
+    rows: list[dict[str, Any]] = []
+    if not estimated.partial:  # of a lower bound neither a curve nor a recommendation can be drawn
+        over_context(estimated, options, gpu, gpus)
+        rows = recommended(model, options, gpus)
     specification(estimated)
     with headline:
         verdict(estimated, rows)
@@ -79,9 +81,16 @@ def verdict(estimated: Estimate, rows: Sequence[dict[str, Any]]) -> None:
         best = "No single card below holds it unchanged."
         if first:
             best = f"{_FIRST[st.session_state['sort']]} of the cards below that holds it: **{first['GPU']}**."
+        if estimated.partial:
+            st.info(f"{what} needs **more than {gib(ledger.total_bytes)}**: weights and cache, its activations have no formula.{beside}")
+            return
         st.info(f"{what} needs **{gib(ledger.total_bytes)}**.{beside} {best}")
         return
     held = fit(estimated, job.gpu)
+    if not estimated.decides(held.verdict):
+        st.info(f"**not known** · {what} on **{job.gpu.name}**: needs more than {gib(held.binding.required_bytes)} of usable "
+                f"{gib(held.binding.usable_bytes)}; its activations have no formula.{beside}")  # fmt: skip
+        return
     device, word = held.binding, tables.VERDICTS[held.verdict]
     many = f"{len(held.devices)} x " if len(held.devices) > 1 else ""
     each = " on the fullest device" if many else ""
@@ -99,11 +108,12 @@ def verdict(estimated: Estimate, rows: Sequence[dict[str, Any]]) -> None:
 def required(estimated: Estimate) -> None:
     """The number, its band, and the exact bytes."""
     ledger = estimated.ledger
-    st.metric("VRAM required", gib(ledger.total_bytes), help=f"{ledger.total_bytes:,} bytes over all GPUs")
+    st.metric("VRAM required, at least" if estimated.partial else "VRAM required", gib(ledger.total_bytes), help=f"{ledger.total_bytes:,} bytes over all GPUs")
     st.markdown(f"{gib(ledger.low_bytes)} to {gib(ledger.high_bytes)}; the weakest line is *{ledger.basis}*")
     beside = f" · {gib(ledger.host_bytes)} beside it in host memory" if ledger.host_bytes else ""
     st.caption(f"{ledger.total_bytes:,} bytes{beside}")
-    st.caption(f"peak in {estimated.peak.phase}, step *{estimated.peak.step.name}* · KV cache "
+    peak = "activations not modelled" if estimated.partial else f"peak in {estimated.peak.phase}, step *{estimated.peak.step.name}*"
+    st.caption(f"{peak} · KV cache "
                f"{estimated.kv_bytes_per_token:,} bytes a token ({estimated.job.deployment.kv_dtype})")  # fmt: skip
     if estimated.pool is not None:
         st.caption(pool_text(estimated.pool, devices=len(ledger.devices)))
@@ -158,7 +168,7 @@ def over_context(estimated: Estimate, options: dict[str, Any], gpu: str | None, 
     figure = charts.context_chart(series, chosen=asked["quant"], context=job.workload.context, marks=tables.marks(gpu))
     st.plotly_chart(figure, theme=None, key="curve", config={"displayModeBar": False},
                     alt="Total memory against context length for all quantizations")  # fmt: skip
-    n, over = job.workload.sequences, " over all GPUs" if gpus > 1 else ""
+    n, over = job.workload.sequences, " over all GPUs" if job.deployment.gpus > 1 else ""
     st.caption(f"Total{over} for {n:,} sequence{'s' if n > 1 else ''}; both axes are logarithmic. Each pale line is "
                "another quantization (point at it for its name); those of the other engine run with its defaults. "
                "Dotted: usable memory of one card, less than its sold size.")  # fmt: skip

@@ -21,7 +21,7 @@ MAX_SEQUENCES, MAX_GPUS, MAX_SETTING = 4096, 16, 1 << 20  # what the number fiel
 AUTO = "default"  # the first option of a selector whose choice may be left open; None would show as "Choose an option"
 OFFERED_SETTINGS: dict[str, tuple[str, ...]] = {
     "transformers": ("attn_implementation", "logits_to_keep", "cache_implementation", "phase"),
-    "llama.cpp": ("flash_attn", "n_ubatch", "kv_unified"),
+    "llama.cpp": ("n_gpu_layers", "flash_attn", "n_ubatch", "kv_unified"),
     "vllm": ("gpu_memory_utilization", "enforce_eager", "block_size"),
     "sglang": ("mem_fraction_static", "disable_cuda_graph", "page_size"),
 }
@@ -97,7 +97,7 @@ def _setting_param(name: str) -> Param:
 
 PARAMS: dict[str, Param] = {
     "model": Param("llama-3.2-1b", catalog_id),
-    "quant": Param("bf16", lambda text: parse(text).name),
+    "quant": Param(AUTO, lambda text: parse(text).name),
     "context": Param(8192, lambda text: parse_count(text, name="context"), short),
     "sequences": Param(1, _count("sequences", MAX_SEQUENCES)),
     "kv_dtype": Param(AUTO, _word("kv_dtype", KV_DTYPES)),

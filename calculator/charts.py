@@ -17,7 +17,7 @@ COLORS: dict[Component, str] = {
     "weights": "#2f5d8a", "kv_cache": "#3a9b8f", "activations": "#e0a33e", "overhead": "#a3abb5",
 }  # fmt: skip
 INK, MUTED, GRID, ACCENT = "#1f2933", "#52606d", "#e8ebef", "#c2410c"
-GROUP_COLORS = {"transformers": "#b4c6da", "llama.cpp": "#c9bfae"}
+GROUP_COLORS = {"transformers": "#b4c6da", "llama.cpp": "#c9bfae", "vllm": "#b9d3c4", "sglang": "#cdbfd8"}
 _DARK = ("weights", "kv_cache")  # segments that need white text
 _LABEL_SHARE = 0.09  # narrower segments carry their name in the hover only
 
@@ -75,7 +75,7 @@ def ledger_bar(ledger: Ledger, *, usable_bytes: int | None = None) -> Figure:
 def context_chart(series: Sequence[Series], *, chosen: str, context: int, marks: Sequence[Mark]) -> Figure:
     """Memory against context on log-2 axes for all quantizations, the chosen one emphasised."""
     data: list[dict[str, Any]] = []
-    for engine in GROUP_COLORS:
+    for engine in dict.fromkeys(s.engine for s in series):
         group = [s for s in series if s.engine == engine and s.name != chosen]
         data += [_curve(s, GROUP_COLORS[engine], 1.3, legend=engine if i == 0 else "") for i, s in enumerate(group)]
     data += [_curve(s, COLORS["weights"], 3.5, legend=s.name) for s in series if s.name == chosen]

@@ -19,6 +19,7 @@ from streamlit.testing.v1 import AppTest
 
 from calculator import charts
 from calculator.catalog import load_gpu, load_gpus, load_model, model_ids
+from calculator.engines import ENGINES
 from calculator.errors import CalculatorError, UnknownName
 from calculator.estimate import estimate
 from calculator.fit import fit, usable_memory
@@ -221,6 +222,17 @@ def test_the_chart_has_every_quantization_with_the_totals_of_estimate():
     widest = max((t for t in figure.data if t.mode == "lines"), key=lambda t: t.line.width)
     assert widest.name == "bnb-nf4"
     assert [a.text for a in figure.layout.annotations if a.text.startswith("RTX 4090")]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_every_engine_s_curves_are_drawn(engine):
+    import plotly.graph_objects as go
+
+    quant = "Q4_K_M" if engine == "llama.cpp" else "bf16"
+    series = tables.context_series(RELEASED, {"quant": quant, "sequences": 1, "engine": engine, "kv_dtype": None, "settings": {}, "gpu": "RTX 4090"}, (1024,))
+    figure = go.Figure(charts.context_chart(series, chosen=quant, context=1024, marks=()))
+    assert len(series) > 5
+    assert sum(t.mode == "lines" for t in figure.data) == len(series)
 
 
 def test_what_stays_in_host_memory_is_said_in_the_verdict():

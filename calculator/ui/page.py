@@ -109,7 +109,8 @@ def required(estimated: Estimate) -> None:
     """The number, its band, and the exact bytes."""
     ledger = estimated.ledger
     st.metric("VRAM required, at least" if estimated.partial else "VRAM required", gib(ledger.total_bytes), help=f"{ledger.total_bytes:,} bytes over all GPUs")
-    st.markdown(f"{gib(ledger.low_bytes)} to {gib(ledger.high_bytes)}; the weakest line is *{ledger.basis}*")
+    band = "weights and cache alone" if estimated.partial else f"{gib(ledger.low_bytes)} to {gib(ledger.high_bytes)}; the weakest line is *{ledger.basis}*"
+    st.markdown(band)
     beside = f" · {gib(ledger.host_bytes)} beside it in host memory" if ledger.host_bytes else ""
     st.caption(f"{ledger.total_bytes:,} bytes{beside}")
     peak = "activations not modelled" if estimated.partial else f"peak in {estimated.peak.phase}, step *{estimated.peak.step.name}*"

@@ -119,6 +119,7 @@ BAD = [
     ["sweep", "llama-3.2-1b", "--contexts", "8k:1k"],
     ["sweep", "llama-3.2-1b", "--contexts", "1:1m:1"],
     ["sweep", "llama-3.2-1b", "--quants", "nope"],
+    ["sweep", "llama-3.2-1b", "--quants", ""],
     ["sweep", "llama-3.2-1b", "-o", "x.xlsx"],
     ["recommend"],
     ["recommend", "llama-3.2-1b", "--objective", "price"],
@@ -199,3 +200,9 @@ def test_related_entries_are_sized_in_the_same_deployment(run):
     card = json.loads(run(call[0], "llama-3.2-1b-card", *call[2:])[1])
     assert document["related"][0]["total_bytes"] == card["total_bytes"]
     assert document["related"][0]["kv_bytes_per_token"] == card["kv_bytes_per_token"] == document["kv_bytes_per_token"] // 2
+
+
+def test_the_page_that_vram_app_starts_is_there():
+    from calculator.commands.dashboard import PAGE
+
+    assert PAGE.is_file()

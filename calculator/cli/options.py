@@ -1,0 +1,75 @@
+"""The options that commands share, and what they mean."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from calculator.errors import BadValue
+
+Command = Callable[..., None]
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
+
+
+def workload_options(command: Command) -> Command:
+    """The options that every estimate takes."""
+    for option in reversed((
+        click.option("--quant", metavar="Q", help="Quantization: bf16, bnb-nf4, Q4_K_M ... (vram quants)."),
+        click.option("--context", metavar="N", help="Tokens per sequence, prompt and output: 8192, 8k. Default 8k."),
+        click.option("--sequences", metavar="N", default="1", help="Concurrent sequences. Default 1."),
+        click.option("--kv-dtype", metavar="D", help="Type of K and V: f16, q8_0, int4 ..."),
+        click.option("--engine", metavar="E", help="transformers, llama.cpp, vllm or sglang. Default by quantization."),
+        click.option("--engine-version", metavar="V", help="Version that the formulas describe."),
+        click.option("--gpus", metavar="N", default="1", help="GPUs of one kind; layers are split."),
+        click.option("--tp", metavar="N", default="1", help="Tensor-parallel size (vllm, sglang)."),
+        click.option("--pp", metavar="N", default="1", help="Pipeline stages; the same split as --gpus here."),
+        click.option("--set", "settings", metavar="KEY=VALUE", multiple=True, help="A setting in the engine's own name."),
+    )):  # fmt: skip
+        command = option(command)
+    return command
+
+
+def options_of(model: Any, kw: dict[str, Any]) -> dict[str, Any]:
+    """Keyword arguments of `estimate` from the options; everything numeric is checked here or there."""
+    from calculator.estimate import check_tensor_parallel
+    from calculator.units import parse_count
+
+    gpus, stages = parse_count(kw["gpus"], name="--gpus", example="2"), parse_count(kw["pp"], name="--pp", example="2")
+    tp = parse_count(kw["tp"], name="--tp", example="2")
+    if model is not None:
+        check_tensor_parallel(model, tp, kw["engine"])
+    settings = parse_set(kw["settings"])
+    if tp > 1 and settings.setdefault("tensor_parallel_size", str(tp)) != str(tp):
+        raise BadValue(f"--tp {tp} and --set tensor_parallel_size contradict each other", hint="one of them")
+    if stages > 1:
+        stages *= parse_count(settings.get("tensor_parallel_size", "1"), name="tensor_parallel_size", example="2")
+    if gpus > 1 and stages > 1 and gpus != stages:
+        raise BadValue(f"--gpus {gpus} and --pp {kw['pp']} contradict each other", hint="one of them")
+    names = ("quant", "context", "sequences", "kv_dtype", "engine", "engine_version")
+    return {**{n: kw[n] for n in names}, "gpus": max(gpus, stages), "settings": settings}
+
+
+def parse_set(items: tuple[str, ...]) -> dict[str, str]:
+    """Settings from repeated --set KEY=VALUE."""
+    settings: dict[str, str] = {}
+    for item in items:
+        name, sign, value = item.partition("=")
+        if not sign or not name:
+            raise BadValue(f"--set {item[:40]!r} is not KEY=VALUE", hint="--set flash_attn=0")
+        name = name.strip()
+        if name in settings:
+            raise BadValue(f"--set {name[:40]} is given twice", hint="one of them")
+        settings[name] = value
+    return settings
+
+
+def show(document: Callable[[], dict[str, Any]], text: Callable[[], str], as_json: bool) -> None:
+    """Print the JSON or the text."""
+    if as_json:
+        import json
+
+        click.echo(json.dumps(document(), ensure_ascii=False))
+    else:
+        click.echo(text())

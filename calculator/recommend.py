@@ -19,6 +19,7 @@ from calculator.units import gib, tokens
 
 OBJECTIVES = ("smallest", "speed", "headroom", "price")
 MIN_CONTEXT = 1024
+WIDTH = 4  # bits a weight
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +41,11 @@ class Candidate:
 
 
 class Rejected(NamedTuple):
-    """A GPU that lost, and why."""
+    """What lost, and why: a GPU, or a model on the one GPU that was asked."""
 
     gpu: str
     reason: str
+    model: str | None = None
 
 
 class Recommendation(NamedTuple):
@@ -81,7 +83,11 @@ def recommend(model: Model, options: dict[str, Any], *, objective: str = "smalle
 
 
 def runs_on(gpu: GpuSpec, options: dict[str, Any], *, objective: str = "smallest") -> Recommendation:
-    """What this GPU can run: for each catalog model the best quantization that fits, with what remains."""
+    """What this GPU can run: for each catalog model the best quantization that fits, with what remains.
+
+    The largest models come first (or the fastest, or those that leave most), and after all others those that need fewer
+    than WIDTH bits a weight: a smaller model in a wider format is mostly the better one.
+    """
     check_objective(objective)
     engine = load(canonical(options.get("engine") or "llama.cpp"))[0].name
     parse_settings(engine, ENGINES[engine].settings, options.get("settings") or {})
@@ -95,16 +101,15 @@ def runs_on(gpu: GpuSpec, options: dict[str, Any], *, objective: str = "smallest
         try:
             best = best_quant(model, gpu, {k: v for k, v in wanted.items() if k != "quant"})
         except CalculatorError as e:
-            rejected.append(Rejected(gpu.name, f"{id}: {e}"))
+            rejected.append(Rejected(gpu.name, str(e), id))
             continue
         if best.estimate is None or not isinstance(best.value, str):
             smallest = estimate(model, **{**wanted, "quant": LADDERS[engine][-1]}, gpu=gpu)
-            rejected.append(Rejected(gpu.name, f"{id}: {_shortfall(fit(smallest, gpu))} even as {LADDERS[engine][-1]}"))
+            rejected.append(Rejected(gpu.name, f"{_shortfall(fit(smallest, gpu))} even as {LADDERS[engine][-1]}", id))
             continue
         chosen = {**wanted, "quant": best.value}
         candidates.append(_candidate(model, gpu, best.estimate, chosen, ()))
-    candidates.sort(key=lambda c: -c.estimate.parameters)
-    return Recommendation(tuple(candidates), tuple(rejected))
+    return Recommendation(tuple(sorted(candidates, key=_worth(objective))), tuple(rejected))
 
 
 def check_objective(objective: str) -> None:
@@ -125,6 +130,15 @@ def _ranking(objective: str) -> Callable[[Candidate], tuple[Any, ...]]:
         if objective == "headroom":
             return (*first, -c.fit.binding.headroom_bytes, c.gpu.name)
         return (*first, c.count, c.gpu.memory_sold_bytes.value, -c.gpu.bandwidth_bytes_per_s.value, c.gpu.name)
+
+    return key
+
+
+def _worth(objective: str) -> Callable[[Candidate], tuple[Any, ...]]:
+    def key(c: Candidate) -> tuple[Any, ...]:
+        narrow = c.estimate.tensor_bytes * 8 < WIDTH * c.estimate.parameters
+        best = {"speed": c.tokens_per_s, "headroom": c.fit.binding.headroom_bytes}.get(objective, c.estimate.parameters)
+        return (narrow, -best, c.estimate.job.model.id)
 
     return key
 

@@ -112,7 +112,7 @@ def recommend_document(found: Recommendation) -> dict[str, Any]:
              "usd_per_hour": None, "changes": list(c.changes)}
             for c in found.candidates
         ],
-        rejected=[{"gpu": r.gpu, "reason": r.reason} for r in found.rejected],
+        rejected=[{"gpu": r.gpu, "model": r.model, "reason": r.reason} for r in found.rejected],
     )  # fmt: skip
 
 

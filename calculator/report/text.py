@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice
 
 from calculator.audit import Audit
 from calculator.engines.base import Pool
@@ -133,9 +134,12 @@ def recommend_text(found: Recommendation, *, limit: int) -> str:
     out.append("tok/s bound: memory bandwidth over the bytes of one step, an upper bound and not a prediction")
     if found.rejected:
         out += ["", f"rejected ({len(found.rejected)}):"]
-        out += [f"  {r.gpu}: {r.reason}" for r in found.rejected[:limit]]
-        if len(found.rejected) > limit:
-            out.append(f"  and {len(found.rejected) - limit} more")
+        why: dict[str, list[str]] = {}
+        for r in found.rejected:
+            why.setdefault(r.reason, []).append(r.model or r.gpu)
+        out += [f"  {', '.join(names)}: {reason}" for reason, names in islice(why.items(), limit)]
+        if len(why) > limit:
+            out.append(f"  and {sum(map(len, islice(why.values(), limit, None)))} more")
     return "\n".join(out)
 
 

@@ -193,9 +193,10 @@ class CandidateRow(Document):
 
 
 class RejectedRow(Document):
-    """One GPU that lost, and why."""
+    """One GPU that lost, or one model on the GPU that was asked, and why."""
 
     gpu: str
+    model: str | None
     reason: str
 
 

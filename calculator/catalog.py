@@ -80,8 +80,15 @@ def load_model(name: str) -> Model:
         return _catalog_model(name)
     if _looks_like_a_path(name):
         return _model_of_file(name)
-    index = _model_index()
-    return _catalog_model(lookup(name, index, kind="model", known=_known_models(), listing="vram models"))
+    return load_named(name)
+
+
+def load_named(name: str, *, listing: str = "vram models") -> Model:
+    """A model of the catalog, or the user's own, by any of its names. Never opens a path that a stranger gives.
+
+    Raises UnknownName with the nearest names and where they are listed.
+    """
+    return _catalog_model(lookup(name, _model_index(), kind="model", known=_known_models(), listing=listing))
 
 
 def gpu_names() -> list[str]:

@@ -135,6 +135,11 @@ def test_a_url_opens_no_file_of_the_server(tmp_path):
     assert total_of(at) == estimate(RELEASED, quant="bf16", context=8192).total_bytes
 
 
+@pytest.mark.parametrize("name", ["Llama-3.2-1B-Instruct", "meta-llama/Llama-3.2-1B", "LLAMA 3.2 1B"])
+def test_a_url_names_a_model_as_the_command_line_does(name):
+    assert catalog_id(name) == load_model(name).spec.id == RELEASED
+
+
 def test_values_that_do_not_go_together_give_a_hint():
     at = open_page(model="tinyllama-1.1b", context="64k", kv_dtype="q4_0")
     too_long, no_such_cache = at.warning

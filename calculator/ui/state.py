@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 import streamlit as st
 
 from calculator import engines
-from calculator.catalog import load_gpu, load_gpus, load_model, model_ids
+from calculator.catalog import load_gpu, load_gpus, load_model, load_named
 from calculator.engines.settings import Real, Setting
 from calculator.errors import BadValue, CalculatorError
 from calculator.estimate import KV_DTYPES
-from calculator.names import key, lookup, nearest
+from calculator.names import key, nearest
 from calculator.quantization import parse
 from calculator.recommend import OBJECTIVES
 from calculator.units import parse_count
@@ -55,11 +55,7 @@ def setting(name: str) -> Setting:
 
 def catalog_id(text: str) -> str:
     """The id of a catalog model. Unlike load_model this never opens a path: the text comes from a URL."""
-    names: dict[str, str] = {}
-    for id in model_ids():
-        record = load_model(id).record
-        names |= {key(n): id for n in (id, record["hf_id"], record["name"], *record.get("aliases", ())) if n}
-    return lookup(text, names, kind="model", known=model_ids(), listing="the model selector")
+    return load_named(text, listing="the model selector").spec.id
 
 
 def _word(name: str, allowed: Sequence[str]) -> Callable[[str], str]:

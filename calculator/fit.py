@@ -26,11 +26,12 @@ class DeviceFit:
     required_bytes: int
     high_bytes: int
     verdict: Verdict
+    beside_bytes: int = 0  # of what is required, what has its room beside the usable share: a server's CUDA graphs
 
     @property
     def headroom_bytes(self) -> int:
-        """Usable less required [bytes]; negative where it doesn't fit."""
-        return self.usable_bytes - self.required_bytes
+        """What is left of the usable memory [bytes]; negative where it doesn't fit."""
+        return self.usable_bytes - (self.required_bytes - self.beside_bytes)
 
 
 class Fit(NamedTuple):
@@ -86,7 +87,8 @@ def _fit_reserving(estimated: Estimate, engine: Reserves, gpu: GpuSpec) -> Fit:
             verdict = "does_not_fit"
         elif verdict == "fits" and pool.queues:
             verdict = "tight"
-        devices.append(DeviceFit(index, gpu.name, usable.value, part.total_bytes, part.high_bytes, verdict))
+        outside = 0 if given else min(beside.total_bytes, pool.room)
+        devices.append(DeviceFit(index, gpu.name, usable.value, part.total_bytes, part.high_bytes, verdict, outside))
     return Fit(max((d.verdict for d in devices), key=ORDER.index), tuple(devices))
 
 

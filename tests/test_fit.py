@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 
 from calculator.catalog import load_gpu, load_gpus
+from calculator.errors import CalculatorError, Unsupported
 from calculator.estimate import estimate
 from calculator.fit import fit, judge, usable_memory
 from calculator.spec import Quantity
@@ -59,3 +60,27 @@ def test_a_card_that_lacks_the_format_is_warned_about():
     assert any("8.9" in w for w in estimate("llama-3.2-1b", quant="fp8", gpu="t4").warnings)
     assert any("emulates" in w for w in estimate("llama-3.2-1b", gpu="t4").warnings)
     assert any("CUDA kernels" in w for w in estimate("llama-3.2-1b", gpu="mi300x").warnings)
+
+
+@pytest.mark.parametrize("engine", ["vllm", "sglang", "transformers"])
+@pytest.mark.parametrize("model", ["qwen3-8b", "llama-3.2-1b"])
+def test_what_fits_leaves_room_and_what_lies_beside_a_share_is_named(engine, model):
+    """Qwen3 8B on an RTX 4000 Ada fits vLLM's share only because its CUDA graphs lie beside it."""
+    beside = set()
+    for gpu in load_gpus():
+        try:
+            held = fit(estimate(model, engine=engine, gpu=gpu), gpu)
+        except CalculatorError:
+            continue
+        device = held.binding
+        beside.add(device.beside_bytes > 0)
+        if held.verdict == "fits":
+            assert device.headroom_bytes >= 0, gpu.name
+        assert device.headroom_bytes == device.usable_bytes + device.beside_bytes - device.required_bytes
+    assert beside == {engine != "transformers"}
+
+
+@pytest.mark.parametrize(("engine", "gpu", "least"), [("vllm", "Tesla P40", "7.0"), ("sglang", "V100 SXM2 32GB", "sm75")])
+def test_a_card_without_kernels_is_refused(engine, gpu, least):
+    with pytest.raises(Unsupported, match=least):
+        estimate("llama-3.2-1b", quant="fp16", engine=engine, gpu=gpu)

@@ -19,6 +19,10 @@ class Server:
 
     name: str
     history: History[Any]
+    oldest_card: tuple[int, int]
+    """The least compute capability that it starts on."""
+    too_old: str
+    """What it says of an older one."""
 
     def covers(self, version: str) -> bool:
         """Releases between the modelled ones, by what was in force before them."""
@@ -36,9 +40,11 @@ class Server:
         return kv_dtype or own
 
     def check_card(self, job: Job) -> None:
-        """Refuse cards that no log is known of."""
+        """Refuse cards that no log is known of, or that the engine has no kernels for."""
         if job.vendor != "NVIDIA":
             raise NotModelled(f"{self.name} on {job.vendor}: no public start-up log to hold it against", hint="an NVIDIA GPU, or --engine llama.cpp")
+        if job.gpu and job.gpu.compute_capability and tuple(map(int, job.gpu.compute_capability.split("."))) < self.oldest_card:
+            raise Unsupported(f"{self.too_old} {job.gpu.name} has {job.gpu.compute_capability}", hint="a newer card, or --engine llama.cpp")
 
     def check_window(self, job: Job) -> None:
         """Refuse a context beyond the one window that all layers have."""

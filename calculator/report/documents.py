@@ -92,7 +92,7 @@ def compare_document(estimates: list[Estimate], together: Fit | None = None) -> 
             "total_bytes": sum(e.total_bytes for e in estimates), "verdict": together.verdict,
             "devices": [
                 {"index": d.index, "gpu": d.gpu, "usable_bytes": d.usable_bytes, "required_bytes": d.required_bytes,
-                 "headroom_bytes": d.headroom_bytes, "fits": d.verdict != "does_not_fit"}
+                 "beside_bytes": d.beside_bytes, "headroom_bytes": d.headroom_bytes, "fits": d.verdict != "does_not_fit"}
                 for d in together.devices
             ],
         }  # fmt: skip
@@ -180,12 +180,12 @@ def _devices(estimated: Estimate, held: Fit | None) -> list[dict[str, Any]]:
     if held is None:
         return [
             {"index": i, "gpu": None, "usable_bytes": None, "required_bytes": estimated.ledger.on(i).total_bytes,
-             "headroom_bytes": None, "fits": None}
+             "beside_bytes": None, "headroom_bytes": None, "fits": None}
             for i in estimated.ledger.devices
         ]  # fmt: skip
     return [
         {"index": d.index, "gpu": d.gpu, "usable_bytes": d.usable_bytes, "required_bytes": d.required_bytes,
-         "headroom_bytes": d.headroom_bytes, "fits": d.verdict != "does_not_fit" if estimated.decides(d.verdict) else None}
+         "beside_bytes": d.beside_bytes, "headroom_bytes": d.headroom_bytes, "fits": d.verdict != "does_not_fit" if estimated.decides(d.verdict) else None}
         for d in held.devices
     ]  # fmt: skip
 

@@ -46,7 +46,8 @@ def estimate_text(estimated: Estimate, *, explain: bool) -> str:
     verdict = f"{_verdict(estimated, held.verdict):<14} " if held else ""
     indent = " " * len(verdict)
     needs = f"needs {'more than ' if estimated.partial else ''}{gib(ledger.total_bytes)} ({gib(ledger.low_bytes)} - {gib(ledger.high_bytes)})"
-    usable = f", usable {gib(held.binding.usable_bytes)} a GPU" if held else ""
+    beside = f" and {gib(held.binding.beside_bytes)} beside it" if held and held.binding.beside_bytes else ""
+    usable = f", usable {gib(held.binding.usable_bytes)} a GPU{beside}" if held else ""
     out = [f"{verdict}{describe(estimated)}", f"{indent}{needs}{usable}", ""]
 
     rows = []

@@ -95,13 +95,14 @@ def verdict(estimated: Estimate, rows: Sequence[dict[str, Any]]) -> None:
     many = f"{len(held.devices)} x " if len(held.devices) > 1 else ""
     each = " on the fullest device" if many else ""
     spare = device.headroom_bytes
+    outside = f" and {gib(device.beside_bytes)} beside it" if device.beside_bytes else ""
     room = f"headroom {gib(spare)}" if spare >= 0 else f"**{gib(-spare)} short**"
     if spare < 0 and held.verdict == "tight":  # a server runs fewer sequences at once than asked
         room = f"{gib(-spare)} short of all at once: **some sequences queue**"
     box = {"fits": st.success, "tight": st.warning, "does_not_fit": st.error}[held.verdict]
     box(
         f"**{word}** · {what} on **{many}{job.gpu.name}**: needs {gib(device.required_bytes)} "
-        f"(up to {gib(device.high_bytes)}){each}, usable {gib(device.usable_bytes)}, {room}.{beside}"
+        f"(up to {gib(device.high_bytes)}){each}, usable {gib(device.usable_bytes)}{outside}, {room}.{beside}"
     )
 
 

@@ -424,3 +424,9 @@ def test_formulas_of_experts_and_windows_evaluate_to_their_bytes(model, version,
     found = run(model, quant=quant, engine_version=version, gpus=4, gpu="A100 SXM4 80GB", settings=settings)
     for line in found.ledger.lines:
         assert abs(value_of(str(line.formula)) - line.nbytes) <= 1, (line.name, str(line.formula), line.nbytes)
+
+
+@pytest.mark.parametrize(("gpu", "dtype"), [("t4", "float16"), ("l4", "bfloat16")])
+def test_a_card_without_bfloat16_is_started_with_float16(gpu, dtype):
+    """vllm v0.19.0 config/model.py L1964 falls back by itself, but not where the flag says bfloat16."""
+    assert f"--dtype {dtype} " in (estimate("qwen3-0.6b", quant="bf16", engine="vllm", gpu=gpu).start_command or "")

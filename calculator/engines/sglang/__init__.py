@@ -45,6 +45,8 @@ class Sglang(Server):
     name = "sglang"
     versions = VERSIONS
     history = HISTORY
+    oldest_card = (7, 5)
+    too_old = "SGLang only supports sm75 and above."
     beside = ("CUDA context", "peak activation", "request table", "attention workspace", "CUDA graphs")
     settings: ClassVar[dict[str, Setting]] = {
         "mem_fraction_static": Setting(None, Real(0, 1), "share of the free memory for weights and cache; default by card, ranks and version"),
@@ -63,8 +65,6 @@ class Sglang(Server):
         """Refuse what the engine refuses, and what the formulas don't cover."""
         model, settings, length, context = job.model, job.deployment.settings, context_length(job), job.workload.context
         self.check_card(job)
-        if job.gpu and job.gpu.compute_capability and tuple(map(int, job.gpu.compute_capability.split("."))) < (7, 5):
-            raise Unsupported("SGLang only supports sm75 and above.", hint="a Turing card or newer, or --engine vllm")
         allowed = settings["allow_overwrite_longer_context_len"]
         if max(length, context) > model.max_position_embeddings and not allowed:
             raise Unsupported(

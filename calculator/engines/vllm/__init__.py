@@ -20,7 +20,7 @@ from calculator.engines.vllm.blocks import (
     layers_of_block,
 )
 from calculator.engines.vllm.command import start_command
-from calculator.engines.vllm.deployment import HISTORY, VERSIONS, batch_limits, length_of, version_of
+from calculator.engines.vllm.deployment import HISTORY, VERSIONS, batch_limits, before_ampere, length_of, version_of
 from calculator.engines.vllm.pool import for_one, pool_of
 from calculator.engines.vllm.profile import SORT_SOURCE, SOURCE, TRITON_SOURCE, peaks, samples_on
 from calculator.errors import BadValue, NotModelled, Unsupported
@@ -36,6 +36,8 @@ class Vllm(Server):
     versions = VERSIONS
     history = HISTORY
     beside = ("CUDA graphs",)
+    oldest_card = (7, 0)
+    too_old = "vLLM needs compute capability 7.0 or higher;"  # v0.19.0 docs/getting_started/installation/gpu.cuda.inc.md L9
     settings: ClassVar[dict[str, Setting]] = {
         "gpu_memory_utilization": Setting(0.9, Real(0, 1), "share of the GPU's memory that the engine takes"),
         "max_model_len": Setting(None, COUNT, "longest sequence [tokens]; default --context"),
@@ -59,12 +61,10 @@ class Vllm(Server):
         model, settings, length = job.model, job.deployment.settings, length_of(job)
         self.check_card(job)
         release = HISTORY.covered(job.deployment.engine_version)
-        capability = job.gpu.compute_capability if job.gpu else None
-        old_card = capability is not None and int(capability.split(".")[0]) < 8
-        if old_card and compute_dtype(model, job.scheme) == "bfloat16" and release < (0, 9):
+        if before_ampere(job) and compute_dtype(model, job.scheme) == "bfloat16" and release < (0, 9):
             raise Unsupported(  # later releases fall back to float16, which takes as much
                 f"Bfloat16 is only supported on GPUs with compute capability of at least 8.0. Your {job.gpu.name if job.gpu else ''} GPU has "
-                f"compute capability {capability}. You can use float16 instead by explicitly setting the `dtype` flag in CLI, for example: "
+                f"compute capability {job.gpu.compute_capability if job.gpu else ''}. You can use float16 instead by explicitly setting the `dtype` flag in CLI, for example: "
                 "--dtype=half.", hint="--quant fp16",
             )  # fmt: skip
         if length > model.max_position_embeddings and not settings["allow_long_max_model_len"]:

@@ -9,7 +9,7 @@ import shlex
 
 from calculator.engines.base import Job
 from calculator.engines.ranks import ranks_of
-from calculator.engines.vllm.deployment import HISTORY, batch_limits, length_of
+from calculator.engines.vllm.deployment import HISTORY, batch_limits, before_ampere, length_of
 from calculator.quantization import compute_dtype
 
 ON_LOAD = {"fp8": "fp8", "bnb-nf4": "bitsandbytes"}  # formats that the engine makes of a 16-bit checkpoint
@@ -32,7 +32,10 @@ def start_command(job: Job) -> str | None:
     scheme = job.scheme
     made = scheme.family == "plain" or scheme.name in ON_LOAD
     tokens, sequences = batch_limits(job, length_of(job))
-    words += ["vllm", "serve", job.checkpoint if made else f"{job.model.id}-{scheme.name}", "--dtype", compute_dtype(job.model, scheme)]
+    dtype = compute_dtype(job.model, scheme)
+    if dtype == "bfloat16" and before_ampere(job):
+        dtype = "float16"  # as the server does on its own, but not where it is told bfloat16
+    words += ["vllm", "serve", job.checkpoint if made else f"{job.model.id}-{scheme.name}", "--dtype", dtype]
     if scheme.name in ON_LOAD:
         words += ["--quantization", ON_LOAD[scheme.name]]
     words += [

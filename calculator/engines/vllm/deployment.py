@@ -54,11 +54,15 @@ def version_of(job: Job) -> Version:
     Source: vllm v0.8.5 engine/arg_utils.py L1348-1354, v0.9.2 L1355-1361: no V1 below compute capability 8.0.
     """
     version = HISTORY.at(job.deployment.engine_version)
-    capability = job.gpu.compute_capability if job.gpu else None
-    old_card = version.needs_ampere and capability is not None and int(capability.split(".")[0]) < 8
-    if version.v1 and (old_card or job.deployment.settings.get("use_v1") is False):
+    if version.v1 and ((version.needs_ampere and before_ampere(job)) or job.deployment.settings.get("use_v1") is False):
         return version._replace(v1=False, in_blocks=False, non_torch="v0", hybrid=False)
     return version
+
+
+def before_ampere(job: Job) -> bool:
+    """Whether the card computes no bfloat16: a compute capability below 8.0."""
+    capability = job.gpu.compute_capability if job.gpu else None
+    return capability is not None and int(capability.split(".")[0]) < 8
 
 
 def length_of(job: Job) -> int:

@@ -81,12 +81,13 @@ class LedgerLine(Document):
 
 
 class Device(Document):
-    """One accelerator; figures of the GPU are null where none is named."""
+    """One accelerator; figures of the GPU are null where none is named. headroom is usable + beside - required."""
 
     index: int
     gpu: str | None
     usable_bytes: int | None
     required_bytes: int
+    beside_bytes: int | None
     headroom_bytes: int | None
     fits: bool | None
 

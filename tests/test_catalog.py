@@ -51,7 +51,7 @@ def test_dimensions_field_by_field():
     ("meta-llama/Llama-3.1-405B-Instruct", "meta-llama-3.1-405b-instruct"),
     ("llama-3.1-405b", "meta-llama-3.1-405b"),
     ("Llama 3.1 8B Instruct", "llama-3.1-8b"),
-    ("Qwen2.5-7B-Instruct", "qwen2.5-7b"),
+    ("Qwen2.5-7B-Instruct", "qwen2.5-7b-instruct"),
 ])  # fmt: skip
 def test_a_model_is_found_by_what_its_repository_is_called(name, id):
     assert load_model(name).spec.id == id

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from calculator.architectures import Inventory, TensorGroup
+from calculator.architectures.inventory import Role
 from calculator.formats import FORMATS, Format
 from calculator.quantization.stored import Part, Stored, StoredGroup
 from calculator.spec import ModelSpec
@@ -48,7 +49,7 @@ def quantize(model: ModelSpec, inventory: Inventory, recipe: str, *, imatrix: bo
     `imatrix`: an importance matrix was given; it changes the types of some recipes.
     """
     stored: list[StoredGroup] = []
-    for group in (part for whole in inventory.groups for part in _converted(model, whole)):
+    for group in converted(model, inventory):
         if group.role in ("norm", "bias", "router"):
             stored.append(_store(group, "F32", group.indices))
             continue
@@ -65,13 +66,25 @@ def quantize(model: ModelSpec, inventory: Inventory, recipe: str, *, imatrix: bo
     return tuple(stored)
 
 
-def _converted(model: ModelSpec, group: TensorGroup) -> tuple[TensorGroup, ...]:
-    """The group as convert_hf_to_gguf.py writes it: latent keys turned and apart from values, a matrix a head; no vision tower.
+def converted(model: ModelSpec, inventory: Inventory) -> tuple[TensorGroup, ...]:
+    """The tensors as convert_hf_to_gguf.py writes them.
 
-    Source: llama.cpp @007dbbf3f conversion of DeepseekV2Model (attn_k_b, attn_v_b); the tower is a file of its own (mmproj).
+    No vision tower, which is a file of its own (mmproj); latent keys turned and apart from values, a matrix a head; gate
+    and up of experts apart.
+
+    Source: llama.cpp @0c1e57098 conversion/{deepseek,gpt_oss}.py.
     """
+    return tuple(part for group in inventory.groups for part in _converted(model, group))
+
+
+def _converted(model: ModelSpec, group: TensorGroup) -> tuple[TensorGroup, ...]:
     if group.role == "vision":
         return ()
+    if ".experts.gate_up_proj" in group.name:
+        half = (group.shape[0], group.shape[1] // 2, *group.shape[2:])
+        gate: Role = "ffn_gate" if group.role == "ffn_up" else group.role
+        return (replace(group, name=group.name.replace("gate_up", "gate"), shape=half, role=gate),
+                replace(group, name=group.name.replace("gate_up", "up"), shape=half))  # fmt: skip
     if group.role != "attn_kv_b" or model.mla is None:
         return (group,)
     heads, rank = model.num_attention_heads, model.mla.kv_lora_rank

@@ -38,10 +38,15 @@ _MATRICES: dict[str, Role] = {
     "ffn_gate": "ffn_gate", "ffn_up": "ffn_up", "ffn_down": "ffn_down", "ffn_gate_exps": "ffn_gate", "ffn_up_exps": "ffn_up",
     "ffn_down_exps": "ffn_down", "ffn_gate_shexp": "ffn_gate", "ffn_up_shexp": "ffn_up", "ffn_down_shexp": "ffn_down", "ffn_gate_inp": "router",
     "ffn_gate_inp_shexp": "router", "attn_sinks": "norm", "attn_q_a": "attn_q_a", "attn_q_b": "attn_q_b", "attn_kv_a_mqa": "attn_kv_a",
-    "attn_k_b": "attn_kv_b", "attn_v_b": "attn_kv_b", "attn_kv_b": "attn_kv_b",
+    "indexer.attn_k": "attn_k", "indexer.attn_q_b": "projection", "indexer.proj": "projection", "inp_gate": "projection", "proj": "projection",
+    "ffn_gate_up_exps": "ffn_gate", "altup_correct_coef": "small", "altup_predict_coef": "small", "altup_correct_scale": "small",
+    "altup_router": "side", "laurel_l": "side", "laurel_r": "side", "layer_output_scale": "small", "attn_k_b": "attn_kv_b", "attn_v_b": "attn_kv_b", "attn_kv_b": "attn_kv_b",
 }  # fmt: skip
 _ROPE = frozenset({"rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"})
-_OUTER: dict[str, Role] = {"token_embd.weight": "embedding", "output.weight": "output", "output_norm.weight": "norm"} 
+_OUTER: dict[str, Role] = {"token_embd.weight": "embedding", "output.weight": "output", "output_norm.weight": "norm",
+                          "position_embd.weight": "position", "token_types.weight": "position", "per_layer_token_embd.weight": "layer_embedding",
+                          "per_layer_model_proj.weight": "side", "altup_proj.weight": "side", "altup_unembd_proj.weight": "side"}  # fmt: skip
+_NORM = re.compile(r"_norm(_\d)?$")
 _LAYER = re.compile(r"blk\.(\d{1,5})\.(.+)")
 
 
@@ -109,10 +114,10 @@ def _role(name: str) -> Role:
     if name in _ROPE:
         return "norm"
     stem, _, kind = name.removeprefix("blk.{layer}.").rpartition(".")
-    if stem.endswith("_norm"):
+    if _NORM.search(stem):
         return "norm"
-    if kind == "bias":
-        return "bias"
+    if kind in ("bias", "scale"):
+        return "bias" if kind == "bias" else "small"
     return _OUTER.get(name, OTHER) if not name.startswith("blk.") else _MATRICES.get(stem, OTHER)
 
 

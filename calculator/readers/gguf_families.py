@@ -24,12 +24,12 @@ class Family(NamedTuple):
 def _shared(metadata: Metadata, shapes: Shapes) -> dict[str, Any]:
     """First dense layers, shared experts and MTP layers, which count as layers of the file."""
     mtp = metadata.get("nextn_predict_layers") or 0
-    shared = metadata.get("expert_shared_count")
+    shared, layers = metadata.get("expert_shared_count"), metadata.get("block_count")
     return {
         "first_k_dense_replace": metadata.get("leading_dense_block_count", 0), "moe_layer_start_index": metadata.get("leading_dense_block_count", 0),
         "n_shared_experts": shared, "moe_num_shared_experts": shared, "num_shared_expert": shared,
         "moe_layer_interval": metadata.get("interleave_moe_layer_step", 1), "num_nextn_predict_layers": mtp,
-        "num_hidden_layers": metadata["block_count"] - mtp if isinstance(metadata["block_count"], int) and isinstance(mtp, int) else None,
+        "num_hidden_layers": layers - mtp if isinstance(layers, int) and isinstance(mtp, int) else layers,
         "use_qk_norm": "blk.0.attn_q_norm.weight" in shapes,
     }  # fmt: skip
 
@@ -46,13 +46,63 @@ def _latent(metadata: Metadata, shapes: Shapes) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _llama4(metadata: Metadata, shapes: Shapes) -> dict[str, Any]:
+def _llama4(metadata: Metadata, _: Shapes) -> dict[str, Any]:
     dense = metadata.get("feed_forward_length")
     return {"intermediate_size": metadata.get("expert_feed_forward_length"), "intermediate_size_mlp": dense,
             "interleave_moe_layer_step": metadata.get("interleave_moe_layer_step", 1), "attention_chunk_size": CHUNK}  # fmt: skip
 
 
+def _indexed(metadata: Metadata, shapes: Shapes) -> dict[str, Any]:
+    """Latent attention with an indexer of each layer."""
+    return _latent(metadata, shapes) | {"index_n_heads": metadata.get("attention.indexer.head_count"), "index_head_dim": metadata.get("attention.indexer.key_length"),
+                                        "indexer_types": ["full" if own else "shared" for own in metadata.get("attention.indexer.types", [])]}  # fmt: skip
+
+
+def _gemma3n(metadata: Metadata, shapes: Shapes) -> dict[str, Any]:
+    table, rank = shapes.get("per_layer_token_embd.weight", (0,)), shapes.get("blk.0.laurel_l.weight", (0,))
+    return {"hidden_size_per_layer_input": metadata.get("embedding_length_per_layer_input"), "vocab_size_per_layer_input": table[0],
+            "num_kv_shared_layers": metadata.get("attention.shared_kv_layers", 0), "laurel_rank": rank[0], "altup_num_inputs": metadata.get("altup.num_inputs"),
+            "intermediate_size": metadata.get("feed_forward_length")}  # fmt: skip
+
+
+def _gemma4(metadata: Metadata, shapes: Shapes) -> dict[str, Any]:
+    """Full layers' heads stand where other families have all of them; what late layers have twice as wide is in a list."""
+    table, heads, widths = shapes.get("per_layer_token_embd.weight", (0,)), metadata.get("attention.head_count_kv"), metadata.get("feed_forward_length")
+    pattern = metadata.get("attention.sliding_window_pattern")
+    listed, wide = heads if isinstance(heads, list) and heads else [heads], widths if isinstance(widths, list) and widths else [widths]
+    full = next((i for i, near in enumerate(pattern) if not near), 0) if isinstance(pattern, list) else 0
+    return {"hidden_size_per_layer_input": metadata.get("embedding_length_per_layer_input", 0), "vocab_size_per_layer_input": table[0],
+            "num_kv_shared_layers": metadata.get("attention.shared_kv_layers", 0), "global_head_dim": metadata.get("attention.key_length"),
+            "head_dim": metadata.get("attention.key_length_swa"), "num_key_value_heads": listed[0],
+            "num_global_key_value_heads": listed[full] if full < len(listed) else None, "attention_k_eq_v": f"blk.{full}.attn_v.weight" not in shapes,
+            "intermediate_size": wide[0], "use_double_wide_mlp": wide[-1] != wide[0], "enable_moe_block": bool(metadata.get("expert_count")),
+            "top_k_experts": metadata.get("expert_used_count"), "rope_scaling": {"type": "default"}}  # fmt: skip
+
+
+def _classic(metadata: Metadata, shapes: Shapes) -> dict[str, Any]:
+    """Heads of keys as the file has them, all of them where it says nothing; positions that the table holds."""
+    positions = shapes.get("position_embd.weight")
+    found: dict[str, Any] = {"num_key_value_heads": metadata.get("attention.head_count_kv") or metadata.get("attention.head_count"), "multi_query": False}
+    if positions:
+        found["max_position_embeddings"] = positions[0]
+    return found | {"intermediate_size": shapes.get("blk.0.ffn_up.weight", (metadata.get("feed_forward_length"),))[0]}
+
+
+def _falcon(metadata: Metadata, shapes: Shapes) -> dict[str, Any]:
+    two = "blk.0.attn_norm_2.weight" in shapes
+    return {"new_decoder_architecture": True, "num_kv_heads": metadata.get("attention.head_count_kv"), "num_ln_in_parallel_attn": 2 if two else 1,
+            "bias": "blk.0.attn_qkv.bias" in shapes}  # fmt: skip
+
+
+def _bert(metadata: Metadata, shapes: Shapes) -> dict[str, Any]:
+    types, positions = shapes.get("token_types.weight", (0,)), shapes.get("position_embd.weight", (0,))
+    rows = 1 if len(types) == 1 else types[0]
+    return {"type_vocab_size": rows, "max_position_embeddings": positions[0] or metadata.get("context_length")}
+
+
 _SHARES = frozenset({"expert_shared_count", "leading_dense_block_count", "nextn_predict_layers"})
+_INDEX = frozenset({"attention.indexer.head_count"})
+_INPUTS = frozenset({"attention.shared_kv_layers", "embedding_length_per_layer_input"})
 _LATENT = frozenset({"attention.kv_lora_rank"}) | _SHARES
 
 FAMILIES: dict[str, Family] = {
@@ -69,4 +119,12 @@ FAMILIES: dict[str, Family] = {
     "glm4moe": Family("glm4_moe", _SHARES, _shared), "ernie4_5-moe": Family("ernie4_5_moe", _SHARES, _shared),
     "hunyuan-moe": Family("hunyuan_v1_moe", frozenset({"expert_shared_count"}), _shared),
     "llama4": Family("llama4_text", fields=_llama4), "deepseek2": Family("deepseek_v2", _LATENT, _latent),
+    "gpt2": Family("gpt2", fields=_classic), "starcoder": Family("gpt_bigcode", fields=_classic), "gptneox": Family("gpt_neox", fields=_classic),
+    "bloom": Family("bloom", fields=_classic), "mpt": Family("mpt", fields=_classic), "phi2": Family("phi", fields=_classic),
+    "falcon": Family("falcon", fields=_falcon), "hunyuan-dense": Family("hunyuan_v1_dense"), "apertus": Family("apertus"),
+    "dots1": Family("dots1", _SHARES, _shared), "exaone-moe": Family("exaone_moe", _SHARES, lambda m, s: _shared(m, s) | {"num_shared_experts": m.get("expert_shared_count")}),
+    "deepseek32": Family("deepseek_v32", _LATENT | _INDEX, lambda m, s: _indexed(m, s) | {"model_type": "deepseek_v32"}),
+    "glm-dsa": Family("glm_moe_dsa", _LATENT | _INDEX, lambda m, s: _indexed(m, s) | {"model_type": "glm_moe_dsa"}),
+    "gemma3n": Family("gemma3n_text", _INPUTS, _gemma3n), "gemma4": Family("gemma4_text", _INPUTS, _gemma4),
+    "bert": Family("bert", fields=_bert), "nomic-bert": Family("nomic_bert", fields=_bert), "modern-bert": Family("modernbert"),
 }  # fmt: skip

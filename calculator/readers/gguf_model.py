@@ -37,25 +37,26 @@ def config_of(header: Header) -> dict[str, Any]:
     if metadata.get("general.type", "model") != "model":
         raise UnreadableFile(f"{name} holds a {quoted(str(metadata['general.type']))}, not a model", hint="the model's own file")
     family, own = FAMILIES[arch], {k.removeprefix(f"{arch}."): v for k, v in metadata.items() if k.startswith(f"{arch}.")}
-    config = {field: _uniform(own.get(key), key, name) for field, key in _KEYS.items()}
+    shapes = {t.name: t.shape for t in header.tensors}
+    said = family.fields(own, shapes)
+    config = {field: said[field] if field in said else _uniform(own.get(key), key, name) for field, key in _KEYS.items()}
     config = {field: value for field, value in config.items() if value is not None and not (field in ("num_experts", "sliding_window") and value == 0)}
     if missing := [f"{arch}.{_KEYS[field]}" for field in _REQUIRED if field not in config]:
         raise UnreadableFile(f"{name} lacks {', '.join(missing)}", hint="the model's own file, as published")
     if found := [key for key in _FOREIGN if own.get(key) and key not in family.reads]:
         raise NotModelled(f"{name}: {arch} with {found[0]} has no formulas here", hint="vram inspect, which shows what the file holds")
-    shapes = {t.name: t.shape for t in header.tensors}
     config |= {"model_type": family.model_type, "vocab_size": _vocabulary(header, arch, shapes), "tie_word_embeddings": "output.weight" not in shapes,
                "dtype": "bfloat16" if any(t.type == "BF16" for t in header.tensors) else "float16", "rope_scaling": {"type": _rope(own, shapes)},
                "head_dim": _head_dim(config), **_biases(shapes), **_windows(own, family.model_type)}  # fmt: skip
-    config |= family.fields(own, shapes)
+    config |= said
     if "kv_lora_rank" in config:
         if any(n.endswith("attn_kv_b.weight") for n in shapes):
             raise NotModelled(f"{name} keeps attn_kv_b whole, as files from before April 2025: llama.cpp then caches keys and values of all heads",
                               hint="a file converted since, or the model's name")  # fmt: skip
         return config
-    value_length = own.get("attention.value_length")
-    if value_length is not None and value_length != config.get("head_dim"):
-        raise NotModelled(f"{name}: values of {str(value_length)[:20]} elements a head beside keys of {str(config.get('head_dim'))[:20]}", hint="vram inspect")
+    key_length, value_length = own.get("attention.key_length", config.get("head_dim")), own.get("attention.value_length")
+    if value_length is not None and value_length != key_length:
+        raise NotModelled(f"{name}: values of {str(value_length)[:20]} elements a head beside keys of {str(key_length)[:20]}", hint="vram inspect")
     if architecture(config["model_type"]).engines:
         _check_rotary(config, own.get("rope.dimension_count"), name)
     return config

@@ -12,9 +12,6 @@ ALIASES = {"qwen3_vl_text": "qwen3", "qwen3_vl_moe_text": "qwen3_moe", "qwen2_5_
 _FLAT = {"qwen2_vl": "qwen2", "qwen2_5_vl": "qwen2"}  # older configs keep the text model's fields at the top
 # not models of text beside a tower: their layers attend to images, share caches, or carry inputs of their own
 _REFUSED = {
-    "mllama": "cross-attention layers keep a cache of image tokens",
-    "gemma3n": "per-layer inputs and shared caches (AltUp, LAuReL)",
-    "gemma4": "per-layer inputs and shared caches",
     "qwen3_5": "gated DeltaNet layers with a recurrent state",
     "qwen3_5_moe": "gated DeltaNet layers with a recurrent state",
     "deepseek_v4": "a compressed cache whose layout isn't published in transformers",

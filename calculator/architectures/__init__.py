@@ -134,7 +134,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "apertus": Architecture(partial(plain, qk_norm="head", norm_bias=False, norms=("attention_layernorm", "feedforward_layernorm"), activation=True), "apertus", bias_setting=_QKVO,
                             plain_only=True),
     "dots1": Architecture(partial(_DEEPSEEK, qk_norm="head"), "dots1", bias_setting=_QKVO, windows="never", expert_width=_MOE),
-    "solar_open": Architecture(_DEEPSEEK, "solar_open", bias_setting=_QKVO, expert_width=_MOE),
+    "solar_open": Architecture(_DEEPSEEK, "solar_open", bias_setting=_QKVO, head_dim=128, expert_width=_MOE),
     "exaone_moe": Architecture(partial(experts, shared="shared_experts", correction="e_score_correction_bias", qk_norm="head"), "exaone_moe", full_every=4, expert_width=_MOE),
     "deepseek_v32": Architecture(_DEEPSEEK, "deepseek_v32", bias_setting=_QKVO, expert_width=_MOE),
     "glm_moe_dsa": Architecture(_DEEPSEEK, "glm_moe_dsa", bias_setting=_QKVO, expert_width=_MOE),

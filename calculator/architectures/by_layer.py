@@ -35,8 +35,11 @@ def gemma3n(model: ModelSpec) -> Inventory:
 
 
 def gemma4(model: ModelSpec) -> Inventory:
-    """Gemma 4: wider heads in layers that see everything, there possibly without values; late layers that share a cache have no keys and
-    values, and may be twice as wide; experts beside the feed-forward in the MoE.
+    """Gemma 4: wider heads in layers that see everything, there possibly without values; late layers, which share a cache, may be
+    twice as wide; experts beside the feed-forward in the MoE.
+
+    Checkpoints hold keys and values of all layers, though transformers builds none where a cache is shared: the published totals
+    of E2B (5,123,178,051) and E4B (7,996,156,490) are met exactly with them.
 
     Source: transformers v5.23.0 models/gemma4/modeling_gemma4.py Gemma4TextAttention, Gemma4TextDecoderLayer.
     """
@@ -48,7 +51,7 @@ def gemma4(model: ModelSpec) -> Inventory:
     for full in (False, True):
         layers = [i for i in range(n) if ((i + 1) % every == 0) == full]
         if layers:
-            inner += _attention(model, own, layers, caching, full=full)
+            inner += _attention(model, own, layers, full=full)
     wide = [i for i in range(n) if own.double_wide and i >= caching]
     for layers, width in (([i for i in range(n) if i not in set(wide)], model.intermediate_size), (wide, 2 * model.intermediate_size)):
         if layers:
@@ -66,20 +69,17 @@ def gemma4(model: ModelSpec) -> Inventory:
     return decoder(model, inner, norms=norms)
 
 
-def _attention(model: ModelSpec, own: ByLayer, layers: Sequence[int], caching: int, *, full: bool) -> Groups:
-    """Attention of the layers of one kind; keys and values only where a layer has a cache of its own."""
-    h, at = model.hidden_size, LAYER + "self_attn."
+def _attention(model: ModelSpec, own: ByLayer, layers: Sequence[int], *, full: bool) -> Groups:
+    """Attention of the layers of one kind."""
+    h, at, where = model.hidden_size, LAYER + "self_attn.", (len(layers), tuple(layers))
     d = (own.full_head_dim if full else 0) or model.head_dim
     kv = ((own.full_kv_heads if full else 0) or model.num_key_value_heads) * d
     q = model.num_attention_heads * d
-    keyed = [i for i in layers if i < caching]
-    groups = [TensorGroup(at + "q_proj.weight", (q, h), "attn_q", len(layers), tuple(layers)), TensorGroup(at + "o_proj.weight", (h, q), "attn_output", len(layers), tuple(layers)),
-              TensorGroup(at + "q_norm.weight", (d,), "norm", len(layers), tuple(layers))]  # fmt: skip
-    if keyed:
-        where = (len(keyed), tuple(keyed))
-        groups += [TensorGroup(at + "k_proj.weight", (kv, h), "attn_k", *where), TensorGroup(at + "k_norm.weight", (d,), "norm", *where)]
-        if not (full and own.values_are_keys):
-            groups.append(TensorGroup(at + "v_proj.weight", (kv, h), "attn_v", *where))
+    groups = [TensorGroup(at + "q_proj.weight", (q, h), "attn_q", *where), TensorGroup(at + "k_proj.weight", (kv, h), "attn_k", *where),
+              TensorGroup(at + "o_proj.weight", (h, q), "attn_output", *where), TensorGroup(at + "q_norm.weight", (d,), "norm", *where),
+              TensorGroup(at + "k_norm.weight", (d,), "norm", *where)]  # fmt: skip
+    if not (full and own.values_are_keys):
+        groups.append(TensorGroup(at + "v_proj.weight", (kv, h), "attn_v", *where))
     return groups
 
 

@@ -18,8 +18,13 @@ IMAGE_SOURCE = "transformers v5.23.0 models/mllama/modeling_mllama.py MllamaText
 INDEXER_SOURCE = "transformers v5.23.0 cache_utils.py DynamicIndexedLayer; llama.cpp src/llama-kv-cache-dsa.cpp @0c1e57098: one key of the indexer a token and layer"
 
 
-def by_kind(model: ModelSpec) -> tuple[ModelSpec, ...]:
-    """Models of equal layers whose caches together are this one's."""
+def by_kind(model: ModelSpec, *, engine: str) -> tuple[ModelSpec, ...]:
+    """Models of equal layers whose caches together are this one's.
+
+    Falcon's grouped keys and values are repeated for all heads before transformers caches them (models/falcon/modeling_falcon.py _split_heads).
+    """
+    if model.model_type == "falcon" and engine == "transformers" and model.num_key_value_heads > 1:
+        return (replace(model, num_key_value_heads=model.num_attention_heads),)
     if model.cross_attention_layers:
         return (replace(model, num_hidden_layers=model.num_hidden_layers - len(model.cross_attention_layers), cross_attention_layers=()),)
     own = model.by_layer

@@ -107,7 +107,7 @@ class Partial:
         if architecture(model.model_type).encoder:
             return [kinds.no_cache(model)]
         if not model.mla:
-            lines = [line for part in kinds.by_kind(model) for line in self.inner.cache_lines(replace(job, model=part), phase)]
+            lines = [line for part in kinds.by_kind(model, engine=self.name) for line in self.inner.cache_lines(replace(job, model=part), phase)]
             if model.cross_attention_layers:
                 lines.append(kinds.image_line(model, sequences=job.workload.sequences, element_bytes=self._element_bytes(job)))
             return lines
@@ -152,7 +152,7 @@ class Partial:
         if architecture(job.model.model_type).encoder:
             return 0
         if job.model.mla is None:
-            return sum(self.inner.kv_bytes_per_token(replace(job, model=part)) for part in kinds.by_kind(job.model))
+            return sum(self.inner.kv_bytes_per_token(replace(job, model=part)) for part in kinds.by_kind(job.model, engine=self.name))
         keys = kinds.indexer_keys(job.model)
         beside = self.inner.kv_bytes_per_token(replace(job, model=keys)) // 2 if keys else 0
         if self.name == "llama.cpp":

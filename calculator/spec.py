@@ -27,6 +27,29 @@ class LatentAttention:
 
 
 @dataclass(frozen=True, slots=True)
+class Indexer:
+    """The indexer of sparse attention (DeepSeek V3.2, GLM 5): small queries and one small key a token choose what is attended."""
+
+    heads: int
+    head_dim: int
+
+
+@dataclass(frozen=True, slots=True)
+class ByLayer:
+    """What Gemma 3n and 4 have by layer: inputs from a table of their own, shared caches, full layers of another width [elements]."""
+
+    input_width: int  # hidden_size_per_layer_input; 0: no such inputs
+    input_vocab: int  # rows of their table
+    kv_shared_layers: int = 0  # the last layers read the cache of earlier ones
+    laurel_rank: int = 0  # Gemma 3n: a low-rank residual beside attention
+    altup_inputs: int = 0  # Gemma 3n: streams of which a layer computes one
+    full_head_dim: int = 0  # Gemma 4: heads of layers that see everything; 0: as the others
+    full_kv_heads: int = 0
+    values_are_keys: bool = False  # Gemma 4: no matrix of values in layers that see everything
+    double_wide: bool = False  # Gemma 4: layers with a shared cache have twice the feed-forward
+
+
+@dataclass(frozen=True, slots=True)
 class ModelSpec:
     """Dimensions of a decoder-only transformer, in Hugging Face config names [elements, counts]."""
 
@@ -58,6 +81,12 @@ class ModelSpec:
     qk_norm: bool = False  # norms over queries and keys, where a model type may or may not have them
     head_bias: bool = False
     vision_parameters: int = 0  # of a vision tower and its projector, where the config has them
+    indexer: Indexer | None = None
+    by_layer: ByLayer | None = None
+    cross_attention_layers: tuple[int, ...] = ()  # layers that attend to images instead of text (Llama 3.2 Vision)
+    image_tokens: int = 0  # rows of these layers' cache for an image of the most tiles
+    token_types: int = 0  # rows of an encoder's table of segments
+    block_norms: int = 0  # norms of a layer, where a model type has one or two (Falcon)
 
     @property
     def expert_layers(self) -> tuple[int, ...]:

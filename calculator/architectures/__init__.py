@@ -6,7 +6,10 @@ from collections.abc import Callable
 from functools import lru_cache, partial
 from typing import Literal, NamedTuple
 
+from calculator.architectures.by_layer import gemma3n, gemma4, mllama
+from calculator.architectures.classic import classic, falcon
 from calculator.architectures.dense import AFTER, AROUND, GLM, PARALLEL, dense, plain
+from calculator.architectures.encoders import bert, modernbert, nomic
 from calculator.architectures.inventory import Inventory, TensorGroup
 from calculator.architectures.moe import experts
 from calculator.errors import UnknownArchitecture
@@ -33,6 +36,8 @@ class Architecture(NamedTuple):
     head_dim: int = 0  # the class's own, where the config doesn't say; 0: hidden_size / heads
     expert_width: str = ""  # the field that holds the width of one expert; empty: no experts
     engines: tuple[str, ...] = ()  # whose activations have formulas
+    encoder: bool = False  # no cache
+    plain_only: bool = False  # what transformers' quantizers leave alone isn't verified for it
 
     @property
     def source(self) -> str:
@@ -49,6 +54,9 @@ _GEMMA2 = partial(dense, norms=AROUND)
 _GEMMA3 = partial(dense, qk_norm="head", norms=AROUND)
 _DEEPSEEK = partial(experts, shared="shared_experts", correction="gate.e_score_correction_bias")
 _MOE = "moe_intermediate_size"
+_GPT = partial(classic, layer="transformer.h.{layer}.", final=("transformer.ln_f",), embedding="transformer.wte")
+_GPT2 = partial(_GPT, qkv=("attn.c_attn",), out="attn.c_proj", mlp=("mlp.c_fc", "mlp.c_proj"), norms=("ln_1", "ln_2"), positions="transformer.wpe")
+_BOTH: tuple[str, Bias] = ("use_bias", "qkvo")
 
 ARCHITECTURES: dict[str, Architecture] = {
     "llama": Architecture(dense, "llama", "llama", bias_setting=_QKVO, mlp_bias_setting="mlp_bias", windows="never", engines=_ALL),
@@ -100,6 +108,44 @@ ARCHITECTURES: dict[str, Architecture] = {
     "deepseek_v3": Architecture(_DEEPSEEK, "deepseek_v3", bias_setting=_QKVO, expert_width=_MOE),
     "glm4_moe_lite": Architecture(_DEEPSEEK, "glm4_moe_lite", bias_setting=_QKVO, expert_width=_MOE),
     "kimi_k2": Architecture(_DEEPSEEK, "deepseek_v3", bias_setting=_QKVO, expert_width=_MOE),
+    "gpt2": Architecture(_GPT2, "gpt2", "", "qkvo", bias_setting=_BOTH, mlp_bias_setting="use_bias", tied=True, plain_only=True),
+    "gpt_bigcode": Architecture(_GPT2, "gpt_bigcode", "", "qkvo", bias_setting=_BOTH, mlp_bias_setting="use_bias", tied=True, plain_only=True),
+    "gptj": Architecture(partial(_GPT, qkv=("attn.q_proj", "attn.k_proj", "attn.v_proj"), out="attn.out_proj", mlp=("mlp.fc_in", "mlp.fc_out"), norms=("ln_1",),
+                                 mlp_bias=True, head_bias=True), "gptj", plain_only=True),
+    "gpt_neox": Architecture(partial(classic, layer="gpt_neox.layers.{layer}.", qkv=("attention.query_key_value",), out="attention.dense",
+                                     mlp=("mlp.dense_h_to_4h", "mlp.dense_4h_to_h"), norms=("input_layernorm", "post_attention_layernorm"),
+                                     embedding="gpt_neox.embed_in", final=("gpt_neox.final_layer_norm",), head="embed_out", mlp_bias=True),
+                             "gpt_neox", "", "qkvo", bias_setting=_QKVO, plain_only=True),
+    "falcon": Architecture(falcon, "falcon", bias_setting=("bias", "qkvo"), mlp_bias_setting="bias", tied=True, plain_only=True),
+    "phi": Architecture(partial(classic, layer="model.layers.{layer}.", qkv=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), out="self_attn.dense",
+                                mlp=("mlp.fc1", "mlp.fc2"), norms=("input_layernorm",), embedding="model.embed_tokens", final=("model.final_layernorm",),
+                                head_bias=True), "phi", "", "qkvo", bias_setting=_BOTH, mlp_bias_setting="use_bias", plain_only=True),
+    "bloom": Architecture(partial(classic, layer="transformer.h.{layer}.", qkv=("self_attention.query_key_value",), out="self_attention.dense",
+                                  mlp=("mlp.dense_h_to_4h", "mlp.dense_4h_to_h"), norms=("input_layernorm", "post_attention_layernorm"),
+                                  embedding="transformer.word_embeddings", final=("transformer.word_embeddings_layernorm", "transformer.ln_f")),
+                          "bloom", "", "qkvo", bias_setting=_BOTH, mlp_bias_setting="use_bias", tied=True, plain_only=True),
+    "mpt": Architecture(partial(classic, layer="transformer.blocks.{layer}.", qkv=("attn.Wqkv",), out="attn.out_proj", mlp=("ffn.up_proj", "ffn.down_proj"),
+                                norms=("norm_1", "norm_2"), embedding="transformer.wte", final=("transformer.norm_f",), norm_bias=False), "mpt", tied=True, plain_only=True),
+    "opt": Architecture(partial(classic, layer="model.decoder.layers.{layer}.", qkv=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+                                out="self_attn.out_proj", mlp=("fc1", "fc2"), norms=("self_attn_layer_norm", "final_layer_norm"), mlp_bias=True,
+                                embedding="model.decoder.embed_tokens", final=("model.decoder.final_layer_norm",), positions="model.decoder.embed_positions",
+                                offset=2), "opt", "", "qkvo", bias_setting=_BOTH, tied=True, plain_only=True),
+    "hunyuan_v1_dense": Architecture(partial(dense, qk_norm="head", qk_names=("query_layernorm", "key_layernorm")), "hunyuan_v1_dense", bias_setting=_QKVO),
+    "apertus": Architecture(partial(plain, qk_norm="head", norm_bias=False, norms=("attention_layernorm", "feedforward_layernorm"), activation=True), "apertus", bias_setting=_QKVO,
+                            plain_only=True),
+    "dots1": Architecture(partial(_DEEPSEEK, qk_norm="head"), "dots1", bias_setting=_QKVO, windows="never", expert_width=_MOE),
+    "solar_open": Architecture(_DEEPSEEK, "solar_open", bias_setting=_QKVO, head_dim=128, expert_width=_MOE),
+    "exaone_moe": Architecture(partial(experts, shared="shared_experts", correction="e_score_correction_bias", qk_norm="head"), "exaone_moe", full_every=4, expert_width=_MOE),
+    "deepseek_v32": Architecture(_DEEPSEEK, "deepseek_v32", bias_setting=_QKVO, expert_width=_MOE),
+    "glm_moe_dsa": Architecture(_DEEPSEEK, "glm_moe_dsa", bias_setting=_QKVO, expert_width=_MOE),
+    "gemma3n_text": Architecture(gemma3n, "gemma3n", bias_setting=_QKVO, tied=True, full_every=5, head_dim=256, plain_only=True),
+    "gemma4_text": Architecture(gemma4, "gemma4", bias_setting=_QKVO, tied=True, full_every=6, head_dim=256, plain_only=True),
+    "mllama_text_model": Architecture(mllama, "mllama", plain_only=True),
+    "bert": Architecture(bert, "bert", "", "qkvo", encoder=True, plain_only=True),
+    "roberta": Architecture(partial(bert, offset=2), "roberta", "", "qkvo", encoder=True, plain_only=True),
+    "xlm-roberta": Architecture(partial(bert, offset=2), "xlm_roberta", "", "qkvo", encoder=True, plain_only=True),
+    "nomic_bert": Architecture(nomic, "nomic_bert", encoder=True, plain_only=True),
+    "modernbert": Architecture(modernbert, "modernbert", windows="never", encoder=True, plain_only=True),
 }  # fmt: skip
 
 

@@ -9,10 +9,16 @@ from typing import Literal
 Role = Literal[
     "embedding", "output", "attn_q", "attn_k", "attn_v", "attn_qkv", "attn_output", "ffn_gate", "ffn_up", "ffn_down",
     "attn_q_a", "attn_q_b", "attn_kv_a", "attn_kv_b", "router", "norm", "bias", "vision",
+    "projection", "layer_embedding", "position", "small", "side", "pooler",
 ]
 LINEAR_ROLES: frozenset[Role] = frozenset(
     {"attn_q", "attn_k", "attn_v", "attn_qkv", "attn_output", "ffn_gate", "ffn_up", "ffn_down", "attn_q_a", "attn_q_b", "attn_kv_a", "attn_kv_b"}
 )
+
+
+# projection: any other matrix of a layer; layer_embedding: a table of inputs by layer; position: learned positions, segments;
+# small: vectors and matrices of a few elements; side: matrices beside the layers that GGUF recipes leave in 16 bits;
+# pooler: a sentence's, which GGUF files don't hold
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,11 +62,25 @@ def latent_attention(model: ModelSpec) -> Groups:
         TensorGroup(at + "kv_b_proj.weight", (heads * (mla.qk_nope_head_dim + mla.v_head_dim), mla.kv_lora_rank), "attn_kv_b", n),
         TensorGroup(at + "o_proj.weight", (h, heads * mla.v_head_dim), "attn_output", n),
     ]
+    if model.indexer:
+        groups += _indexer(model, mla.q_lora_rank)
     if model.attention_bias != "none":
         ranks = [("q_a_proj", mla.q_lora_rank)] if mla.q_lora_rank else []
         ranks += [("kv_a_proj_with_mqa", mla.kv_lora_rank + mla.qk_rope_head_dim), ("o_proj", h)]
         groups += [TensorGroup(at + f"{name}.bias", (size,), "bias", n) for name, size in ranks]
     return groups
+
+
+def _indexer(model: ModelSpec, rank: int) -> Groups:
+    """The indexer of sparse attention in each layer: q I d + h d + h I, and a norm of 2 d      I heads of d, from queries' rank q
+
+    Source: transformers v5.23.0 models/deepseek_v32/modeling_deepseek_v32.py DeepseekV32Indexer.
+    """
+    own, h, n, at = model.indexer, model.hidden_size, model.num_hidden_layers, LAYER + "self_attn.indexer."
+    assert own is not None
+    return [TensorGroup(at + "wq_b.weight", (own.heads * own.head_dim, rank), "projection", n), TensorGroup(at + "wk.weight", (own.head_dim, h), "attn_k", n),
+            TensorGroup(at + "k_norm.weight", (own.head_dim,), "norm", n), TensorGroup(at + "k_norm.bias", (own.head_dim,), "norm", n),
+            TensorGroup(at + "weights_proj.weight", (own.heads, h), "projection", n)]  # fmt: skip
 
 
 def gated(model: ModelSpec, width: int, *, at: str = LAYER + "mlp.", fused: bool = False, layers: Sequence[int] | None = None) -> Groups:

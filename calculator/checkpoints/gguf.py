@@ -14,13 +14,13 @@ from calculator.checkpoints.inventory import OTHER, differences, elements, kinds
 from calculator.errors import UnreadableFile
 from calculator.formats import FORMATS
 from calculator.quantization import Scheme, Stored, parse, quantize, stored_nbytes
-from calculator.quantization.gguf import RECIPES
+from calculator.quantization.gguf import RECIPES, converted
 from calculator.quantization.stored import Part, StoredGroup
 from calculator.readers.gguf_model import config_of
 from calculator.readers.header import Header
 from calculator.readers.hf_config import model_from_config
 from calculator.readers.untrusted import quoted
-from calculator.spec import ModelSpec
+from calculator.spec import AttentionBias, ModelSpec
 from calculator.units import gib
 
 RULE = "each tensor in the type that the file stores it in"
@@ -36,10 +36,17 @@ FILE_TYPES: dict[int, str] = {
 _MATRICES: dict[str, Role] = {
     "attn_q": "attn_q", "attn_k": "attn_k", "attn_v": "attn_v", "attn_qkv": "attn_qkv", "attn_output": "attn_output",
     "ffn_gate": "ffn_gate", "ffn_up": "ffn_up", "ffn_down": "ffn_down", "ffn_gate_exps": "ffn_gate", "ffn_up_exps": "ffn_up",
-    "ffn_down_exps": "ffn_down", "ffn_gate_inp": "router",
+    "ffn_down_exps": "ffn_down", "ffn_gate_shexp": "ffn_gate", "ffn_up_shexp": "ffn_up", "ffn_down_shexp": "ffn_down", "ffn_gate_inp": "router",
+    "ffn_gate_inp_shexp": "router", "attn_sinks": "norm", "attn_q_a": "attn_q_a", "attn_q_b": "attn_q_b", "attn_kv_a_mqa": "attn_kv_a",
+    "indexer.attn_k": "attn_k", "indexer.attn_q_b": "projection", "indexer.proj": "projection", "inp_gate": "projection", "proj": "projection",
+    "ffn_gate_up_exps": "ffn_gate", "altup_correct_coef": "small", "altup_predict_coef": "small", "altup_correct_scale": "small",
+    "altup_router": "side", "laurel_l": "side", "laurel_r": "side", "layer_output_scale": "small", "attn_k_b": "attn_kv_b", "attn_v_b": "attn_kv_b", "attn_kv_b": "attn_kv_b",
 }  # fmt: skip
 _ROPE = frozenset({"rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"})
-_OUTER: dict[str, Role] = {"token_embd.weight": "embedding", "output.weight": "output", "output_norm.weight": "norm"} 
+_OUTER: dict[str, Role] = {"token_embd.weight": "embedding", "output.weight": "output", "output_norm.weight": "norm",
+                          "position_embd.weight": "position", "token_types.weight": "position", "per_layer_token_embd.weight": "layer_embedding",
+                          "per_layer_model_proj.weight": "side", "altup_proj.weight": "side", "altup_unembd_proj.weight": "side"}  # fmt: skip
+_NORM = re.compile(r"_norm(_\d)?$")
 _LAYER = re.compile(r"blk\.(\d{1,5})\.(.+)")
 
 
@@ -47,21 +54,44 @@ def load(header: Header, *, id: str) -> tuple[dict[str, Any], ModelSpec, Checkpo
     """Config, model and stored tensors of a GGUF header. Raises UnknownArchitecture, NotModelled, UnreadableFile."""
     config = config_of(header)
     spec = model_from_config(config, id=id)
-    names = {t.name for t in header.tensors}
-    if spec.attention_bias == "none" and "blk.0.attn_q.bias" in names:
-        spec = replace(spec, attention_bias="qkv")
+    if not spec.mla:
+        spec = replace(spec, attention_bias=_attention_bias({t.name for t in header.tensors}))
     stored = stored_of(header)
+    stored, predicting = _without_mtp(stored, spec)
     beyond = [g for g in stored if any(layer >= spec.num_hidden_layers for layer in g.layers)]
     if beyond:
         raise UnreadableFile(f"{header.files[0]} holds {quoted(beyond[0].group.name)} beyond its {spec.num_hidden_layers} layers", hint="vram inspect")
     scheme = _scheme(header)
-    warnings = differences(kinds_of_inventory(build_inventory(spec)), kinds_of_stored(stored, without=_ROPE))
+    implied = replace(build_inventory(spec), groups=converted(spec, build_inventory(spec)))
+    warnings = differences(kinds_of_inventory(implied), kinds_of_stored(stored, without=_ROPE))
     if not warnings:
         warnings = _other_types(spec, stored, scheme)
+    if predicting:
+        warnings.append(f"{gib(stored_nbytes(predicting))} of layers that predict further tokens (MTP) are in the file and not loaded")
     if header.truncated:
         warnings.append(f"{header.files[0]} ends before its tensors do: the header alone, or an unfinished download")
     parameters = elements(tuple(g for g in stored if g.group.name not in _ROPE))
     return config, spec, Checkpoint(scheme, stored, parameters, header.file_bytes, tuple(warnings))
+
+
+def _attention_bias(names: set[str]) -> AttentionBias:
+    """The biases of attention that the first layer holds."""
+    if not names & {"blk.0.attn_q.bias", "blk.0.attn_qkv.bias"}:
+        return "none"
+    return "qkvo" if "blk.0.attn_output.bias" in names else "qkv"
+
+
+def _without_mtp(stored: Stored, spec: ModelSpec) -> tuple[Stored, Stored]:
+    """What is loaded, and what isn't: layers behind the last, unless a draft is asked for.
+
+    Source: llama.cpp src/llama-model.cpp llama_model_default_params, load_mtp @0c1e57098.
+    """
+    if not spec.mtp_layers:
+        return stored, ()
+    n = spec.num_hidden_layers
+    loaded = tuple(replace(g, layers=held) if g.layers else g for g in stored if (held := tuple(i for i in g.layers if i < n)) or not g.layers)
+    behind = tuple(replace(g, layers=held) for g in stored if (held := tuple(i for i in g.layers if n <= i < n + spec.mtp_layers)))
+    return loaded, behind
 
 
 def stored_of(header: Header) -> Stored:
@@ -83,12 +113,12 @@ def _group(name: str, shape: tuple[int, ...], kind: str, nbytes: int, layers: tu
 def _role(name: str) -> Role:
     if name in _ROPE:
         return "norm"
-    if not name.startswith("blk."):
-        return _OUTER.get(name, OTHER)
     stem, _, kind = name.removeprefix("blk.{layer}.").rpartition(".")
-    if kind == "bias":
-        return "bias"
-    return "norm" if stem.endswith("_norm") else _MATRICES.get(stem, OTHER)
+    if _NORM.search(stem):
+        return "norm"
+    if kind in ("bias", "scale"):
+        return "bias" if kind == "bias" else "small"
+    return _OUTER.get(name, OTHER) if not name.startswith("blk.") else _MATRICES.get(stem, OTHER)
 
 
 def _scheme(header: Header) -> Scheme:

@@ -20,7 +20,7 @@ def kinds_of_inventory(inventory: Inventory) -> Kinds:
     found: Kinds = Counter()
     for group in inventory.groups:
         if group.role != "vision":
-            found[group.role, group.shape] += group.count
+            found[group.role, _significant(group.shape)] += group.count
     return found
 
 
@@ -29,8 +29,15 @@ def kinds_of_stored(stored: Iterable[StoredGroup], *, without: frozenset[str] = 
     found: Kinds = Counter()
     for group in stored:
         if group.group.name not in without and group.group.role != "vision":
-            found[group.group.role, group.group.shape] += group.count
+            found[group.group.role, _significant(group.group.shape)] += group.count
     return found
+
+
+def _significant(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Without leading dimensions of one, which some writers keep."""
+    while len(shape) > 1 and shape[0] == 1:
+        shape = shape[1:]
+    return shape
 
 
 def differences(implied: Kinds, held: Kinds) -> list[str]:

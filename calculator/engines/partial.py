@@ -10,7 +10,9 @@ from dataclasses import replace
 from typing import Any
 
 from calculator.architectures import architecture
+from calculator.engines import kinds
 from calculator.engines.base import Dynamic, Engine, Job
+from calculator.engines.llama_cpp.settings import context_of
 from calculator.engines.settings import Setting
 from calculator.errors import NotModelled
 from calculator.formats import FORMATS
@@ -74,6 +76,8 @@ class Partial:
 
     def check(self, job: Job) -> None:
         """What the engine refuses, and caches that aren't known."""
+        split = job.deployment.gpus > 1 or (self.name == "llama.cpp" and not context_of(job).on_gpus_alone)
+        kinds.check(job.model, engine=self.name, context=job.workload.context, plain=job.scheme.family == "plain", split=split)
         if self.name == "llama.cpp":
             self.inner.check(job)
             if job.model.mla and "/" in job.deployment.kv_dtype:
@@ -90,13 +94,33 @@ class Partial:
             raise NotModelled(f"{what} beyond its window of {model.sliding_window:,} tokens", hint=f"--context {model.sliding_window}")
 
     def weight_lines(self, job: Job) -> list[Line]:
-        """The engine's own, without the small tables that differ by family."""
+        """The engine's own, without the small tables that differ by family, and without what the engine doesn't load."""
+        if self.name == "transformers" and job.model.by_layer is not None:
+            own, n = job.model.by_layer, job.model.num_hidden_layers
+            held = ((g, tuple(i for i in g.layers if kinds.loaded(own, g.group.name, i, n))) for g in job.stored)
+            job = replace(job, stored=tuple(replace(g, layers=layers) for g, layers in held if layers or not g.layers))
         return [line for line in self.inner.weight_lines(job) if line.name not in _UNKNOWN_BUFFERS]
 
     def cache_lines(self, job: Job, phase: str) -> list[Line]:
-        """The engine's own; with latent attention the compressed row of each token."""
-        if not job.model.mla:
-            return self.inner.cache_lines(job, phase)
+        """The engine's own for each kind of layer; with latent attention the compressed row of each token, and the indexer's key."""
+        model = job.model
+        if architecture(model.model_type).encoder:
+            return [kinds.no_cache(model)]
+        if not model.mla:
+            lines = [line for part in kinds.by_kind(model, engine=self.name) for line in self.inner.cache_lines(replace(job, model=part), phase)]
+            if model.cross_attention_layers:
+                lines.append(kinds.image_line(model, sequences=job.workload.sequences, element_bytes=self._element_bytes(job)))
+            return lines
+        keys = kinds.indexer_keys(model)
+        return self._latent_lines(job, phase) + ([self._keys(line) for line in self.inner.cache_lines(replace(job, model=keys), phase)] if keys else [])
+
+    def _keys(self, line: Line) -> Line:
+        """Of keys and values the keys, as the indexer keeps them."""
+        return replace(line, name=f"{line.name}, indexer", nbytes=line.nbytes // 2, low=-1, high=-1, source=kinds.INDEXER_SOURCE,
+                       formula=Formula("{n} / 2 (keys alone, one head)", {"n": line.nbytes}))  # fmt: skip
+
+    def _latent_lines(self, job: Job, phase: str) -> list[Line]:
+        assert job.model.mla is not None
         if self.name == "llama.cpp":
             return [replace(line, nbytes=line.nbytes // 2, formula=Formula("{n} / 2 (keys alone: values are read from them)", {"n": line.nbytes}), source=NO_VALUES)
                     for line in self.inner.cache_lines(self._latent(job), phase)]  # fmt: skip
@@ -125,11 +149,15 @@ class Partial:
 
     def kv_bytes_per_token(self, job: Job) -> int:
         """The engine's own; with latent attention a compressed row a layer."""
+        if architecture(job.model.model_type).encoder:
+            return 0
         if job.model.mla is None:
-            return self.inner.kv_bytes_per_token(job)
+            return sum(self.inner.kv_bytes_per_token(replace(job, model=part)) for part in kinds.by_kind(job.model, engine=self.name))
+        keys = kinds.indexer_keys(job.model)
+        beside = self.inner.kv_bytes_per_token(replace(job, model=keys)) // 2 if keys else 0
         if self.name == "llama.cpp":
-            return self.inner.kv_bytes_per_token(self._latent(job)) // 2
-        return self._latent_row(job) * job.model.num_hidden_layers
+            return self.inner.kv_bytes_per_token(self._latent(job)) // 2 + beside
+        return self._latent_row(job) * job.model.num_hidden_layers + beside
 
     def dynamic_key(self, job: Job) -> tuple[Any, ...]:
         """Sweeps refuse it before they ask."""

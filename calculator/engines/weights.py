@@ -9,7 +9,7 @@ from calculator.ledger import Basis, Formula, Line
 from calculator.quantization import Scheme, Stored, StoredGroup
 
 _PLACES = {"embedding": "embedding", "output": "output head", "norm": "norms and biases", "bias": "norms and biases",
-           "router": "routers", "vision": "vision tower", "other": "other tensors"}
+           "router": "routers", "position": "embedding", "layer_embedding": "embedding by layer", "small": "norms and biases", "vision": "vision tower", "pooler": "pooler", "other": "other tensors"}
 
 
 def weight_lines(scheme: Scheme, stored: Stored, *, device: int, tied: bool, basis: Basis = "derived") -> list[Line]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from calculator.architectures import Inventory, TensorGroup
+from calculator.architectures.inventory import Role
 from calculator.formats import FORMATS, Format
 from calculator.quantization.stored import Part, Stored, StoredGroup
 from calculator.spec import ModelSpec
@@ -40,6 +41,8 @@ _LOW_BIT = frozenset({"IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ2_M", "IQ1_S", "IQ1_M"})
 # of eight experts, attn_output is kept wider
 _WIDE_OUTPUT = frozenset({"Q2_K", "IQ3_XS", "IQ3_XXS", "Q3_K_S", "Q3_K_M", "IQ4_NL", "Q4_K_S", "Q4_K_M", "IQ3_S", "IQ3_M", "IQ4_XS"})
 _NOT_QUANTIZED = frozenset({"F32", "F16", "BF16"})
+_WIDE = frozenset({"norm", "bias", "router", "position", "small"})  # always 32 bits
+_LARGE = frozenset({"qwen2", "olmo"})  # 80 layers are LLM_TYPE_70B, whatever their heads: src/models/{qwen2,olmo}.cpp
 
 
 def quantize(model: ModelSpec, inventory: Inventory, recipe: str, *, imatrix: bool) -> Stored:
@@ -48,9 +51,15 @@ def quantize(model: ModelSpec, inventory: Inventory, recipe: str, *, imatrix: bo
     `imatrix`: an importance matrix was given; it changes the types of some recipes.
     """
     stored: list[StoredGroup] = []
-    for group in (part for whole in inventory.groups for part in _converted(model, whole)):
-        if group.role in ("norm", "bias", "router"):
+    for group in converted(model, inventory):
+        if group.role in _WIDE:
             stored.append(_store(group, "F32", group.indices))
+            continue
+        if recipe in _NOT_QUANTIZED and "indexer.weights_proj" in group.name:  # llama-quantize takes it for any other matrix
+            stored.append(_store(group, "F32", group.indices))
+            continue
+        if group.role == "side":  # as the file that is quantized has them
+            stored.append(_store(group, RECIPES[recipe] if recipe in _NOT_QUANTIZED else "F16", group.indices))
             continue
         by_type: dict[str, list[int]] = {}
         for layer in group.indices:
@@ -60,18 +69,37 @@ def quantize(model: ModelSpec, inventory: Inventory, recipe: str, *, imatrix: bo
         stored += [_store(group, name, tuple(layers)) for name, layers in by_type.items()]
     if model.rope_type == "llama3":  # convert_hf_to_gguf.py writes the scaled frequencies as a tensor
         stored.append(_store(TensorGroup("rope_freqs.weight", (model.head_dim // 2,), "norm"), "F32", ()))
+    if model.by_layer and model.by_layer.full_head_dim:  # Gemma 4 turns a part of wide heads: the rest has frequencies of its own
+        stored.append(_store(TensorGroup("rope_freqs.weight", (model.by_layer.full_head_dim // 2,), "norm"), "F32", ()))
     if model.rope_type in ("longrope", "su"):
         stored += [_store(TensorGroup(f"rope_factors_{kind}.weight", (model.head_dim // 2,), "norm"), "F32", ()) for kind in ("long", "short")]
     return tuple(stored)
 
 
-def _converted(model: ModelSpec, group: TensorGroup) -> tuple[TensorGroup, ...]:
-    """The group as convert_hf_to_gguf.py writes it: latent keys turned and apart from values, a matrix a head; no vision tower.
+def converted(model: ModelSpec, inventory: Inventory) -> tuple[TensorGroup, ...]:
+    """The tensors as convert_hf_to_gguf.py writes them.
 
-    Source: llama.cpp @007dbbf3f conversion of DeepseekV2Model (attn_k_b, attn_v_b); the tower is a file of its own (mmproj).
+    No vision tower, which is a file of its own (mmproj); latent keys turned and apart from values, a matrix a head; gate
+    and up of experts apart.
+
+    Source: llama.cpp @0c1e57098 conversion/{deepseek,gpt_oss,bert,gemma}.py.
     """
-    if group.role == "vision":
+    return tuple(part for group in inventory.groups for part in _converted(model, group))
+
+
+def _converted(model: ModelSpec, group: TensorGroup) -> tuple[TensorGroup, ...]:
+    if group.role in ("vision", "pooler") or ".act_fn." in group.name:  # the activation's numbers are metadata
         return ()
+    if group.role == "position" and "position_embeddings" in group.name:
+        return (replace(group, shape=(model.max_position_embeddings, *group.shape[1:])),)  # positions before the first are left out
+    if group.name.startswith("model.altup_") and model.by_layer:  # one tensor of all
+        whole = replace(group, shape=(model.by_layer.altup_inputs - 1, *group.shape))
+        return (whole,) if ".0." in group.name else ()
+    if model.model_type == "gpt_oss" and ".experts.gate_up_proj" in group.name:
+        half = (group.shape[0], group.shape[1] // 2, *group.shape[2:])
+        gate: Role = "ffn_gate" if group.role == "ffn_up" else group.role
+        return (replace(group, name=group.name.replace("gate_up", "gate"), shape=half, role=gate),
+                replace(group, name=group.name.replace("gate_up", "up"), shape=half))  # fmt: skip
     if group.role != "attn_kv_b" or model.mla is None:
         return (group,)
     heads, rank = model.num_attention_heads, model.mla.kv_lora_rank
@@ -137,19 +165,19 @@ def _more_bits(layer: int, layers: int) -> bool:
 
 
 def _wanted(model: ModelSpec, inventory: Inventory, group: TensorGroup, recipe: str, layer: int, imatrix: bool) -> str:
-    start, role, layers = RECIPES[recipe], group.role, model.num_hidden_layers
+    start, role, layers, falcon = RECIPES[recipe], group.role, model.num_hidden_layers, model.model_type == "falcon"
     if model.model_type == "glm4_moe":
         layers += model.mtp_layers  # they are in the file and count as layers
     gqa = model.num_attention_heads // model.num_key_value_heads
-    if role == "output" or (role == "embedding" and inventory.tied):
-        if recipe == "MXFP4_MOE" or group.row_length % FORMATS[start].block_elements:
+    if role == "output" or (role in ("embedding", "layer_embedding") and inventory.tied):
+        if recipe == "MXFP4_MOE" or falcon or group.row_length % FORMATS[start].block_elements:
             return "Q8_0"
         if recipe in _LOW_BIT or recipe == "IQ3_XXS":
             return "Q5_K"
         return start if start == "Q8_0" else "Q6_K"
     if recipe == "MXFP4_MOE":
         return "MXFP4" if len(group.shape) == 3 else "Q8_0"
-    if role == "embedding":
+    if role in ("embedding", "layer_embedding"):
         return {"IQ2_XXS": "Q2_K", "IQ2_XS": "Q2_K", "IQ1_S": "Q2_K", "IQ1_M": "Q2_K", "IQ2_S": "IQ3_S",
                 "IQ2_M": "IQ3_S", "IQ3_XXS": "IQ3_S", "TQ1_0": "Q4_K", "TQ2_0": "Q4_K", "Q2_0": "Q4_K"}.get(recipe, start)  # fmt: skip
     if recipe in _LOW_BIT:
@@ -157,18 +185,20 @@ def _wanted(model: ModelSpec, inventory: Inventory, group: TensorGroup, recipe: 
     if role in ("attn_v", "attn_k") and model.num_experts == 8:
         return "Q8_0"
     if role in ("attn_v", "attn_qkv"):
-        wanted = _attn_v(recipe, start, layer, layers, gqa, imatrix)
+        wanted = _attn_v(recipe, start, *_order(inventory, layer, layers), gqa, imatrix)
         # LLM_TYPE_70B: 80 layers with grouped-query attention (src/models/llama.cpp L28)
-        large = layers == 80 and (model.model_type == "qwen2" or (gqa > 1 and model.model_type in ("llama", "mistral")))
+        large = layers == 80 and (model.model_type in _LARGE or (gqa > 1 and model.model_type in ("llama", "mistral")))
         return "Q5_K" if large and wanted in ("Q3_K", "Q4_K") else wanted
-    if role in ("attn_q_a", "attn_q_b", "attn_kv_a", "attn_kv_b"):
+    if role in ("attn_q_a", "attn_q_b", "attn_kv_a", "attn_kv_b", "projection"):
         return start
     if role in ("attn_k", "attn_q"):
         return {"IQ3_XS": "IQ3_XXS", "IQ3_XXS": "IQ2_S"}.get(recipe, start)
     if role == "ffn_down":
         if recipe == "IQ3_M" and model.num_experts == 8 and _more_bits(layer, layers):
             return "Q4_K"
-        return _ffn_down(recipe, start, layer, layers, imatrix)
+        return _falcon_down(recipe, start, layer, layers, imatrix) if falcon else _ffn_down(recipe, start, layer, layers, imatrix)
+    if role == "attn_output" and falcon:
+        return "Q4_K" if recipe == "Q3_K_L" else start
     if role == "attn_output" and model.num_experts == 8:
         return "Q5_K" if recipe in _WIDE_OUTPUT else start
     if role == "attn_output":
@@ -178,11 +208,34 @@ def _wanted(model: ModelSpec, inventory: Inventory, group: TensorGroup, recipe: 
     return start
 
 
+def _order(inventory: Inventory, layer: int, layers: int) -> tuple[int, int]:
+    """Which of the matrices of values a layer's is, and how many there are: layers without one don't count."""
+    holding = [i for g in inventory.groups if g.role in ("attn_v", "attn_qkv") for i in g.which]
+    return (sum(i < layer for i in holding), len(holding)) if holding else (layer, layers)
+
+
+def _falcon_down(recipe: str, start: str, layer: int, layers: int, imatrix: bool) -> str:
+    """ffn_down of Falcon, which has rules of its own (arch LLM_ARCH_FALCON)."""
+    more = _more_bits(layer, layers)
+    match recipe:
+        case "Q3_K_M" if layer >= layers // 16:
+            return "Q4_K" if more else "Q3_K"
+        case "Q3_K_L":
+            return "Q4_K"
+        case "Q4_K_M":
+            return "Q6_K" if layer < layers // 16 else "Q5_K" if more else "Q4_K"
+        case "Q4_K_S":
+            return start
+    return _ffn_down(recipe, start, layer, layers, imatrix)
+
+
 def _place(model: ModelSpec, group: TensorGroup, layer: int) -> int:
     """How many ffn_down tensors come before: low-bit recipes count tensors, and shared experts have one of their own.
 
     Source: llama.cpp src/llama-quant.cpp llama_tensor_get_type_impl, i_ffn_down; the order of names is ffn_down_exps, ffn_down_shexp.
     """
+    if model.by_layer and model.num_experts:  # a feed-forward and experts in each layer, named in this order
+        return 2 * layer + (len(group.shape) == 3)
     if not model.shared_expert_intermediate_size:
         return layer
     sparse = model.expert_layers

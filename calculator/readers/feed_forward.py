@@ -10,13 +10,16 @@ from calculator.errors import NotModelled, UnknownArchitecture, UnreadableFile
 
 _COUNTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 _USED = ("num_experts_per_tok", "moe_topk", "moe_k")
-_FIRST_DENSE = ("deepseek_v2", "deepseek_v3", "kimi_k2", "glm4_moe", "glm4_moe_lite")
+_FIRST_DENSE = ("deepseek_v2", "deepseek_v3", "kimi_k2", "glm4_moe", "glm4_moe_lite", "deepseek_v32", "glm_moe_dsa", "dots1", "solar_open", "exaone_moe")
+_BY_LIST = ("glm4_moe_lite", "glm_moe_dsa", "exaone_moe")  # a list of dense and sparse layers may say which are first
 _HINT = "the model's own config.json, as published"
 
 
 def experts(config: Mapping[str, Any], row: Architecture, id: str) -> dict[str, Any]:
     """Experts, those used for a token, their width, shared ones, and the layers that have them; nothing for a dense model."""
     kind, count = config["model_type"], _first(config, _COUNTS)
+    if kind == "gemma4_text":  # beside its feed-forwards: own_fields.py
+        return {}
     if not row.expert_width:
         if count:
             raise UnknownArchitecture(f"{id}: a {kind} with experts has no formulas here and is not guessed", hint="vram trace, with its config.json")
@@ -66,7 +69,9 @@ def _layers(config: Mapping[str, Any], kind: str, id: str) -> dict[str, Any]:
         return {"expert_every": config.get("decoder_sparse_step", 1)}
     if kind not in _FIRST_DENSE:
         return {}
-    if kind == "glm4_moe_lite":
+    if kind == "solar_open":
+        return {}
+    if kind in _BY_LIST:
         return {"first_dense_layers": _first_dense(config, id), "mtp_layers": config.get("num_nextn_predict_layers") or 0}
     if config.get("first_k_dense_replace") is None:
         raise UnreadableFile(f"{id}: config lacks first_k_dense_replace", hint=_HINT)

@@ -7,14 +7,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from calculator.architectures import architecture
 from calculator.errors import NotModelled, UnknownArchitecture, UnreadableFile
+from calculator.readers.gguf_families import FAMILIES
 from calculator.readers.header import Header
 from calculator.readers.untrusted import quoted
-
-# llama.cpp's architecture -> model type; llama with experts is mixtral. Mistral's files say llama, too.
-MODEL_TYPES: dict[str, str] = {
-    "llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "qwen3moe": "qwen3_moe", "phi3": "phi3", "gemma2": "gemma2", "gemma3": "gemma3_text",
-}  # fmt: skip
 
 _KEYS = {
     "hidden_size": "embedding_length", "num_hidden_layers": "block_count", "num_attention_heads": "attention.head_count",
@@ -23,8 +20,9 @@ _KEYS = {
     "moe_intermediate_size": "expert_feed_forward_length", "sliding_window": "attention.sliding_window",
 }  # fmt: skip
 _REQUIRED = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "max_position_embeddings")
-# what would change the inventory or the cache, and that none of the architectures above has
-_FOREIGN = ("expert_shared_count", "leading_dense_block_count", "nextn_predict_layers", "attention.kv_lora_rank", "ssm.state_size")
+# what would change the inventory or the cache, and is understood only where a family reads it
+_FOREIGN = ("expert_shared_count", "leading_dense_block_count", "nextn_predict_layers", "attention.kv_lora_rank", "attention.indexer.head_count",
+            "attention.shared_kv_layers", "embedding_length_per_layer_input", "ssm.state_size")  # fmt: skip
 
 
 def config_of(header: Header) -> dict[str, Any]:
@@ -33,29 +31,58 @@ def config_of(header: Header) -> dict[str, Any]:
     arch = metadata.get("general.architecture")
     if not isinstance(arch, str):
         raise UnreadableFile(f"{name} has no general.architecture", hint="the first part of a model, not an adapter or a tokenizer alone")
-    if arch not in MODEL_TYPES:
+    if arch not in FAMILIES:
         what = "a vision or audio projector, not a language model" if arch == "clip" else "an architecture without formulas here; it is not guessed"
-        raise UnknownArchitecture(f"{name}: {quoted(arch)} is {what}", allowed=", ".join(MODEL_TYPES), hint="vram inspect, which shows what the file holds")
+        raise UnknownArchitecture(f"{name}: {quoted(arch)} is {what}", allowed=", ".join(FAMILIES), hint="vram inspect, which shows what the file holds")
     if metadata.get("general.type", "model") != "model":
         raise UnreadableFile(f"{name} holds a {quoted(str(metadata['general.type']))}, not a model", hint="the model's own file")
-    config = {field: _uniform(metadata.get(f"{arch}.{key}"), key, name) for field, key in _KEYS.items()}
-    config = {field: value for field, value in config.items() if value is not None and not (field == "num_experts" and value == 0)}
+    family, own = FAMILIES[arch], {k.removeprefix(f"{arch}."): v for k, v in metadata.items() if k.startswith(f"{arch}.")}
+    shapes = {t.name: t.shape for t in header.tensors}
+    said = family.fields(own, shapes)
+    config = {field: said[field] if field in said else _uniform(own.get(key), key, name) for field, key in _KEYS.items()}
+    config = {field: value for field, value in config.items() if value is not None and not (field in ("num_experts", "sliding_window") and value == 0)}
     if missing := [f"{arch}.{_KEYS[field]}" for field in _REQUIRED if field not in config]:
         raise UnreadableFile(f"{name} lacks {', '.join(missing)}", hint="the model's own file, as published")
-    if found := [key for key in _FOREIGN if metadata.get(f"{arch}.{key}")]:
+    if found := [key for key in _FOREIGN if own.get(key) and key not in family.reads]:
         raise NotModelled(f"{name}: {arch} with {found[0]} has no formulas here", hint="vram inspect, which shows what the file holds")
-    value_length = metadata.get(f"{arch}.attention.value_length")
-    if value_length is not None and value_length != config.get("head_dim"):
-        raise NotModelled(f"{name}: values of {str(value_length)[:20]} elements a head beside keys of {str(config.get('head_dim'))[:20]}", hint="vram inspect")
-    shapes = {t.name: t.shape for t in header.tensors}
-    config |= {"model_type": MODEL_TYPES[arch], "vocab_size": _vocabulary(header, arch, shapes), "tie_word_embeddings": "output.weight" not in shapes,
-               "dtype": "bfloat16" if any(t.type == "BF16" for t in header.tensors) else "float16", "rope_scaling": {"type": _rope(metadata, arch, shapes)}}  # fmt: skip
-    if arch == "llama" and config.get("num_experts"):
-        config["model_type"] = "mixtral"
-    if arch == "llama":
-        config |= {"attention_bias": "blk.0.attn_output.bias" in shapes, "mlp_bias": "blk.0.ffn_down.bias" in shapes}
-    _check_rotary(config, metadata.get(f"{arch}.rope.dimension_count"), name)
+    config |= {"model_type": family.model_type, "vocab_size": _vocabulary(header, arch, shapes), "tie_word_embeddings": "output.weight" not in shapes,
+               "dtype": "bfloat16" if any(t.type == "BF16" for t in header.tensors) else "float16", "rope_scaling": {"type": _rope(own, shapes)},
+               "head_dim": _head_dim(config), **_biases(shapes), **_windows(own, family.model_type)}  # fmt: skip
+    config |= said
+    if "kv_lora_rank" in config:
+        if any(n.endswith("attn_kv_b.weight") for n in shapes):
+            raise NotModelled(f"{name} keeps attn_kv_b whole, as files from before April 2025: llama.cpp then caches keys and values of all heads",
+                              hint="a file converted since, or the model's name")  # fmt: skip
+        return config
+    key_length, value_length = own.get("attention.key_length", config.get("head_dim")), own.get("attention.value_length")
+    if value_length is not None and value_length != key_length:
+        raise NotModelled(f"{name}: values of {str(value_length)[:20]} elements a head beside keys of {str(key_length)[:20]}", hint="vram inspect")
+    if architecture(config["model_type"]).engines:
+        _check_rotary(config, own.get("rope.dimension_count"), name)
     return config
+
+
+def _head_dim(config: dict[str, Any]) -> Any:
+    """The file's, or as llama.cpp takes it where the file says nothing: whatever a config class would say."""
+    heads, hidden = config["num_attention_heads"], config["hidden_size"]
+    if "head_dim" in config or not isinstance(heads, int) or not isinstance(hidden, int) or heads < 1:
+        return config.get("head_dim")
+    return hidden // heads
+
+
+def _biases(shapes: dict[str, tuple[int, ...]]) -> dict[str, bool]:
+    """The switches of config classes, as the file's first layer has them."""
+    attention = any(f"blk.0.{name}.bias" in shapes for name in ("attn_q", "attn_qkv", "attn_output"))
+    inner = any(f"blk.0.{name}.bias" in shapes for name in ("ffn_down", "ffn_up"))
+    return {"attention_bias": attention, "mlp_bias": inner, "use_bias": attention or inner}
+
+
+def _windows(own: dict[str, Any], model_type: str) -> dict[str, Any]:
+    """Which layers have a window, where the file lists them."""
+    pattern = own.get("attention.sliding_window_pattern")
+    if isinstance(pattern, list):
+        return {"layer_types": ["sliding_attention" if near else "full_attention" for near in pattern]} if architecture(model_type).full_every else {}
+    return {"sliding_window_pattern": pattern} if pattern else {}
 
 
 def _uniform(value: Any, key: str, name: str) -> Any:
@@ -75,17 +102,16 @@ def _vocabulary(header: Header, arch: str, shapes: dict[str, tuple[int, ...]]) -
     return shape[0]
 
 
-def _rope(metadata: dict[str, Any], arch: str, shapes: dict[str, tuple[int, ...]]) -> str:
+def _rope(own: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> str:
     if "rope_freqs.weight" in shapes:
         return "llama3"
     if "rope_factors_long.weight" in shapes:
         return "longrope"
-    kind = metadata.get(f"{arch}.rope.scaling.type", "default")
+    kind = own.get("rope.scaling.type", "default")
     return kind if isinstance(kind, str) and kind != "none" else "default"
 
 
 def _check_rotary(config: dict[str, Any], dimensions: Any, name: str) -> None:
-    heads, hidden = config.get("num_attention_heads"), config.get("hidden_size")
-    head_dim = config.get("head_dim") or (hidden // heads if isinstance(heads, int) and isinstance(hidden, int) and heads else None)
+    head_dim = config.get("head_dim")
     if dimensions is not None and head_dim is not None and dimensions != head_dim:
         raise NotModelled(f"{name}: rotary embeddings over {str(dimensions)[:20]} of {head_dim} elements of a head come in a later version", hint="vram inspect")

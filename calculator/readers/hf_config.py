@@ -10,6 +10,7 @@ from calculator.architectures import Architecture, architecture
 from calculator.errors import NotModelled, UnreadableFile
 from calculator.readers.feed_forward import experts
 from calculator.readers.nested import text_config
+from calculator.readers.own_fields import own_fields, renamed
 from calculator.readers.untrusted import LocalFile, inside, read_json, shown
 from calculator.spec import LatentAttention, ModelSpec
 
@@ -41,6 +42,7 @@ def model_from_config(config: Mapping[str, Any], *, id: str, trusted: bool = Fal
     if not isinstance(config["model_type"], str):
         raise UnreadableFile(f"{id}: text_config has no model_type", hint="the model's own config.json, as published")
     row = architecture(config["model_type"])
+    config = renamed(config, id)
     if missing := [name for name in _REQUIRED if config.get(name) is None]:
         raise UnreadableFile(f"{id}: config lacks {', '.join(missing)}", hint="the model's own config.json, as published")
     heads, tied = config["num_attention_heads"], config.get("tie_word_embeddings")
@@ -53,7 +55,7 @@ def model_from_config(config: Mapping[str, Any], *, id: str, trusted: bool = Fal
         "num_key_value_heads": heads if config.get("num_key_value_heads") is None or mla else config["num_key_value_heads"],
         "head_dim": mla.qk_nope_head_dim + mla.qk_rope_head_dim if mla else _head_dim(config, row, id),
         # transformers' base class ties unless told otherwise; each config class says what absence means
-        "tie_word_embeddings": row.tied if tied is None else tied,
+        "tie_word_embeddings": False if row.encoder else row.tied if tied is None else tied,
         "dtype": _dtype(config, id, absent="bfloat16" if config.get("quantization_config") else None),
         "attention_bias": _attention_bias(config, row, id),
         "mlp_bias": _switch(config, row.mlp_bias_setting, id, absent=row.mlp_bias_setting == "use_bias" and row.attention_bias != "none"),
@@ -64,6 +66,7 @@ def model_from_config(config: Mapping[str, Any], *, id: str, trusted: bool = Fal
         "vision_parameters": vision,
         **_windows(config, row, id),
         **experts(config, row, id),
+        **own_fields(config, id),
     }
     if config.get("partial_rotary_factor") not in (None, 1, 1.0) and row.engines:
         raise NotModelled(f"{id}: rotary embeddings over a part of head_dim come in a later version", hint="vram trace, with its config.json")
@@ -93,7 +96,7 @@ def _head_dim(config: Mapping[str, Any], row: Architecture, id: str) -> Any:
 
 
 def _latent_attention(config: Mapping[str, Any]) -> LatentAttention | None:
-    if not config["model_type"].startswith(("deepseek", "kimi", "glm4_moe_lite")):
+    if not config["model_type"].startswith(("deepseek", "kimi", "glm4_moe_lite", "glm_moe_dsa")):
         return None
     names = ("kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
     if missing := [*(name for name in names if not isinstance(config.get(name), int)), *(["q_lora_rank"] if "q_lora_rank" not in config else [])]:

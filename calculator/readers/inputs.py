@@ -12,12 +12,13 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from calculator.errors import UnreadableFile
-from calculator.spec import AttentionBias, DType, LatentAttention, Segment
+from calculator.spec import AttentionBias, ByLayer, DType, Indexer, LatentAttention, Segment
 
 # larger than anything real; a hostile file can't make numbers that nobody can read
 Dimension = Annotated[int, Field(ge=1, le=2**31)]
 Count = Annotated[int, Field(ge=1, le=100_000)]
 Tokens = Annotated[int, Field(ge=1, le=2**40)]
+Width = Annotated[int, Field(ge=0, le=2**31)]
 Positive = Annotated[int, Field(ge=1)]
 
 
@@ -33,6 +34,27 @@ class LatentAttentionInput(_Input):
     qk_nope_head_dim: Dimension
     qk_rope_head_dim: Dimension
     v_head_dim: Dimension
+
+
+class IndexerInput(_Input):
+    """Indexer, checked."""
+
+    heads: Count
+    head_dim: Dimension
+
+
+class ByLayerInput(_Input):
+    """ByLayer, checked."""
+
+    input_width: Width
+    input_vocab: Width
+    kv_shared_layers: Annotated[int, Field(ge=0, le=10_000)] = 0
+    laurel_rank: Width = 0
+    altup_inputs: Annotated[int, Field(ge=0, le=1000)] = 0
+    full_head_dim: Annotated[int, Field(ge=0, le=1_000_000)] = 0
+    full_kv_heads: Annotated[int, Field(ge=0, le=100_000)] = 0
+    values_are_keys: bool = False
+    double_wide: bool = False
 
 
 class ModelInput(_Input):
@@ -66,6 +88,19 @@ class ModelInput(_Input):
     qk_norm: bool = False
     head_bias: bool = False
     vision_parameters: Annotated[int, Field(ge=0, le=2**40)] = 0
+    indexer: IndexerInput | None = None
+    by_layer: ByLayerInput | None = None
+    cross_attention_layers: Annotated[tuple[Annotated[int, Field(ge=0, le=10_000)], ...], Field(max_length=10_000)] = ()
+    image_tokens: Annotated[int, Field(ge=0, le=2**31)] = 0
+    token_types: Width = 0
+    block_norms: Annotated[int, Field(ge=0, le=2)] = 0
+
+    @model_validator(mode="after")
+    def _layers_are_the_models(self) -> ModelInput:
+        shared = self.by_layer.kv_shared_layers if self.by_layer else 0
+        if shared >= self.num_hidden_layers or any(i >= self.num_hidden_layers for i in self.cross_attention_layers):
+            raise ValueError(f"kv_shared_layers {shared} or cross_attention_layers lie beyond {self.num_hidden_layers} layers")
+        return self
 
     @model_validator(mode="after")
     def _some_layers_have_experts(self) -> ModelInput:
@@ -128,7 +163,7 @@ class GpuInput(_Input):
 def check_model(fields: Mapping[str, Any]) -> None:
     """Raise UnreadableFile for the first field that can't be, in one line."""
     try:
-        ModelInput.model_validate({name: asdict(value) if isinstance(value, LatentAttention) else value for name, value in fields.items()})
+        ModelInput.model_validate({name: asdict(value) if isinstance(value, (LatentAttention, Indexer, ByLayer)) else value for name, value in fields.items()})
     except ValidationError as e:
         first = e.errors()[0]
         where = ".".join(str(part) for part in first["loc"])

@@ -12,9 +12,6 @@ ALIASES = {"qwen3_vl_text": "qwen3", "qwen3_vl_moe_text": "qwen3_moe", "qwen2_5_
 _FLAT = {"qwen2_vl": "qwen2", "qwen2_5_vl": "qwen2"}  # older configs keep the text model's fields at the top
 # not models of text beside a tower: their layers attend to images, share caches, or carry inputs of their own
 _REFUSED = {
-    "mllama": "cross-attention layers keep a cache of image tokens",
-    "gemma3n": "per-layer inputs and shared caches (AltUp, LAuReL)",
-    "gemma4": "per-layer inputs and shared caches",
     "qwen3_5": "gated DeltaNet layers with a recurrent state",
     "qwen3_5_moe": "gated DeltaNet layers with a recurrent state",
     "deepseek_v4": "a compressed cache whose layout isn't published in transformers",
@@ -52,6 +49,8 @@ def text_config(config: Mapping[str, Any], id: str) -> tuple[dict[str, Any], int
         count = _TOWERS[outer](vision, inner, config)
     except (KeyError, TypeError, ZeroDivisionError) as e:
         raise UnreadableFile(f"{id}: vision_config lacks or misstates {str(e)[:60]}", hint="the config as published") from None
+    if outer == "mllama":  # rows of an image of the most tiles, which cross-attention caches
+        merged["image_tokens"] = vision["max_num_tiles"] * ((vision["image_size"] // vision["patch_size"]) ** 2 + 1)
     if not isinstance(count, int) or count < 1:
         raise UnreadableFile(f"{id}: vision_config's dimensions aren't whole numbers above 0", hint="the config as published")
     return merged, count
@@ -131,7 +130,46 @@ def _llama4(v: Mapping[str, Any], text: Mapping[str, Any], _: Mapping[str, Any])
     return int(v["num_hidden_layers"] * layer + outer + adapter + v["vision_output_dim"] * text["hidden_size"])
 
 
+def _mllama(v: Mapping[str, Any], text: Mapping[str, Any], _: Mapping[str, Any]) -> int:
+    """Llama 3.2 Vision: layers and global layers, tables of positions by tile and aspect ratio, a matrix to the text's width.
+
+    Source: transformers v5.23.0 models/mllama/modeling_mllama.py MllamaVisionModel.
+    """
+    h, f, tiles, layers = v["hidden_size"], v["intermediate_size"], v["max_num_tiles"], v["num_hidden_layers"] + v["num_global_layers"]
+    patches, ratios = (v["image_size"] // v["patch_size"]) ** 2 + 1, len(v["supported_aspect_ratios"]) + 1
+    layer = 4 * h * h + 2 * h * f + f + h + 4 * h
+    outer = h + v.get("num_channels", 3) * v["patch_size"] ** 2 * h + patches * h + 1 + ratios * tiles * patches * h + 2 * (ratios * tiles * h + 1) + 4 * h
+    return int(layers * layer + 2 * v["num_global_layers"] + outer + v["vision_output_dim"] * text["hidden_size"] + text["hidden_size"])
+
+
+def _gemma4(v: Mapping[str, Any], text: Mapping[str, Any], config: Mapping[str, Any]) -> int:
+    """Gemma 4: gated blocks with norms of heads, two tables of positions, a matrix to the text's width; the audio tower beside it.
+
+    Source: transformers v5.23.0 models/gemma4/modeling_gemma4.py Gemma4VisionModel, Gemma4MultimodalEmbedder.
+    """
+    audio = config.get("audio_config")
+    beside = _conformer(audio, text["hidden_size"]) if isinstance(audio, dict) else 0
+    h, f, d = v["hidden_size"], v["intermediate_size"], v["head_dim"]
+    q, kv = v["num_attention_heads"] * d, v["num_key_value_heads"] * d
+    block = 2 * h * q + 2 * h * kv + 2 * d + 3 * h * f + 4 * h
+    scales = 2 * h if v.get("standardize") else 0
+    patch = 3 * v["patch_size"] ** 2 * h + 2 * v["position_embedding_size"] * h
+    return int(v["num_hidden_layers"] * block + patch + scales + h * text["hidden_size"] + beside)
+
+
+def _conformer(a: Mapping[str, Any], width: int) -> int:
+    """Gemma 4's audio tower: two convolutions, Conformer layers, and a matrix to the text's width; without the clips' bounds.
+
+    Source: transformers v5.23.0 models/gemma4/modeling_gemma4.py Gemma4AudioModel; 304,824,608 with the class's defaults.
+    """
+    h, (first, second), out, bins = a["hidden_size"], a["subsampling_conv_channels"], a["output_proj_dims"], 128
+    start = 9 * first + first + 9 * first * second + second + second * (bins // 4) * h
+    feed_forward, attention = 2 * (8 * h * h + 2 * h), h // a["num_attention_heads"] + 5 * h * h
+    convolution = 3 * h * h + h * a["conv_kernel_size"] + 2 * h
+    return int(start + a["num_hidden_layers"] * (feed_forward + attention + convolution + 3 * h) + out * h + out + out * width)
+
+
 _TOWERS: dict[str, Callable[[Mapping[str, Any], Mapping[str, Any], Mapping[str, Any]], int]] = {
     "gemma3": _siglip, "mistral3": _pixtral, "qwen3_vl": _qwen3_vl, "qwen3_vl_moe": _qwen3_vl, "qwen2_5_vl": _qwen2_5_vl,
-    "qwen2_vl": _qwen2_vl, "llama4": _llama4,
+    "qwen2_vl": _qwen2_vl, "llama4": _llama4, "mllama": _mllama, "gemma4": _gemma4,
 }  # fmt: skip

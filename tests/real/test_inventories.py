@@ -13,6 +13,7 @@ from collections import Counter
 import pytest
 
 from calculator.architectures import ARCHITECTURES, build_inventory
+from calculator.engines.kinds import loaded
 from calculator.readers.hf_config import model_from_config
 
 pytestmark = [
@@ -25,6 +26,14 @@ EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 48, "norm_topk_pro
 LATENT = {"kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 4, "v_head_dim": 12, "num_key_value_heads": 4, "head_dim": None}
 DEEPSEEK = EXPERTS | LATENT | {"n_routed_experts": 4, "n_shared_experts": 2, "first_k_dense_replace": 1, "n_group": 1, "topk_group": 1}
 LLAMA4 = {"num_local_experts": 4, "num_experts_per_tok": 1, "intermediate_size_mlp": 80, "attention_chunk_size": 64}
+INDEXER = {"index_n_heads": 2, "index_head_dim": 8, "index_topk": 16}
+NO_GROUPS = {"num_key_value_heads": None, "head_dim": None}
+GPT = NO_GROUPS | {"intermediate_size": None, "max_position_embeddings": None, "n_embd": 64, "n_layer": 4, "n_head": 4, "n_positions": 256}
+FALCON = NO_GROUPS | {"intermediate_size": None, "ffn_hidden_size": 96, "bias": False, "alibi": False, "multi_query": True, "parallel_attn": True,
+          "new_decoder_architecture": False}  # fmt: skip
+BERT = NO_GROUPS | {"type_vocab_size": 2, "max_position_embeddings": 130}
+GEMMA4 = {"num_hidden_layers": 18, "sliding_window": 64, "global_head_dim": 24, "num_kv_shared_layers": 0, "vocab_size_per_layer_input": 90,
+          "hidden_size_per_layer_input": 8, "layer_types": (["sliding_attention"] * 5 + ["full_attention"]) * 3}  # fmt: skip
 CASES: dict[str, list[dict]] = {
     "llama": [{}, {"attention_bias": True, "mlp_bias": True}, {"tie_word_embeddings": True, "num_key_value_heads": 4, "head_dim": 24}],
     "phi3": [{}, {"tie_word_embeddings": True}],
@@ -52,11 +61,33 @@ CASES: dict[str, list[dict]] = {
     "glm4_moe_lite": [DEEPSEEK | {"q_lora_rank": rank, "mlp_layer_types": ["dense"] + 3 * ["sparse"]} for rank in (None, 24)] + [
         {k: v for k, v in DEEPSEEK.items() if k != "first_k_dense_replace"} | {"q_lora_rank": 24}],
     "deepseek_v3": [DEEPSEEK | {"q_lora_rank": rank, "attention_bias": bool(rank)} for rank in (None, 24)],
+    "deepseek_v32": [DEEPSEEK | INDEXER | {"q_lora_rank": 24}],
+    "glm_moe_dsa": [DEEPSEEK | INDEXER | {"q_lora_rank": 24}],
+    "dots1": [EXPERTS | {"n_routed_experts": 4, "n_shared_experts": 2, "first_k_dense_replace": 1}],
+    "solar_open": [EXPERTS | {"n_routed_experts": 4, "n_shared_experts": 1}],
+    "exaone_moe": [EXPERTS | {"num_experts": 4, "num_shared_experts": 1, "sliding_window": 64}],
+    "gemma3n_text": [{"num_hidden_layers": 10, "sliding_window": 64, "num_kv_shared_layers": 5, "vocab_size_per_layer_input": 90, "hidden_size_per_layer_input": 8,
+                      "laurel_rank": 6, "altup_num_inputs": 3}],
+    "gemma4_text": [GEMMA4 | {"num_kv_shared_layers": 6, "use_double_wide_mlp": True},
+                    GEMMA4 | {"hidden_size_per_layer_input": 0, "num_global_key_value_heads": 1, "attention_k_eq_v": True, "enable_moe_block": True, "num_experts": 4,
+                              "top_k_experts": 2, "moe_intermediate_size": 48}],
+    "mllama_text_model": [{"cross_attention_layers": [1, 3], "head_dim": None}],
+    "gpt2": [GPT, GPT | {"n_inner": 80}], "gptj": [GPT | {"rotary_dim": 4}], "gpt_bigcode": [GPT | {"multi_query": True}, GPT | {"multi_query": False}],
+    "gpt_neox": [NO_GROUPS, NO_GROUPS | {"attention_bias": False}],
+    "falcon": [FALCON | {"new_decoder_architecture": True, "num_kv_heads": 2}, FALCON | {"multi_query": True, "parallel_attn": True},
+               FALCON | {"new_decoder_architecture": True, "num_kv_heads": 2, "num_ln_in_parallel_attn": 1},
+               FALCON | {"multi_query": False, "parallel_attn": False, "bias": True, "alibi": True}],
+    "phi": [{"num_key_value_heads": 4, "head_dim": None}], "bloom": [GPT | {"seq_length": 128}], "mpt": [NO_GROUPS | {"intermediate_size": None, "d_model": 64, "n_layers": 4, "n_heads": 4, "max_seq_len": 256}],
+    "opt": [NO_GROUPS | {"intermediate_size": None, "ffn_dim": 96, "word_embed_proj_dim": 64}],
+    "bert": [BERT], "roberta": [BERT | {"pad_token_id": 1}], "xlm-roberta": [BERT | {"pad_token_id": 1, "type_vocab_size": 1}],
+    "nomic_bert": [BERT | {"pad_token_id": 0}], "modernbert": [BERT | {"pad_token_id": 0}],
 }  # fmt: skip
 NULLS = ("sliding_window", "pad_token_id", "q_lora_rank")  # mean something
 _OTHER_CODE = {"kimi_k2"}  # deepseek_v3 under its own name
 _MODULE_NAMES = {"block_sparse_moe.": "mlp.", "mlp.moe_statics.": "mlp.gate.moe_statics."}
-_OWN_NAMES = {"granitemoe": {"block_sparse_moe.router.layer.weight": "block_sparse_moe.router.weight"}, "phimoe": {"block_sparse_moe.gate": "mlp.router"}}
+_NOMIC = {"encoder.layers": "layers", "emb_ln": "embeddings.LayerNorm", "attn.out_proj": "self_attn.o_proj", "mlp.fc11": "mlp.up_proj", "mlp.fc12": "mlp.gate_proj",
+          "mlp.fc2": "mlp.down_proj", "norm1": "post_attention_layernorm", "norm2": "post_mlp_layernorm"}  # fmt: skip
+_OWN_NAMES = {"exaone_moe": {"mlp.e_score": "mlp.gate.e_score"}, "gpt_neox": {"embed_out": "lm_head"}, "nomic_bert": _NOMIC, "granitemoe": {"block_sparse_moe.router.layer.weight": "block_sparse_moe.router.weight"}, "phimoe": {"block_sparse_moe.gate": "mlp.router"}}
 
 
 def of_inventory(spec) -> Counter[tuple[str, tuple[int, ...]]]:
@@ -66,23 +97,37 @@ def of_inventory(spec) -> Counter[tuple[str, tuple[int, ...]]]:
         name = group.name
         for ours, theirs in names.items():
             name = name.replace(ours, theirs)
-        for layer in group.indices or (None,):
-            found[name.replace("{layer}", str(layer)), group.shape] += 1
+        parts, shape = [name], group.shape
+        if spec.model_type == "nomic_bert" and "Wqkv" in name:
+            parts, shape = [name.replace("attn.Wqkv", f"self_attn.{p}_proj") for p in "qkv"], (shape[0] // 3, shape[1])
+        for part in parts:
+            for layer in group.indices or (None,):
+                if spec.by_layer and layer is not None and not loaded(spec.by_layer, part, layer, spec.num_hidden_layers):
+                    continue  # in checkpoints, and not in the module
+                found[part.replace("{layer}", str(layer)), shape] += 1
     return found
 
 
 def of_module(model_type: str, config: dict) -> Counter[tuple[str, tuple[int, ...]]]:
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, MllamaForCausalLM
 
     made = AutoConfig.for_model(model_type, **{k: v for k, v in config.items() if k not in ("torch_dtype", "model_type")})
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(made)
+        if model_type == "mllama_text_model":
+            model = MllamaForCausalLM(made)
+        else:
+            model = (AutoModel if ARCHITECTURES[model_type].encoder else AutoModelForCausalLM).from_config(made)
     found: Counter[tuple[str, tuple[int, ...]]] = Counter()
     tied = made.tie_word_embeddings
     for name, tensor in model.state_dict().items():
         shape = tuple(tensor.shape)
-        if name == "lm_head.weight" and tied:
+        if name in ("lm_head.weight", "embed_out.weight") and tied:
+            continue
+        if model_type == "gpt2" and len(shape) == 2 and ".h." in name:  # Conv1D is a transposed Linear
+            shape = shape[::-1]
+        if model_type == "gemma4_text" and ".experts." in name:
+            found[name, shape] += 1
             continue
         if name.endswith("experts.gate_up_proj") and model_type != "gpt_oss":
             out = shape[1] // 2 if model_type != "llama4_text" else shape[2] // 2
@@ -108,10 +153,10 @@ def test_names_and_shapes_equal_the_real_models(model_type):
         assert ours == theirs, {"only ours": sorted((ours - theirs).elements())[:6], "only theirs": sorted((theirs - ours).elements())[:6]}
 
 
-@pytest.mark.parametrize("model_type", sorted(set(ARCHITECTURES) - _OTHER_CODE - {"hunyuan_v1_moe"}))  # its class needs a head_dim
+@pytest.mark.parametrize("model_type", sorted(set(ARCHITECTURES) - _OTHER_CODE - {"hunyuan_v1_moe", "hunyuan_v1_dense"}))  # their classes need a head_dim
 def test_what_a_config_leaves_unsaid_is_what_its_class_says(model_type):
     """head_dim, tying and biases of a config that doesn't mention them."""
-    case = {k: v for k, v in CASES.get(model_type, [{}])[0].items() if not re.search("bias|tie|head_dim$", k) or k.startswith(("qk_", "v_"))}
+    case = {k: v for k, v in CASES.get(model_type, [{}])[0].items() if not re.search("bias|tie|head_dim$", k) or k.startswith(("qk_", "v_", "index_", "global_"))}
     config = {k: v for k, v in (BASE | {"model_type": model_type} | case).items() if k != "head_dim"}
     config = {k: v for k, v in config.items() if v is not None or k in NULLS}
     assert of_inventory(model_from_config(config, id=model_type)) == of_module(model_type, config)
@@ -128,7 +173,11 @@ TOWERS = {
     "llama4": {"hidden_size": 48, "intermediate_size": 192, "num_hidden_layers": 3, "num_attention_heads": 4, "image_size": 56, "patch_size": 14, "pixel_shuffle_ratio": 0.5,
                "projector_input_dim": 40, "projector_output_dim": 40, "vision_output_dim": 40},
 }  # fmt: skip
-TEXTS = {"gemma3": "gemma3_text", "mistral3": "mistral", "qwen3_vl": "qwen3_vl_text", "qwen2_5_vl": "qwen2_5_vl_text", "qwen2_vl": "qwen2_vl_text", "llama4": "llama4_text"}
+TOWERS["mllama"] = {"hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3, "num_global_layers": 2, "attention_heads": 4, "image_size": 56, "patch_size": 14,
+                    "max_num_tiles": 3, "vision_output_dim": 96, "supported_aspect_ratios": [[1, 1], [1, 2]], "intermediate_layers_indices": [1]}  # fmt: skip
+TOWERS["gemma4"] = {"hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 12, "patch_size": 8,
+                    "position_embedding_size": 50}  # fmt: skip
+TEXTS = {"mllama": "mllama_text_model", "gemma4": "gemma4_text", "gemma3": "gemma3_text", "mistral3": "mistral", "qwen3_vl": "qwen3_vl_text", "qwen2_5_vl": "qwen2_5_vl_text", "qwen2_vl": "qwen2_vl_text", "llama4": "llama4_text"}
 
 
 @pytest.mark.parametrize("outer", TOWERS)
@@ -136,16 +185,19 @@ def test_a_multimodal_model_is_its_text_and_a_tower(outer):
     import torch
     from transformers import AutoConfig, AutoModelForImageTextToText
 
-    text = BASE | CASES.get(TEXTS[outer], [{}])[0] | {"model_type": TEXTS[outer], "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}
+    text = BASE | (GEMMA4 if outer == "gemma4" else CASES.get(TEXTS[outer], [{}])[0]) | {"model_type": TEXTS[outer], "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}
     if outer.startswith("qwen"):
         text["rope_parameters"]["mrope_section"] = [2, 3, 3]
-    if outer.startswith("qwen2"):  # without a head_dim of its own
+    if outer.startswith("qwen2") or outer == "mllama":  # without a head_dim of its own
         del text["head_dim"]
+    if outer == "gemma4":  # one for each kind of layer
+        del text["rope_parameters"]
     config = {"text_config": text, "vision_config": TOWERS[outer]}
     made = AutoConfig.for_model(outer, **{"text_config": {k: v for k, v in text.items() if k != "torch_dtype"}, "vision_config": TOWERS[outer]})
     with torch.device("meta"):
-        real = sum(p.numel() for p in AutoModelForImageTextToText.from_config(made).parameters())
-    config |= {"model_type": outer, "tie_word_embeddings": made.tie_word_embeddings}
+        model = AutoModelForImageTextToText.from_config(made)
+        real = sum(p.numel() for p in model.parameters()) + sum(b.numel() for name, b in model.named_buffers() if "layer_scalar" in name)
+    config |= {"model_type": outer, "tie_word_embeddings": getattr(made, "tie_word_embeddings", False)}
     inventory = build_inventory(model_from_config(config, id=outer))
     assert inventory.parameters == real
     assert 0 < inventory.vision_parameters < real

@@ -19,6 +19,8 @@ from calculator.quantization import Stored, StoredGroup
 from calculator.units import align_up
 
 SOURCE = "llama.cpp src/llama-model.cpp load_tensors @0c1e57098; ggml-cuda.cu get_alloc_size"
+INPUTS = frozenset({"embedding", "layer_embedding", "position"})  # LLM_TENSOR_LAYER_INPUT, src/llama-arch.cpp: always the host's
+_FIRST_LAYER = ("per_layer_", "embeddings_layernorm", "token_embd_norm", "emb_ln", "embeddings.LayerNorm", "embeddings.norm")  # as a tensor of layer 0
 NO_CUDA_KERNEL = frozenset({"TQ1_0", "TQ2_0"})  # ggml-cuda.cu ggml_backend_cuda_device_supports_op, MUL_MAT
 
 
@@ -71,10 +73,10 @@ def place(stored: Stored, *, layers: int, tied: bool, context: Context) -> Place
     host, output = context.gpus, places[layers]
     held: list[list[StoredGroup]] = [[] for _ in range(host + 1)]
     experts: list[StoredGroup] = []
-    embedding = [g for g in stored if g.group.role == "embedding"]
+    embedding = [g for g in stored if g.group.role in INPUTS]
     for group in stored:
-        if group.group.role == "embedding":
-            if tied and output != host:
+        if group.group.role in INPUTS:
+            if tied and output != host and group.group.role == "embedding":
                 held[output].append(group)
         elif group.layers:
             by_place: dict[int, list[int]] = {}
@@ -87,6 +89,8 @@ def place(stored: Stored, *, layers: int, tied: bool, context: Context) -> Place
         elif group.group.name.startswith("rope_"):  # one for the layers of each place
             for where in dict.fromkeys(places[:layers]):
                 held[where].append(group)
+        elif any(word in group.group.name for word in _FIRST_LAYER):
+            held[places[0]].append(group)
         else:
             held[output].append(group)
     gpus = tuple(tuple(g for g in part if g.format not in NO_CUDA_KERNEL) for part in held[:host])

@@ -6,6 +6,7 @@ from typing import Literal, NamedTuple
 
 from calculator.engines.base import Job
 from calculator.engines.releases import History, Release
+from calculator.spec import GpuSpec
 from calculator.units import GIB
 
 LARGE_MEMORY = 70 * GIB  # vllm v0.19.0 engine/arg_utils.py L2053
@@ -63,6 +64,19 @@ def before_ampere(job: Job) -> bool:
     """Whether the card computes no bfloat16: a compute capability below 8.0."""
     capability = job.gpu.compute_capability if job.gpu else None
     return capability is not None and int(capability.split(".")[0]) < 8
+
+
+def latent_block_size(release: Release, gpu: GpuSpec | None) -> int:
+    """Tokens of a block that the backend of latent attention wants: 64 for FlashMLA (Hopper) until 0.14, 128 for CUTLASS, 32 for FlashInfer.
+
+    Source: vllm v0.8.5 platforms/cuda.py L142-156, v0.11.0 L126-182, v0.14.0 L160-231; v0.19.0 platforms/cuda.py L58-98,
+    platforms/interface.py L427-474: what the first backend prefers, 16 for FlashAttention and Triton.
+    """
+    capability = gpu.compute_capability if gpu else None
+    major = int(capability.split(".")[0]) if capability else 9
+    if major == 10:
+        return 16 if release < (0, 9) else 128 if release < (0, 16) else 32
+    return 64 if major == 9 and release < (0, 16) else 16
 
 
 def length_of(job: Job) -> int:

@@ -7,9 +7,11 @@ from dataclasses import replace
 from calculator.architectures import build_inventory
 from calculator.architectures.inventory import LINEAR_ROLES
 from calculator.engines.base import Job
-from calculator.engines.ranks import PACKED, element_bytes, held_by, rank_of, ranks_of, rotary_tables, shares_of
+from calculator.engines.ranks import PACKED, element_bytes, held_by, rank_of, ranks_of, shares_of
 from calculator.engines.vllm.allocator import unsplit
 from calculator.engines.vllm.deployment import version_of
+from calculator.engines.vllm.families import family_of, rotary_positions, rotary_tables, rotary_width
+from calculator.engines.vllm.layouts import absorbed_line, padded_line, router_line
 from calculator.engines.weights import weight_lines
 from calculator.ledger import Formula, Line
 from calculator.parallelism import Share
@@ -28,8 +30,9 @@ FP8_SINCE = (8, 9)  # compute capability: below it, FP8 weights run on the Marli
 def lines_of(job: Job) -> list[Line]:
     """Stored tensors, the rotary table, scales, and what the allocator doesn't split off."""
     model, size = job.model, element_bytes(job)
-    tables = rotary_tables(model)
-    table = tables * model.max_position_embeddings * model.head_dim * size
+    tables, positions, width = rotary_tables(model), rotary_positions(model), rotary_width(model)
+    element = 4 if family_of(model).wide_rotary else size
+    table = tables * positions * width * element
     rank = rank_of(job)
     lines = []
     for share in shares_of(job):
@@ -40,10 +43,10 @@ def lines_of(job: Job) -> list[Line]:
             mine = [replace(line, note=note) if line.name in ("embedding", "output head") and line.nbytes else line for line in mine]
         lines += mine
         lines.append(Line("weights", "rotary cos and sin", table,
-                          Formula("{n} × {P} (positions) × {d} (head_dim) × {e}",
-                                  {"n": tables, "P": model.max_position_embeddings, "d": model.head_dim, "e": size}),
+                          Formula("{n} × {P} (positions) × {d} (head_dim) × {e}", {"n": tables, "P": positions, "d": width, "e": element}),
                           ROPE_SOURCE, device=share.device,
                           note="one table, shared by the layers" if tables == 1 else "one for windowed layers, one for the others"))  # fmt: skip
+        lines += [line for line in (router_line(job, share, held), absorbed_line(job, rank, share), padded_line(job, rank, share)) if line]
         if version_of(job).v1:
             lines.append(Line("weights", "attention scales", 7 * 512 * len(share.layers),
                               Formula("7 × 512 (allocated bytes of a scalar) × {L} (layers)", {"L": len(share.layers)}),
@@ -54,10 +57,11 @@ def lines_of(job: Job) -> list[Line]:
             lines.append(_marlin_line(job, rank, share))
         matrices = sum(g.count for g in held if len(g.parts) > 1)
         packed = job.scheme.storage if job.scheme.name.startswith(PACKED) and not rank.num_experts else None
-        point = 0 if matrices and packed is None else _unsplit(rank, share, size, packed)
+        simulated = not (matrices and packed is None) and not model.mla and not model.vision_parameters
+        point = _unsplit(rank, share, size, packed) if simulated else 0
         lines.append(Line("weights", "allocator rounding", point, Formula("{n}", {"n": point}), ROUNDING_SOURCE,
                           basis="modelled", low=0, high=point + 4 * MIB + MIB * matrices, device=share.device,
-                          note=_rounding_note(matrices, packed is not None)))  # fmt: skip
+                          note=_rounding_note(matrices, packed is not None) if simulated or matrices else "not simulated for this model"))  # fmt: skip
     return lines
 
 
@@ -137,7 +141,7 @@ def _unsplit(rank: ModelSpec, share: Share, size: int, packed: Storage | None = 
         experts, f = rank.num_experts, rank.expert_intermediate_size
         layer += [experts * h * size, experts * 2 * f * h * size, experts * h * f * size]
     else:
-        layer += [*matrix(2 * f, h), *matrix(h, f)]
+        layer += [*matrix(2 * f if family_of(rank).gated else f, h), *matrix(h, f)]
     layer += [h * size] * sum(".layers." in name and name.endswith("layernorm.weight") for name in names)
     table = positions * d
     rope = (4 * positions, 2 * table, 2 * table, 2 * table, 4 * table, size * table)

@@ -98,8 +98,8 @@ class Vllm(Server):
         """None: no preset."""
         return None
 
-    def preset(self, chosen: Mapping[str, Any], version: str, model: ModelSpec, scheme: Scheme, workload: Workload, gpu: GpuSpec | None,
-               gpus: int) -> Mapping[str, Any]:  # noqa: ARG002  # fmt: skip
+    def preset(self, chosen: Mapping[str, Any], version: str, model: ModelSpec, scheme: Scheme, workload: Workload,  # noqa: ARG002
+               gpu: GpuSpec | None, gpus: int) -> Mapping[str, Any]:  # noqa: ARG002  # fmt: skip
         """The block size that a backend of latent attention forces."""
         return {"block_size": latent_block_size(HISTORY.covered(version), gpu)} if model.mla else {}
 

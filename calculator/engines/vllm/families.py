@@ -76,18 +76,30 @@ def rotary_width(model: ModelSpec) -> int:
     return model.head_dim * turned // whole
 
 
-def rotary_positions(model: ModelSpec) -> int:
-    """Rows of the rotary table: four times the positions where images and videos have positions of their own (M-RoPE).
+def rotary_rows(model: ModelSpec) -> tuple[int, ...]:
+    """Rows of each rotary table.
 
-    Source: vllm v0.8.5 model_executor/layers/rotary_embedding.py L946; v0.19.0 layers/rotary_embedding/mrope.py L238.
+    Four times the positions where images and videos have positions of their own (M-RoPE); linear scaling stretches them.
+    Windowed layers have a table of their own where they are turned by another base (Gemma 3) or without scaling (OLMo 3).
+
+    Source: vllm v0.19.0 layers/rotary_embedding/mrope.py L238, linear_scaling_rope.py _compute_cos_sin_cache; v0.8.5
+    layers/rotary_embedding.py L946, models/gemma3.py L147-167; v0.19.0 models/olmo2.py L142-149.
     """
-    several = model.vision_parameters and model.model_type in ("qwen2", "qwen3", "qwen3_moe")
-    return model.max_position_embeddings * (4 if several else 1)
+    positions = model.max_position_embeddings
+    if model.vision_parameters and model.model_type in ("qwen2", "qwen3", "qwen3_moe"):
+        return (4 * positions,)
+    scaled = int(positions * model.rope_factor)
+    apart = model.model_type == "gemma3_text" or (model.model_type == "olmo3" and model.rope_type != "default")
+    return (positions, scaled) if apart else (scaled,)
 
 
-def rotary_tables(model: ModelSpec) -> int:
-    """Windowed layers are turned by another base (Gemma 3) or without scaling (OLMo 3): a second table.
+DEEP_LAYERS = 3  # of Qwen3-VL's towers, whose outputs are added to the first layers
 
-    Source: vllm v0.8.5 models/gemma3.py L147-167; v0.19.0 models/olmo2.py L142-149.
+
+def image_buffer_elements(model: ModelSpec, tokens: int) -> int:
+    """Elements of the buffers for the tower's deep outputs, made with the model (Qwen3-VL).
+
+    Source: vllm v0.19.0 model_executor/models/qwen3_vl.py L1503-1509: one of max_num_batched_tokens x hidden size each.
     """
-    return 2 if model.model_type == "gemma3_text" or (model.model_type == "olmo3" and model.rope_type != "default") else 1
+    deep = model.vision_parameters and model.model_type in ("qwen3", "qwen3_moe")
+    return DEEP_LAYERS * tokens * model.hidden_size if deep else 0

@@ -64,17 +64,20 @@ def mxfp4_extra(*, capability: tuple[int, int] | None, hidden: int, width: int) 
 
     Marlin (Ampere, Ada, consumer Blackwell)  3 (h' f' - h f) 17 / 32 + 2 (2 (f' - f) + h' - h)     h' to 256, f' to 128
     FlashInfer (Blackwell)                    the same, f' to 256
-    Triton (Hopper)      3 h f / 32 (the scales before swizzling stay) + rows padded to 256 in the swizzled ones
-                         + 2 (2 f + h) (biases in float32)
+    Triton (Hopper)                           f' to 64, a second copy of the scales, swizzled, its rows to 256, biases in float32
 
-    Equals 65.9651 and 13.72 GiB (Marlin) and 64.38 and 13.47 (Triton) of the 120B and the 20B within 0.25 %.     derived
+    Equals 65.9651 and 13.72 GiB (Marlin) and 64.38 and 13.47 (Triton) of the 120B and the 20B to 0.06 %.     derived
 
     Source: MXFP4_SOURCE; triton_kernels tensor_details/layout_details/hopper_scale.py, swizzle_data.
     """
     h, f = hidden, width
     if capability is not None and capability[0] == 9:
-        padding = (align_up(2 * f, 256) - 2 * f) * (h // 32) + (align_up(h, 256) - h) * (f // 32)
-        return 3 * h * f // 32 + padding + 2 * (2 * f + h), "(3 × {h} × {f} / 32 + {p} + 2 × (2 × {f} + {h}))", "Triton"
+        wide = align_up(f, 64)
+        swizzled = align_up(2 * wide, 256) * (h // 32) + align_up(h, 256) * (wide // 32)  # scales
+        stored = 3 * h * f * 17 // 32 + 2 * (2 * f + h)
+        held = 3 * h * wide * 17 // 32 + swizzled + 4 * (2 * wide + h)
+        formula = f"(3 × {{h}} × {wide} × 17 / 32 + {swizzled} (swizzled scales) + 4 × (2 × {wide} + {{h}}) - 3 × {{h}} × {{f}} × 17 / 32 - 2 × (2 × {{f}} + {{h}}))"
+        return held - stored, formula, "Triton"
     blackwell = capability is not None and capability[0] == 10
     wide, padded = align_up(h, 256), align_up(f, 256 if blackwell else 128)
     formula = f"(3 × ({wide} × {padded} - {{h}} × {{f}}) × 17 / 32 + 2 × (2 × ({padded} - {{f}}) + {wide} - {{h}}))"
@@ -89,7 +92,7 @@ def padded_line(job: Job, rank: ModelSpec, share: Share) -> Line | None:
     major, _, minor = (stated or "").partition(".")
     h, f = rank.hidden_size, rank.expert_intermediate_size
     each, formula, kernel = mxfp4_extra(capability=(int(major), int(minor)) if major else None, hidden=h, width=f)
-    symbols = {"L": len(share.layers), "E": rank.num_experts, "h": h, "f": f, "p": (align_up(2 * f, 256) - 2 * f) * (h // 32) + (align_up(h, 256) - h) * (f // 32)}
+    symbols = {"L": len(share.layers), "E": rank.num_experts, "h": h, "f": f}
     nbytes = symbols["L"] * symbols["E"] * each
     return Line("weights", "MXFP4 layout", nbytes, Formula("{L} (layers) × {E} (experts) × " + formula, symbols), MXFP4_SOURCE, device=share.device,
                 basis="derived" if major else "modelled", low=nbytes if major else 0, high=nbytes,

@@ -22,7 +22,15 @@ from calculator.engines.vllm.blocks import (
     layers_of_block,
 )
 from calculator.engines.vllm.command import start_command
-from calculator.engines.vllm.deployment import HISTORY, VERSIONS, batch_limits, before_ampere, latent_block_size, length_of, version_of
+from calculator.engines.vllm.deployment import (
+    HISTORY,
+    VERSIONS,
+    batch_limits,
+    before_ampere,
+    latent_block_size,
+    length_of,
+    version_of,
+)
 from calculator.engines.vllm.families import FAMILIES, check_family
 from calculator.engines.vllm.layouts import check_blocks
 from calculator.engines.vllm.pool import for_one, pool_of

@@ -19,6 +19,8 @@ MXFP4_SOURCE = (
     "vllm v0.11.0 model_executor/layers/quantization/mxfp4.py L55-107, L187-226; v0.19.0 layers/fused_moe/oracle/mxfp4.py L376-400"
 )
 
+TRITON_SINCE = (0, 11, 0)  # wheels before have no triton_kernels: vllm#23278, an H100 on 0.10.1, runs Marlin
+
 
 def check_blocks(job: Job, rank: ModelSpec) -> None:
     """Refuse ranks whose experts aren't whole blocks of 128, in the engine's words.
@@ -59,19 +61,19 @@ def absorbed_line(job: Job, rank: ModelSpec, share: Share) -> Line | None:
                 device=share.device, note="a copy of kv_b_proj in 16 bits")  # fmt: skip
 
 
-def mxfp4_extra(*, capability: tuple[int, int] | None, hidden: int, width: int) -> tuple[int, str, str]:
+def mxfp4_extra(*, capability: tuple[int, int] | None, hidden: int, width: int, triton: bool = True) -> tuple[int, str, str]:
     """What the kernel of a GPU adds to an expert [bytes], its formula, and the kernel's name.
 
     Marlin (Ampere, Ada, consumer Blackwell)  3 (h' f' - h f) 17 / 32 + 2 (2 (f' - f) + h' - h)     h' to 256, f' to 128
     FlashInfer (Blackwell)                    the same, f' to 256
-    Triton (Hopper)                           f' to 64, a second copy of the scales, swizzled, its rows to 256, biases in float32
+    Triton (Hopper since 0.11)                f' to 64, a second copy of the scales, swizzled, its rows to 256, biases in float32
 
     Equals 65.9651 and 13.72 GiB (Marlin) and 64.38 and 13.47 (Triton) of the 120B and the 20B to 0.06 %.     derived
 
     Source: MXFP4_SOURCE; triton_kernels tensor_details/layout_details/hopper_scale.py, swizzle_data.
     """
     h, f = hidden, width
-    if capability is not None and capability[0] == 9:
+    if capability is not None and capability[0] == 9 and triton:
         wide = align_up(f, 64)
         swizzled = align_up(2 * wide, 256) * (h // 32) + align_up(h, 256) * (wide // 32)  # scales
         stored = 3 * h * f * 17 // 32 + 2 * (2 * f + h)
@@ -91,7 +93,8 @@ def padded_line(job: Job, rank: ModelSpec, share: Share) -> Line | None:
     stated = job.gpu.compute_capability if job.gpu else None
     major, _, minor = (stated or "").partition(".")
     h, f = rank.hidden_size, rank.expert_intermediate_size
-    each, formula, kernel = mxfp4_extra(capability=(int(major), int(minor)) if major else None, hidden=h, width=f)
+    each, formula, kernel = mxfp4_extra(capability=(int(major), int(minor)) if major else None, hidden=h, width=f,
+                                      triton=HISTORY.covered(job.deployment.engine_version) >= TRITON_SINCE)  # fmt: skip
     symbols = {"L": len(share.layers), "E": rank.num_experts, "h": h, "f": f}
     nbytes = symbols["L"] * symbols["E"] * each
     return Line("weights", "MXFP4 layout", nbytes, Formula("{L} (layers) × {E} (experts) × " + formula, symbols), MXFP4_SOURCE, device=share.device,

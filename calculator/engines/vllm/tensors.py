@@ -56,11 +56,22 @@ def _made(groups: tuple[TensorGroup, ...], size: int, packed: Storage | None, *,
     made += [g.elements * size for g in groups if g.role == "router"]
     experts = [g for g in groups if len(g.shape) == 3]
     for wanted in (("ffn_gate", "ffn_up"), ("ffn_down",)):
-        if elements := sum(g.elements for g in experts if g.role in wanted):
-            made += [elements // 2, elements // 32] if mxfp4 else [elements * size]
+        if fused := [g for g in experts if g.role in wanted]:
+            made += _experts(fused, size, packed, mxfp4=mxfp4)
     made += [b.elements * size for b in biases if b.name.partition(".mlp.")[2].startswith("experts")]
     dense = [g for g in groups if len(g.shape) == 2 and g.role in ("ffn_gate", "ffn_up", "ffn_down")]
     for down in (False, True):
         if fused := [g for g in dense if (g.role == "ffn_down") == down]:
             made += linear(sum(g.rows for g in fused), fused[0].row_length)
     return (*made, *(g.elements * size for g in norms if ".self_attn." not in g.name)), attention
+
+
+def _experts(groups: list[TensorGroup], size: int, packed: Storage | None, *, mxfp4: bool) -> list[int]:
+    """One matrix of all experts of a layer: values, and scales where it is stored with them."""
+    elements = sum(g.elements for g in groups)
+    if mxfp4:
+        return [elements // 2, elements // 32]
+    if packed is None:
+        return [elements * size]
+    count = groups[0].shape[0]
+    return [part.nbytes * count for part in packed(sum(g.shape[1] for g in groups), groups[0].row_length)]

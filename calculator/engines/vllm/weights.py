@@ -63,7 +63,8 @@ def lines_of(job: Job) -> list[Line]:
         if by_marlin(job):
             lines.append(_marlin_line(job, rank, share))
         matrices = sum(g.count for g in held if len(g.parts) > 1)
-        packed = job.scheme.storage if job.scheme.name.startswith(PACKED) and not rank.num_experts else None
+        eight_bits = job.scheme.name in ("fp8-block", "fp8-per-channel") and not by_marlin(job)  # made as they stay
+        packed = job.scheme.storage if eight_bits or (job.scheme.name.startswith(PACKED) and not rank.num_experts) else None
         mxfp4 = job.scheme.name == "mxfp4" and model.model_type == "gpt_oss"
         simulated = not matrices or packed is not None or mxfp4
         point = _unsplit(rank, share, size, packed, mxfp4=mxfp4) if simulated else 0

@@ -41,6 +41,8 @@ from calculator.quantization import Scheme, compute_dtype
 from calculator.spec import GpuSpec, ModelSpec, Workload
 from calculator.steps import Peak
 
+PROFILED_GRAPHS = "CUDA graphs, profiled"  # a name of their own: since 0.20 they are within what the engine takes
+
 
 class Vllm(Server):
     """vLLM's server on NVIDIA GPUs: tensor parallel by `tensor_parallel_size`, pipeline stages over the rest."""
@@ -108,8 +110,9 @@ class Vllm(Server):
 
     def preset(self, chosen: Mapping[str, Any], version: str, model: ModelSpec, scheme: Scheme, workload: Workload,  # noqa: ARG002
                gpu: GpuSpec | None, gpus: int) -> Mapping[str, Any]:  # noqa: ARG002  # fmt: skip
-        """The block size that a backend of latent attention forces."""
-        return {"block_size": latent_block_size(HISTORY.covered(version), gpu)} if model.mla else {}
+        """The release's share of memory, and the block size that a backend of latent attention forces."""
+        found: dict[str, Any] = {"gpu_memory_utilization": HISTORY.at(version).utilization}
+        return found | ({"block_size": latent_block_size(HISTORY.covered(version), gpu)} if model.mla else {})
 
     def weight_lines(self, job: Job) -> list[Line]:
         """Stored tensors, the rotary table, scales, and what the allocator doesn't split off."""
@@ -152,13 +155,14 @@ class Vllm(Server):
         """Memory outside torch, and CUDA graphs."""
         outside, graphs = self._records(job)
         eager = bool(job.deployment.settings["enforce_eager"])
+        name = PROFILED_GRAPHS if version_of(job).graphs_profiled else "CUDA graphs"
         lines = []
         for i in range(job.deployment.gpus):
             lines.append(record_line(outside, "non-torch memory", i))
             if eager:
-                lines.append(Line("overhead", "CUDA graphs", 0, Formula("0"), "setting enforce_eager", device=i, note="none: enforce_eager"))
+                lines.append(Line("overhead", name, 0, Formula("0"), "setting enforce_eager", device=i, note="none: enforce_eager"))
             else:
-                lines.append(record_line(graphs, "CUDA graphs", i))
+                lines.append(record_line(graphs, name, i))
         return lines
 
     def peak(self, job: Job, phase: str) -> Peak:  # noqa: ARG002
@@ -222,5 +226,6 @@ class Vllm(Server):
         measured_apart = version.non_torch == "v0" or (version.non_torch == "v1" and several)
         hopper = "_sm90" if measured_apart and capability.split(".")[0] in ("9", "10") else ""
         several += hopper
-        return record("vllm", f"non_torch_{version.non_torch}{several}"), record("vllm", f"cuda_graphs_{'v1' if version.v1 else 'v0'}")
+        graphs = "0.20" if version.graphs_profiled else "v1" if version.v1 else "v0"
+        return record("vllm", f"non_torch_{version.non_torch}{several}"), record("vllm", f"cuda_graphs_{graphs}")
 

@@ -60,10 +60,12 @@ def expert_rank(model: ModelSpec, size: int, *, vocab_multiple: int) -> ModelSpe
     """
     if size > model.num_experts:
         raise Unsupported(f"{model.num_experts} experts over {size} ranks", allowed=f"1 to {model.num_experts}")
-    attention = tensor_rank(replace(model, num_experts=0, expert_intermediate_size=0, intermediate_size=size), size, vocab_multiple=vocab_multiple)
+    dense = len(model.expert_layers) < model.num_hidden_layers  # layers without experts are divided as ever
+    outer = model.intermediate_size if dense else size
+    attention = tensor_rank(replace(model, num_experts=0, expert_intermediate_size=0, intermediate_size=outer), size, vocab_multiple=vocab_multiple)
     return replace(
         attention, num_experts=ceil_div(model.num_experts, size), expert_intermediate_size=model.expert_intermediate_size,
-        intermediate_size=model.intermediate_size,
+        intermediate_size=attention.intermediate_size if dense else model.intermediate_size,
     )  # fmt: skip
 
 
@@ -72,9 +74,10 @@ def tensor_rank(model: ModelSpec, size: int, *, vocab_multiple: int) -> ModelSpe
 
     Query heads, feed-forward and the vocabulary (padded to a multiple) are divided; KV heads are divided, or held by
     several ranks each where there are fewer than ranks; norms, routers and the biases of row-split layers stay whole.
-    Every expert is divided like a feed-forward.
+    Every expert is divided like a feed-forward, shared ones too. Latent attention divides its heads alone: what makes and
+    reads the compressed row is on every rank.
 
-    Source: vllm v0.19.0 model_executor/models/llama.py L146-155, layers/vocab_parallel_embedding.py L75.
+    Source: vllm v0.19.0 model_executor/models/llama.py L146-155, deepseek_v2.py DeepseekV2MLAAttention, layers/vocab_parallel_embedding.py L75.
     """
     if not _splits(model, size):
         possible = ", ".join(map(str, tensor_sizes(model)))
@@ -86,7 +89,8 @@ def tensor_rank(model: ModelSpec, size: int, *, vocab_multiple: int) -> ModelSpe
     return replace(
         model, num_attention_heads=model.num_attention_heads // size, num_key_value_heads=max(1, model.num_key_value_heads // size),
         intermediate_size=model.intermediate_size // size, expert_intermediate_size=model.expert_intermediate_size // size,
-        vocab_size=align_up(model.vocab_size, vocab_multiple) // size,
+        shared_expert_intermediate_size=model.shared_expert_intermediate_size // size,
+        vocab_size=align_up(model.vocab_size, vocab_multiple) // size, vision_parameters=ceil_div(model.vision_parameters, size),
     )  # fmt: skip
 
 

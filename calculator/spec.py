@@ -69,6 +69,7 @@ class ModelSpec:
     attention_bias: AttentionBias = "none"
     mlp_bias: bool = False
     rope_type: str = "default"
+    rope_factor: float = 1.0  # by which linear scaling stretches the positions
     num_experts: int = 0
     num_experts_per_tok: int = 0
     expert_intermediate_size: int = 0  # of one expert

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from calculator.catalog import Model
 from calculator.checks.records import Record
 from calculator.engines import ENGINES, describes
+from calculator.engines.base import Reserves
 from calculator.errors import CalculatorError
 from calculator.estimate import Estimate, estimate
 from calculator.ledger import Line
@@ -188,6 +189,7 @@ FIGURES: dict[str, tuple[str, Callable[[Estimate], Figure | None]]] = {
     "peak_activation_bytes": ("activations", _rank(component="activations")),
     "non_torch_bytes": ("non-torch memory", _rank(name="non-torch memory")),
     "cuda_graphs_bytes": ("CUDA graphs", _rank(name="CUDA graphs")),
+    "profiled_graphs_bytes": ("CUDA graphs", _rank(name="CUDA graphs, profiled")),
     "pool_bytes": ("kv pool", lambda e: Figure(e.pool.nbytes, e.pool.low, e.pool.high) if e.pool else None),
     "keys_bytes": ("keys of the printed tokens", lambda e: Figure(*(e.pool.nbytes // 2,) * 3) if e.pool else None),
     "whole_pool_tokens": ("tokens of the whole pool", _pool_tokens),
@@ -215,7 +217,7 @@ def _estimate(record: Record) -> Estimate:
     return estimate(
         _model(tuple(sorted((k, _freeze(v)) for k, v in record.model.items()))), quant=run.get("quant"), context=run.get("context", 1024),
         sequences=run.get("sequences", 1), kv_dtype=run.get("kv_dtype"), engine=record.engine, settings=settings, gpu=run.get("gpu"),
-        gpus=run.get("gpus", 1), engine_version=version,
+        gpus=run.get("gpus", 1), engine_version=version, partial=isinstance(ENGINES[record.engine], Reserves),
     )  # fmt: skip
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from calculator.architectures import ARCHITECTURES, architecture
-from calculator.engines.base import Engine, Job, Releases
+from calculator.engines.base import Engine, HasFamilies, Job, Releases
 from calculator.engines.llama_cpp import LlamaCpp
 from calculator.engines.partial import ENGINES as PARTIAL
-from calculator.engines.partial import Partial
+from calculator.engines.partial import Partial, PartialServer
 from calculator.engines.sglang import Sglang
 from calculator.engines.transformers import Transformers
 from calculator.engines.vllm import Vllm
@@ -69,13 +69,16 @@ def for_family(runner: Engine, model: ModelSpec, *, partial: bool) -> Engine:
     Raises NotModelled with the types that have one.
     """
     having, engine = architecture(model.model_type).engines, runner.name
+    own = runner.families if isinstance(runner, HasFamilies) else frozenset()
     if model.vision_parameters and engine in ("vllm", "sglang"):
+        if partial and model.model_type in own:
+            return PartialServer(runner)
         raise NotModelled(f"{engine} with a vision tower ({model.id}): its profiling run of images has no formula yet", hint="--engine transformers or llama.cpp")
-    if engine in having:
+    if engine in having or model.model_type in own:
         return runner
     if partial and engine in PARTIAL:
         return Partial(runner)
-    types = ", ".join(name for name, row in ARCHITECTURES.items() if engine in row.engines)
+    types = ", ".join(name for name, row in ARCHITECTURES.items() if engine in row.engines or name in own)
     hint = f"--engine {' or '.join(having)}" if having else "vram trace, which runs the real code; vram quants MODEL, which sizes the weights"
     raise NotModelled(f"{model.model_type} in {engine}: its activations have no formula yet", allowed=types, hint=hint)
 

@@ -156,6 +156,16 @@ class Reserves(Protocol):
 
 
 @runtime_checkable
+class HasFamilies(Protocol):
+    """An engine that keeps the model types it runs itself."""
+
+    @property
+    def families(self) -> frozenset[str]:
+        """Model types with formulas, beside those whose row in the architectures names the engine."""
+        ...
+
+
+@runtime_checkable
 class Starts(Protocol):
     """An engine with a command line that gives the estimated deployment."""
 

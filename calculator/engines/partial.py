@@ -11,7 +11,7 @@ from typing import Any
 
 from calculator.architectures import architecture
 from calculator.engines import kinds
-from calculator.engines.base import Dynamic, Engine, Job
+from calculator.engines.base import Dynamic, Engine, Job, Pool
 from calculator.engines.llama_cpp.settings import context_of
 from calculator.engines.settings import Setting
 from calculator.errors import NotModelled
@@ -189,3 +189,71 @@ class Partial:
     def _latent_row(self, job: Job) -> int:
         assert job.model.mla is not None
         return (job.model.mla.kv_lora_rank + job.model.mla.qk_rope_head_dim) * self._element_bytes(job)
+
+
+class PartialServer(Partial):
+    """A server of a model with a vision tower: all but its profiling run of images, which its pool is less by.
+
+    The encoder's outputs of one batch stay while the text model is profiled, so their bytes are in.
+    Source: vllm v0.11.0 v1/worker/gpu_model_runner.py L3325-3403, v1/core/encoder_cache_manager.py L328-333.
+    """
+
+    inner: Any
+
+    @property
+    def beside(self) -> tuple[str, ...]:
+        """The engine's own."""
+        return tuple(self.inner.beside)
+
+    def check(self, job: Job) -> None:
+        """What the engine refuses."""
+        self.inner.check(job)
+
+    def weight_lines(self, job: Job) -> list[Line]:
+        """The engine's own."""
+        return list(self.inner.weight_lines(job))
+
+    def cache_lines(self, job: Job, phase: str) -> list[Line]:
+        """The engine's own."""
+        return list(self.inner.cache_lines(job, phase))
+
+    def activation_lines(self, job: Job, phase: str) -> list[Line]:
+        """The text model's, and what is missing."""
+        note = "not modelled: the pass of the largest images through the tower; the pool is smaller by it where it is the peak"
+        return [*self.inner.activation_lines(job, phase),
+                *(Line("activations", "vision encoder", 0, Formula("0"), self.inner.image_source, basis="modelled", device=i, note=note)
+                  for i in range(job.deployment.gpus))]  # fmt: skip
+
+    def overhead_lines(self, job: Job, phase: str) -> list[Line]:
+        """The engine's own."""
+        return list(self.inner.overhead_lines(job, phase))
+
+    def peak(self, job: Job, phase: str) -> Peak:
+        """The text model's."""
+        found: Peak = self.inner.peak(job, phase)
+        return found
+
+    def kv_bytes_per_token(self, job: Job) -> int:
+        """The engine's own."""
+        return int(self.inner.kv_bytes_per_token(job))
+
+    def dynamic(self, job: Job, phase: str) -> Dynamic:
+        """The engine's own."""
+        found: Dynamic = self.inner.dynamic(job, phase)
+        return found
+
+    def pool(self, job: Job) -> Pool | None:
+        """What is left beside the text model: at most this, unless it is given."""
+        found: Pool | None = self.inner.pool(job)
+        if found is None or "kv_pool_bytes" in job.deployment.settings:
+            return found
+        return found._replace(low=0, warnings=("the pool is at most this: the profiling run of images isn't in it", *found.warnings))
+
+    def for_one(self, job: Job) -> int:
+        """The engine's own."""
+        return int(self.inner.for_one(job))
+
+    def start_command(self, job: Job) -> str | None:
+        """The engine's own."""
+        found: str | None = self.inner.start_command(job)
+        return found

@@ -58,6 +58,8 @@ def held_by(job: Job, share: Share) -> Stored:
         routers = {g.group.name: g for g in job.stored if g.group.role == "router"}
         stored = tuple(routers.get(g.group.name, g) for g in stored)
     held = share_of(stored, share, head_with_embedding=True)
+    if not share.last:  # each stage makes the tower
+        held = (*held, *(g for g in stored if g.group.role == "vision"))
     if job.model.tie_word_embeddings and share.last and not share.first:
         held = (*(g for g in stored if g.group.role == "embedding"), *held)
     return held
@@ -69,8 +71,3 @@ def _rank_stored(rank: ModelSpec, scheme: Scheme) -> Stored:
     if not repacked(scheme):
         return stored
     return tuple(replace(g, parts=tuple(p for p in g.parts if p.name not in ("qzeros", "g_idx"))) for g in stored)
-
-
-def rotary_tables(model: ModelSpec) -> int:
-    """Gemma 3 turns its windowed layers by another base: a second table. Source: vllm v0.8.5 models/gemma3.py L147-167."""
-    return 2 if model.model_type == "gemma3_text" else 1

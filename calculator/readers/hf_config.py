@@ -60,6 +60,7 @@ def model_from_config(config: Mapping[str, Any], *, id: str, trusted: bool = Fal
         "attention_bias": _attention_bias(config, row, id),
         "mlp_bias": _switch(config, row.mlp_bias_setting, id, absent=row.mlp_bias_setting == "use_bias" and row.attention_bias != "none"),
         "rope_type": _rope_type(config),
+        "rope_factor": _rope_factor(config),
         "qk_norm": _switch(config, "use_qk_norm", id) if config["model_type"] == "glm4_moe" else False,
         "head_bias": _switch(config, "lm_head_bias", id) if config["model_type"] == "phimoe" else False,
         "mla": mla,
@@ -166,6 +167,19 @@ def _every(pattern: Any, usual: int, id: str) -> int:
     return int(every) if usual else 0
 
 
-def _rope_type(config: Mapping[str, Any]) -> str:
+def _rope(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """How positions are scaled; of several kinds of layers, those that see everything."""
     rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
-    return str(rope.get("rope_type") or rope.get("type") or "default") if isinstance(rope, dict) else "default"
+    inner = rope.get("full_attention") if isinstance(rope, dict) else None
+    return inner if isinstance(inner, dict) else rope if isinstance(rope, dict) else {}
+
+
+def _rope_type(config: Mapping[str, Any]) -> str:
+    return str(_rope(config).get("rope_type") or _rope(config).get("type") or "default")
+
+
+def _rope_factor(config: Mapping[str, Any]) -> float:
+    """Of linear scaling alone: the table of other kinds is as long as the positions."""
+    factor = _rope(config).get("factor")
+    sane = isinstance(factor, (int, float)) and not isinstance(factor, bool) and 1 <= factor <= 4096
+    return float(factor) if sane and factor is not None and _rope_type(config) == "linear" else 1.0

@@ -76,6 +76,7 @@ class ModelInput(_Input):
     attention_bias: AttentionBias = "none"
     mlp_bias: bool = False
     rope_type: str = "default"
+    rope_factor: Annotated[float, Field(ge=1, le=4096)] = 1.0
     num_experts: Annotated[int, Field(ge=0, le=100_000)] = 0
     num_experts_per_tok: Annotated[int, Field(ge=0, le=100_000)] = 0
     expert_intermediate_size: Annotated[int, Field(ge=0, le=2**31)] = 0

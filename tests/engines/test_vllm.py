@@ -180,7 +180,7 @@ def test_tokens_of_the_pool_that_the_log_prints(model, options, gib, tokens, con
 
 def test_the_pool_of_the_8b_on_an_h100():
     """Printed 58.11 GiB (0.19, utilization 0.95, 1024 sequences, 8192 tokens): within the band, and 0.3 % at the point."""
-    found = run("llama-3.1-8b", quant="bf16", context="8k",
+    found = run("llama-3.1-8b", quant="bf16", context="8k", engine_version="0.19.0",
                 settings={"total_memory_bytes": int(79.19 * GIB), "gpu_memory_utilization": 0.95, "max_num_seqs": 1024, "max_num_batched_tokens": 8192})
     assert found.pool.low <= 58.11 * GIB <= found.pool.high
     assert found.pool.nbytes / GIB == pytest.approx(58.11, rel=0.003)
@@ -393,7 +393,7 @@ def test_releases_between_the_modelled_ones(version, gpu, settings, v1):
     assert "CUDA graphs" in names
 
 
-@pytest.mark.parametrize("version", ["0.5.4", "0.25.1", "1.0", "x", "0.11.0; rm"])
+@pytest.mark.parametrize("version", ["0.5.4", "0.34.1", "1.0", "x", "0.11.0; rm"])
 def test_releases_beyond_are_refused(version):
     with pytest.raises(CalculatorError, match="is not a modelled version"):
         run("llama-3.2-1b", quant="bf16", engine_version=version)
@@ -417,7 +417,7 @@ def test_what_is_not_modelled_is_refused_by_name(setting):
 
 
 @pytest.mark.parametrize("model", [MOE, GEMMA], ids=lambda m: m.spec.id)
-@pytest.mark.parametrize("version", ["0.6.6", "0.8.5", "0.11.0", "0.19.0"])
+@pytest.mark.parametrize("version", ["0.8.5", "0.11.0", "0.19.0"])
 @pytest.mark.parametrize("quant", ["bf16", "fp8", "gptq-int4-g128"])
 def test_formulas_of_experts_and_windows_evaluate_to_their_bytes(model, version, quant):
     settings = {"tensor_parallel_size": 2, "enable_expert_parallel": 1, "max_num_seqs": 4}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 from calculator.engines.base import Dynamic, Job, Pool
@@ -13,6 +14,7 @@ from calculator.engines.vllm import weights
 from calculator.engines.vllm.blocks import (
     BLOCK_SOURCE,
     GROUPS_SOURCE,
+    LATENT_SOURCE,
     block_bytes,
     block_of,
     blocks_for,
@@ -20,13 +22,26 @@ from calculator.engines.vllm.blocks import (
     layers_of_block,
 )
 from calculator.engines.vllm.command import start_command
-from calculator.engines.vllm.deployment import HISTORY, VERSIONS, batch_limits, before_ampere, length_of, version_of
+from calculator.engines.vllm.deployment import (
+    HISTORY,
+    VERSIONS,
+    batch_limits,
+    before_ampere,
+    latent_block_size,
+    length_of,
+    version_of,
+)
+from calculator.engines.vllm.families import FAMILIES, check_family
+from calculator.engines.vllm.layouts import check_blocks
 from calculator.engines.vllm.pool import for_one, pool_of
 from calculator.engines.vllm.profile import SORT_SOURCE, SOURCE, TRITON_SOURCE, peaks, samples_on
 from calculator.errors import BadValue, NotModelled, Unsupported
 from calculator.ledger import Formula, Ledger, Line
-from calculator.quantization import compute_dtype
+from calculator.quantization import Scheme, compute_dtype
+from calculator.spec import GpuSpec, ModelSpec, Workload
 from calculator.steps import Peak
+
+PROFILED_GRAPHS = "CUDA graphs, profiled"  # a name of their own: since 0.20 they are within what the engine takes
 
 
 class Vllm(Server):
@@ -38,6 +53,8 @@ class Vllm(Server):
     beside = ("CUDA graphs",)
     oldest_card = (7, 0)
     too_old = "vLLM needs compute capability 7.0 or higher;"  # v0.19.0 docs/getting_started/installation/gpu.cuda.inc.md L9
+    families = frozenset(FAMILIES)
+    image_source = "vllm v0.11.0 v1/worker/gpu_model_runner.py L3325-3403: profile_run"
     settings: ClassVar[dict[str, Setting]] = {
         "gpu_memory_utilization": Setting(0.9, Real(0, 1), "share of the GPU's memory that the engine takes"),
         "max_model_len": Setting(None, COUNT, "longest sequence [tokens]; default --context"),
@@ -61,6 +78,7 @@ class Vllm(Server):
         model, settings, length = job.model, job.deployment.settings, length_of(job)
         self.check_card(job)
         release = HISTORY.covered(job.deployment.engine_version)
+        check_family(model, release, job.deployment.engine_version)
         if before_ampere(job) and compute_dtype(model, job.scheme) == "bfloat16" and release < (0, 9):
             raise Unsupported(  # later releases fall back to float16, which takes as much
                 f"Bfloat16 is only supported on GPUs with compute capability of at least 8.0. Your {job.gpu.name if job.gpu else ''} GPU has "
@@ -79,10 +97,22 @@ class Vllm(Server):
             raise BadValue(f"max_model_len {length:,} is below the context of {job.workload.context:,}", hint="leaving max_model_len out")
         if job.scheme.name == "fp8-block" and weights.by_marlin(job):
             raise NotModelled("vllm with fp8 in blocks on a GPU without FP8 units: Marlin spreads its scales, no record to hold that against", hint="a newer GPU")
-        self.check_window(job)
-        if settings["enable_lora"] and model.num_experts:
-            raise NotModelled("vllm with LoRA on experts has no formula yet", hint="leaving enable_lora out")
+        if not version_of(job).hybrid:
+            self.check_window(job)
+        if settings["enable_lora"] and (model.num_experts or model.mla or model.vision_parameters):
+            raise NotModelled("vllm with LoRA on experts, latent attention or a vision tower has no formula yet", hint="leaving enable_lora out")
         self.check_split(job)
+        check_blocks(job, rank_of(job))
+
+    def preset_context(self, chosen: Mapping[str, Any], model: ModelSpec, gpu: GpuSpec | None, gpus: int) -> int | None:  # noqa: ARG002
+        """None: no preset."""
+        return None
+
+    def preset(self, chosen: Mapping[str, Any], version: str, model: ModelSpec, scheme: Scheme, workload: Workload,  # noqa: ARG002
+               gpu: GpuSpec | None, gpus: int) -> Mapping[str, Any]:  # noqa: ARG002  # fmt: skip
+        """The release's share of memory, and the block size that a backend of latent attention forces."""
+        found: dict[str, Any] = {"gpu_memory_utilization": HISTORY.at(version).utilization}
+        return found | ({"block_size": latent_block_size(HISTORY.covered(version), gpu)} if model.mla else {})
 
     def weight_lines(self, job: Job) -> list[Line]:
         """Stored tensors, the rotary table, scales, and what the allocator doesn't split off."""
@@ -93,16 +123,20 @@ class Vllm(Server):
         work, size, rank, groups = job.workload, int(job.deployment.settings["block_size"]), rank_of(job), groups_of(job)
         blocks = blocks_for(job, work.context)
         symbols = {"B": work.sequences, "n": blocks, "s": size, "K": rank.num_key_value_heads, "d": rank.head_dim, "e": kv_element_bytes(job)}
-        notes = []
-        if ranks_of(job) > job.model.num_key_value_heads:
+        row, source, notes = "2 × {K} × {d}", GROUPS_SOURCE if groups.windowed else BLOCK_SOURCE, []
+        if rank.mla:
+            row, source = "({K} (compressed row) + {d} (rotary key))", LATENT_SOURCE
+            symbols |= {"K": rank.mla.kv_lora_rank, "d": rank.mla.qk_rope_head_dim}
+            if ranks_of(job) > 1:
+                notes.append("every rank keeps the whole compressed row")
+        elif ranks_of(job) > job.model.num_key_value_heads:
             notes.append("KV heads are held by several ranks each")
-        if groups.windowed:
+        if groups.windowed and groups.full:
             notes.append(f"{groups.full} group of layers keeps everything, {groups.windowed} keep {job.model.sliding_window:,} tokens and those of a step")
         return [
             Line("kv_cache", "KV blocks", work.sequences * blocks * block_of(job, share),
-                 Formula("{B} × {n} (blocks) × 2 × {s} (tokens) × {K} × {d} × {e} × {L} (layers)",
-                         symbols | {"L": layers_of_block(job, share)}),
-                 GROUPS_SOURCE if groups.windowed else BLOCK_SOURCE, device=share.device, note="; ".join(notes))
+                 Formula("{B} × {n} (blocks) × {s} (tokens) × " + row + " × {e} × {L} (layers)", symbols | {"L": layers_of_block(job, share)}),
+                 source, device=share.device, note="; ".join(notes))
             for share in shares_of(job)
         ]  # fmt: skip
 
@@ -121,13 +155,14 @@ class Vllm(Server):
         """Memory outside torch, and CUDA graphs."""
         outside, graphs = self._records(job)
         eager = bool(job.deployment.settings["enforce_eager"])
+        name = PROFILED_GRAPHS if version_of(job).graphs_profiled else "CUDA graphs"
         lines = []
         for i in range(job.deployment.gpus):
             lines.append(record_line(outside, "non-torch memory", i))
             if eager:
-                lines.append(Line("overhead", "CUDA graphs", 0, Formula("0"), "setting enforce_eager", device=i, note="none: enforce_eager"))
+                lines.append(Line("overhead", name, 0, Formula("0"), "setting enforce_eager", device=i, note="none: enforce_eager"))
             else:
-                lines.append(record_line(graphs, "CUDA graphs", i))
+                lines.append(record_line(graphs, name, i))
         return lines
 
     def peak(self, job: Job, phase: str) -> Peak:  # noqa: ARG002
@@ -139,7 +174,7 @@ class Vllm(Server):
         rank, model = rank_of(job), job.model
         grows = model.num_hidden_layers
         if groups_of(job).windowed and job.workload.context > (model.sliding_window or 0):
-            grows = model.full_layers
+            grows = model.full_layers if groups_of(job).full else 0
         return block_bytes(rank, grows, block_size=1, element_bytes=kv_element_bytes(job)) * ranks_of(job)
 
     def dynamic_key(self, job: Job) -> tuple[Any, ...]:
@@ -191,5 +226,6 @@ class Vllm(Server):
         measured_apart = version.non_torch == "v0" or (version.non_torch == "v1" and several)
         hopper = "_sm90" if measured_apart and capability.split(".")[0] in ("9", "10") else ""
         several += hopper
-        return record("vllm", f"non_torch_{version.non_torch}{several}"), record("vllm", f"cuda_graphs_{'v1' if version.v1 else 'v0'}")
+        graphs = "0.20" if version.graphs_profiled else "v1" if version.v1 else "v0"
+        return record("vllm", f"non_torch_{version.non_torch}{several}"), record("vllm", f"cuda_graphs_{graphs}")
 

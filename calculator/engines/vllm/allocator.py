@@ -48,7 +48,7 @@ def _segment(size: int) -> int:
 
 
 @lru_cache(maxsize=256)
-def unsplit(before: tuple[int, ...], layer: tuple[int, ...], after: tuple[int, ...], layers: int, rope: tuple[int, ...],
+def unsplit(before: tuple[int, ...], layers: tuple[tuple[int, ...], ...], after: tuple[int, ...], rope: tuple[int, ...],
             at: int = 1, rope_layers: tuple[int, ...] = (0,)) -> int:  # fmt: skip
     """Bytes counted beyond the requests, for tensors in the order in which they are made.
 
@@ -58,7 +58,7 @@ def unsplit(before: tuple[int, ...], layer: tuple[int, ...], after: tuple[int, .
     extra = 0
     for size in before:
         extra += allocator.take(size) - size
-    for i in range(layers):
+    for i, layer in enumerate(layers):
         for j, size in enumerate(layer):
             extra += allocator.take(size) - size
             if i in rope_layers and j == at and rope:

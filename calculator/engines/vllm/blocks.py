@@ -13,6 +13,7 @@ from calculator.spec import ModelSpec
 from calculator.units import ceil_div
 
 BLOCK_SOURCE = "vllm v0.19.0 v1/core/kv_cache_utils.py L802-820, get_num_blocks; v0.6.6 worker/worker.py L206-222"
+LATENT_SOURCE = "vllm v0.19.0 v1/kv_cache_interface.py MLAAttentionSpec; v0.8.5 v1/attention/backends/mla/common.py get_kv_cache_shape"
 GROUPS_SOURCE = "vllm v0.19.0 v1/core/kv_cache_utils.py, _get_kv_cache_groups_uniform_page_size; v1/kv_cache_interface.py SlidingWindowSpec"
 
 
@@ -34,7 +35,10 @@ def groups_of(job: Job) -> Groups:
     """One group of all layers; since 0.9 one for every so many windowed layers as there are others.
 
     Gemma 3 27B: 62 layers, 10 of them full -> 1 group of 10 full layers, 6 of 10 windowed ones (8 places padded).
-    Source: GROUPS_SOURCE; before 0.9, and in the V0 engine, windowed layers keep everything.
+    Where all layers have the window they are one windowed group. Llama 4's chunks keep everything: their groups are off
+    unless VLLM_ALLOW_CHUNKED_LOCAL_ATTN_WITH_HYBRID_KV_CACHE is set.
+
+    Source: GROUPS_SOURCE; v0.11.0 config/__init__.py L518-529; before 0.9, and in the V0 engine, windowed layers keep everything.
     """
     return _groups(job.model, version_of(job).hybrid)
 
@@ -43,7 +47,9 @@ def groups_of(job: Job) -> Groups:
 def _groups(model: ModelSpec, hybrid: bool) -> Groups:
     full = model.full_layers
     windowed = model.num_hidden_layers - full
-    if not hybrid or not full or not windowed:
+    if hybrid and model.sliding_window and not model.full_every:
+        return Groups(0, 1, model.num_hidden_layers)
+    if not hybrid or not full or not windowed or model.model_type == "llama4_text":
         return Groups(1, 0, model.num_hidden_layers)
     size = min(full, windowed)
     return Groups(ceil_div(full, size), ceil_div(windowed, size), size)
@@ -53,10 +59,18 @@ def block_bytes(rank: ModelSpec, layers: int, *, block_size: int, element_bytes:
     """One block of all layers, or of one layer of each group, on one rank [bytes].
 
     bytes = 2 x block_size x K x d x e x L        K the rank's KV heads, L layers that a block holds
+          = block_size x (c + r) x e x L          latent attention: a compressed row and a rotary key, whole on every rank
 
     Equals every printed pair of pool and tokens in the tests.                                        derived
     """
-    return 2 * block_size * rank.num_key_value_heads * rank.head_dim * element_bytes * layers
+    return block_size * row_elements(rank) * element_bytes * layers
+
+
+def row_elements(rank: ModelSpec) -> int:
+    """Elements that a token adds to a layer's cache on one rank. Source: BLOCK_SOURCE, LATENT_SOURCE."""
+    if rank.mla:
+        return rank.mla.kv_lora_rank + rank.mla.qk_rope_head_dim
+    return 2 * rank.num_key_value_heads * rank.head_dim
 
 
 def layers_of_block(job: Job, share: Share) -> int:

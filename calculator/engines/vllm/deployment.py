@@ -6,9 +6,11 @@ from typing import Literal, NamedTuple
 
 from calculator.engines.base import Job
 from calculator.engines.releases import History, Release
+from calculator.spec import GpuSpec
 from calculator.units import GIB
 
 LARGE_MEMORY = 70 * GIB  # vllm v0.19.0 engine/arg_utils.py L2053
+HUGE_MEMORY = 160 * GIB  # vllm v0.33.0 engine/arg_utils.py L2973; read in no release between 0.19 and that
 LONG_CONTEXT = 32768  # vllm v0.6.6 engine/arg_utils.py L1081: chunked prefill beyond it
 
 
@@ -31,6 +33,12 @@ class Version(NamedTuple):
     """The experts' first and last buffers share memory."""
     workspaces_wide: bool = False
     """The experts' two workspaces are both wide enough for the hidden size."""
+    graphs_profiled: bool = False
+    """CUDA graphs are measured beforehand and taken off the pool. Source: start-up logs of 0.20.0; v0.33.0 v1/worker/gpu_worker.py L702-757."""
+    tokens_by_length: bool = False
+    """The printed tokens are the concurrency times max_model_len. Source: v0.33.0 v1/core/kv_cache_utils.py L1124-1157; logs of 0.21 and later."""
+    utilization: float = 0.9
+    """gpu_memory_utilization where it isn't set."""
     needs_ampere: bool = False
     """Cards before compute capability 8.0 fall back to the V0 engine."""
 
@@ -44,8 +52,10 @@ SINCE: dict[Release, Version] = {
     (0, 11, 0): Version(v1=True, sampler="sort", in_blocks=True, non_torch="v1", hybrid=True),
     (0, 17, 0): Version(v1=True, sampler="triton", in_blocks=True, non_torch="0.19", hybrid=True, workspaces_wide=True),
 }
-VERSIONS = ("0.6.6", "0.8.5", "0.9.2", "0.11.0", "0.14.0", "0.19.0")  # sources read
-HISTORY = History(SINCE, newest=(0, 20, 99))  # 0.21 takes CUDA graphs out of the pool, with a profile of its own
+SINCE[0, 20, 0] = SINCE[0, 17, 0]._replace(non_torch="0.20", graphs_profiled=True)
+SINCE[0, 21, 0] = SINCE[0, 20, 0]._replace(tokens_by_length=True, utilization=0.92)
+VERSIONS = ("0.6.6", "0.8.5", "0.9.2", "0.11.0", "0.14.0", "0.19.0", "0.33.0")  # sources read
+HISTORY = History(SINCE, newest=(0, 33, 99))
 
 
 def version_of(job: Job) -> Version:
@@ -63,6 +73,19 @@ def before_ampere(job: Job) -> bool:
     """Whether the card computes no bfloat16: a compute capability below 8.0."""
     capability = job.gpu.compute_capability if job.gpu else None
     return capability is not None and int(capability.split(".")[0]) < 8
+
+
+def latent_block_size(release: Release, gpu: GpuSpec | None) -> int:
+    """Tokens of a block that the backend of latent attention wants: 64 for FlashMLA (Hopper) until 0.14, 128 for CUTLASS, 32 for FlashInfer.
+
+    Source: vllm v0.8.5 platforms/cuda.py L142-156, v0.11.0 L126-182, v0.14.0 L160-231; v0.19.0 platforms/cuda.py L58-98,
+    platforms/interface.py L427-474: what the first backend prefers, 16 for FlashAttention and Triton.
+    """
+    capability = gpu.compute_capability if gpu else None
+    major = int(capability.split(".")[0]) if capability else 9
+    if major == 10:
+        return 16 if release < (0, 9) else 128 if release < (0, 16) else 32
+    return 64 if major == 9 and release < (0, 16) else 16
 
 
 def length_of(job: Job) -> int:
@@ -84,5 +107,7 @@ def batch_limits(job: Job, length: int) -> tuple[int, int]:
         memory = (gpu.cuda_total_bytes or gpu.memory_sold_bytes).value if gpu else 0
         large = memory >= LARGE_MEMORY and (version.a100_is_large or not (gpu and "a100" in gpu.name.lower()))
         tokens, sequences = (8192, 1024) if large else (2048, 256)
+        if version.tokens_by_length and memory >= HUGE_MEMORY:
+            tokens = 16384
     tokens = int(settings.get("max_num_batched_tokens", tokens))
     return tokens, min(int(settings.get("max_num_seqs", sequences)), tokens)

@@ -70,12 +70,13 @@ def pool_of(job: Job, taken_by: Callable[[Job], Ledger]) -> Pool | None:
     blocks, (point, low, high) = min(stages)
     many = concurrency(blocks, block_size=size, context=length, needed=blocks_for(job, length), in_blocks=version.in_blocks)
     said = refusal(blocks=blocks, longest=blocks // groups_of(job).tables * size, context=length, pool=point, needed=for_one(job), in_gib=version.v1)
+    tokens = int(many * length) if version.tokens_by_length else blocks // groups_of(job).tables * size
     at_once = min(many, batch_limits(job, length)[1])
     queues = not said and at_once < job.workload.sequences
     queue = f"{int(at_once):,} of {job.workload.sequences:,} sequences of {length:,} tokens run at once; the others queue"
     reserved = ledger.total_bytes + given * job.deployment.gpus if given else usable.value * job.deployment.gpus
     room = total.low_value - (usable.high or usable.value) if total else 0
-    return Pool(point, low, high, blocks, blocks // groups_of(job).tables * size, many, usable, reserved, room, queues,
+    return Pool(point, low, high, blocks, tokens, many, usable, reserved, room, queues,
                 (said,) if said else (queue,) if queues else ())  # fmt: skip
 
 

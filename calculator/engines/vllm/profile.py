@@ -8,15 +8,18 @@ from typing import Literal, NamedTuple
 from calculator.engines.base import Job
 from calculator.engines.ranks import PACKED, element_bytes, rank_of, ranks_of
 from calculator.engines.records import record
-from calculator.engines.vllm.deployment import batch_limits, version_of
+from calculator.engines.vllm.deployment import HISTORY, batch_limits, version_of
+from calculator.engines.vllm.families import family_of
 from calculator.parallelism import Share
-from calculator.spec import ModelSpec
+from calculator.spec import LatentAttention, ModelSpec
 from calculator.steps import Buffer, Peak, Step, largest
 
 SOURCE = "vllm v0.19.0 v1/worker/gpu_model_runner.py L5556-5597, L5782-5793; v1/sample/sampler.py forward, sample"
 SORT_SOURCE = "vllm v0.11.0 v1/sample/ops/topk_topp_sampler.py apply_top_k_top_p; pytorch aten/src/ATen/native/cuda/Sort.cu"
 TRITON_SOURCE = "vllm v0.19.0 v1/sample/ops/topk_topp_sampler.py L245-255, topk_topp_triton.py L1010-1021"
 EXPERT_CHUNK = 32768  # VLLM_FUSED_MOE_CHUNK_SIZE: vllm v0.11.0 envs.py L778
+UNHELD_SHARE, UNHELD_COPIED_SHARE = 120, 160  # high end of a peak that no log was held against [percent]; of experts that copy their inputs into 8 bits
+_NONE = LatentAttention(0, 0, 0, 0, 0)
 SORT_BELOW = 8  # sequences from which the Triton kernel replaces the sort: topk_topp_sampler.py L251
 
 
@@ -42,6 +45,21 @@ class Profile(NamedTuple):
     marlin_copies: bool = False
     experts_share: bool = True
     workspaces_wide: bool = False
+    latent_rows: int = 0
+    """Rows that latent attention's prefill takes from the cache at once."""
+
+
+def latent_rows(job: Job, length: int, sequences: int) -> int:
+    """Rows of the largest chunk of earlier context, whose keys and values the profiling run makes room for.
+
+    min(max(8 x max_model_len, 4 x B x block_size), 64 Ki; 128 Ki until 0.10), at least B x block_size
+
+    Source: vllm v0.8.5 v1/attention/backends/mla/common.py L362-377, v0.11.0 L442-467 and L1649-1657.
+    """
+    if not job.model.mla:
+        return 0
+    size, most = int(job.deployment.settings["block_size"]), 65536 if HISTORY.covered(job.deployment.engine_version) >= (0, 11) else 131072
+    return max(min(max(8 * length, 4 * sequences * size), most), sequences * size)
 
 
 def profile(rank: ModelSpec, run: Profile) -> Peak:
@@ -53,6 +71,9 @@ def profile(rank: ModelSpec, run: Profile) -> Peak:
                       + e T h where V0 ranks add their outputs, + e T f for packed codes until 0.7: the kernel's second input
     experts:          e M k (max(2 f, h) + f) + e c T h + 4 T E + workspace          k of E experts a token
                       (until 0.7 2 f + h + f; since 0.17 max(2 f, h) + max(f, h));   M = min(T, 32,768) until 0.16
+
+                      + e T h where shared experts have run before, 2 f in place of 3 f without a gate
+    latent attention: e T H (n + r) + e R H (n + v) + e c T h + workspace      R rows of earlier context: latent_rows
 
     T tokens, B sequences, V vocabulary, e bytes an element, f the rank's share of the feed-forward.    derived, c fitted
 
@@ -83,8 +104,9 @@ def profile(rank: ModelSpec, run: Profile) -> Peak:
         Buffer("last hidden states, twice", 2 * e * b * h, "2 × {e} × {B} × {h}"),
         workspace,
     ]
+    gate_and_up = Buffer("gate and up", 2 * e * t * f, "2 × {e} × {T} × {f}") if family_of(rank).gated else Buffer("up", e * t * f, "{e} × {T} × {f}")
     mlp = [
-        Buffer("gate and up", 2 * e * t * f, "2 × {e} × {T} × {f}"),
+        gate_and_up,
         Buffer("gate * up", e * t * f, "{e} × {T} × {f}"),
         Buffer("hidden states", run.hidden_copies * e * t * h, "{c} × {e} × {T} × {h}"),
         workspace,
@@ -93,12 +115,25 @@ def profile(rank: ModelSpec, run: Profile) -> Peak:
         mlp.append(Buffer("sum over the ranks", e * t * h, "{e} × {T} × {h}"))
     if run.marlin_copies:
         mlp.append(Buffer("the kernel's input", e * t * f, "{e} × {T} × {f}"))
+    steps = [Step("sampler", tuple(sampler))] if run.samples else []
     if rank.num_experts:
-        mlp = experts_step(rank, run, workspace)
-    step, nbytes = largest([*([Step("sampler", tuple(sampler))] if run.samples else []), Step("experts" if rank.num_experts else "mlp", tuple(mlp))])
+        steps.append(Step("experts", tuple(experts_step(rank, run, workspace))))
+    if len(rank.expert_layers) < rank.num_hidden_layers:
+        steps.append(Step("mlp", tuple(mlp)))
+    mla = rank.mla or _NONE
+    if rank.mla:
+        steps.append(Step("attention", (
+            Buffer("queries", e * t * rank.num_attention_heads * (mla.qk_nope_head_dim + mla.qk_rope_head_dim), "{e} × {T} × {H} × ({n} + {p})"),
+            Buffer("keys and values of earlier context", e * run.latent_rows * rank.num_attention_heads * (mla.qk_nope_head_dim + mla.v_head_dim),
+                   "{e} × {R} × {H} × ({n} + {v})"),
+            Buffer("hidden states", run.hidden_copies * e * t * h, "{c} × {e} × {T} × {h}"),
+            workspace,
+        )))  # fmt: skip
+    step, nbytes = largest(steps)
     symbols = {"e": e, "B": b, "V": v, "T": t, "h": h, "f": f, "w": run.workspace, "c": run.hidden_copies,
                "M": min(b, run.multiprocessors), "r": run.sort_buffers, "E": rank.num_experts, "k": rank.num_experts_per_tok,
-               "F": rank.expert_intermediate_size, "m": _chunk(run)}  # fmt: skip
+               "F": rank.expert_intermediate_size, "m": _chunk(run), "H": rank.num_attention_heads, "R": run.latent_rows,
+               "n": mla.qk_nope_head_dim, "p": mla.qk_rope_head_dim, "v": mla.v_head_dim}  # fmt: skip
     return Peak("prefill", step, nbytes, symbols)
 
 
@@ -117,7 +152,9 @@ def experts_step(rank: ModelSpec, run: Profile, workspace: Buffer) -> list[Buffe
     first = 2 * f + h if not run.experts_share else max(2 * f, h)
     second = max(f, h) if run.workspaces_wide else f
     wide = "(2 × {F} + {h})" if not run.experts_share else "2 × {F}" if 2 * f >= h else "{h}"
+    shared = [Buffer("shared experts' output", e * t * h, "{e} × {T} × {h}")] if rank.shared_expert_intermediate_size else []
     return [
+        *shared,
         Buffer("gate and up, and back", e * m * k * first, "{e} × {m} × {k} × " + wide),
         Buffer("gate * up", e * m * k * second, "{e} × {m} × {k} × " + ("{F}" if second == f else "{h}")),
         Buffer("router logits", 4 * t * rank.num_experts, "4 × {T} × {E}"),
@@ -149,14 +186,19 @@ def peaks(job: Job, length: int, *, samples: bool = True) -> tuple[int, Peak, in
     ampere = capability is None or int(major) >= 8  # older GPUs don't run Marlin
     run = run._replace(reduces=not version.v1 and ranks_of(job) > 1,
                        marlin_copies=version.marlin_copies and ampere and job.scheme.name.startswith(PACKED))  # fmt: skip
-    run = run._replace(samples=samples, experts_share=version.experts_share, workspaces_wide=version.workspaces_wide)
-    return _bounds(rank_of(job), run, (workspace.low, workspace.high), (rows.low, rows.high), small and sequences < 128)
+    run = run._replace(samples=samples, experts_share=version.experts_share, workspaces_wide=version.workspaces_wide,
+                       latent_rows=latent_rows(job, length, sequences))  # fmt: skip
+    low, peak, high = _bounds(rank_of(job), run, (workspace.low, workspace.high), (rows.low, rows.high), small and sequences < 128)
+    if not family_of(job.model).held and peak.step.name != "sampler":
+        copied = peak.step.name == "experts" and job.scheme.storage is not None
+        high = max(high, peak.nbytes * (UNHELD_COPIED_SHARE if copied else UNHELD_SHARE) // 100)
+    return low, peak, high
 
 
 @lru_cache(maxsize=4096)
 def _bounds(rank: ModelSpec, run: Profile, workspace: tuple[int, int], rows: tuple[int, int], full_sort: bool) -> tuple[int, Peak, int]:
     peak = profile(rank, run)
-    if peak.step.name in ("mlp", "experts"):
+    if peak.step.name != "sampler":
         copies = (run.hidden_copies - 1, run.hidden_copies + 1)
     else:
         copies = (run.hidden_copies, run.hidden_copies)

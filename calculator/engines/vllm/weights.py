@@ -7,9 +7,12 @@ from dataclasses import replace
 from calculator.architectures import build_inventory
 from calculator.architectures.inventory import LINEAR_ROLES
 from calculator.engines.base import Job
-from calculator.engines.ranks import PACKED, element_bytes, held_by, rank_of, ranks_of, rotary_tables, shares_of
+from calculator.engines.ranks import PACKED, element_bytes, held_by, rank_of, ranks_of, shares_of
 from calculator.engines.vllm.allocator import unsplit
-from calculator.engines.vllm.deployment import version_of
+from calculator.engines.vllm.deployment import batch_limits, length_of, version_of
+from calculator.engines.vllm.families import DEEP_LAYERS, family_of, image_buffer_elements, rotary_rows, rotary_width
+from calculator.engines.vllm.layouts import absorbed_line, padded_line, router_line
+from calculator.engines.vllm.tensors import layers_made
 from calculator.engines.weights import weight_lines
 from calculator.ledger import Formula, Line
 from calculator.parallelism import Share
@@ -17,6 +20,7 @@ from calculator.quantization.hf import Storage
 from calculator.spec import ModelSpec
 from calculator.units import MIB, align_up
 
+IMAGES_SOURCE = "vllm v0.19.0 model_executor/models/qwen3_vl.py L1503-1509: deepstack_input_embeds"
 ROPE_SOURCE = "vllm v0.19.0 model_executor/layers/rotary_embedding/base.py, _compute_cos_sin_cache"
 SCALES_SOURCE = "vllm v0.19.0 model_executor/layers/attention/attention.py: q, k, v and probability scales and ranges"
 ROUNDING_SOURCE = "pytorch c10/cuda/CUDACachingAllocator.cpp should_split: up to 1 MiB of a block is not split off"
@@ -28,8 +32,10 @@ FP8_SINCE = (8, 9)  # compute capability: below it, FP8 weights run on the Marli
 def lines_of(job: Job) -> list[Line]:
     """Stored tensors, the rotary table, scales, and what the allocator doesn't split off."""
     model, size = job.model, element_bytes(job)
-    tables = rotary_tables(model)
-    table = tables * model.max_position_embeddings * model.head_dim * size
+    rows, width = rotary_rows(model), rotary_width(model)
+    element = 4 if family_of(model).wide_rotary else size
+    tokens = batch_limits(job, length_of(job))[0]
+    images = image_buffer_elements(model, tokens) * size
     rank = rank_of(job)
     lines = []
     for share in shares_of(job):
@@ -39,11 +45,15 @@ def lines_of(job: Job) -> list[Line]:
             note = f"vocabulary of {model.vocab_size:,} padded to {rank.vocab_size * ranks_of(job):,}"
             mine = [replace(line, note=note) if line.name in ("embedding", "output head") and line.nbytes else line for line in mine]
         lines += mine
-        lines.append(Line("weights", "rotary cos and sin", table,
-                          Formula("{n} × {P} (positions) × {d} (head_dim) × {e}",
-                                  {"n": tables, "P": model.max_position_embeddings, "d": model.head_dim, "e": size}),
+        lines.append(Line("weights", "rotary cos and sin", sum(rows) * width * element,
+                          Formula("{P} (positions) × {d} (head_dim) × {e}", {"P": sum(rows), "d": width, "e": element}),
                           ROPE_SOURCE, device=share.device,
-                          note="one table, shared by the layers" if tables == 1 else "one for windowed layers, one for the others"))  # fmt: skip
+                          note="one table, shared by the layers" if len(rows) == 1 else "one for windowed layers, one for the others"))  # fmt: skip
+        if images:
+            lines.append(Line("weights", "image buffers", images,
+                              Formula("{n} (deep layers) × {T} (tokens) × {h} × {e}", {"n": DEEP_LAYERS, "T": tokens, "h": model.hidden_size, "e": size}),
+                              IMAGES_SOURCE, device=share.device))  # fmt: skip
+        lines += [line for line in (router_line(job, share, held), absorbed_line(job, rank, share), padded_line(job, rank, share)) if line]
         if version_of(job).v1:
             lines.append(Line("weights", "attention scales", 7 * 512 * len(share.layers),
                               Formula("7 × 512 (allocated bytes of a scalar) × {L} (layers)", {"L": len(share.layers)}),
@@ -53,11 +63,14 @@ def lines_of(job: Job) -> list[Line]:
         if by_marlin(job):
             lines.append(_marlin_line(job, rank, share))
         matrices = sum(g.count for g in held if len(g.parts) > 1)
-        packed = job.scheme.storage if job.scheme.name.startswith(PACKED) and not rank.num_experts else None
-        point = 0 if matrices and packed is None else _unsplit(rank, share, size, packed)
+        eight_bits = job.scheme.name in ("fp8-block", "fp8-per-channel") and not by_marlin(job)  # made as they stay
+        packed = job.scheme.storage if eight_bits or (job.scheme.name.startswith(PACKED) and not rank.num_experts) else None
+        mxfp4 = job.scheme.name == "mxfp4" and model.model_type == "gpt_oss"
+        simulated = not matrices or packed is not None or mxfp4
+        point = _unsplit(rank, share, size, packed, mxfp4=mxfp4) if simulated else 0
         lines.append(Line("weights", "allocator rounding", point, Formula("{n}", {"n": point}), ROUNDING_SOURCE,
                           basis="modelled", low=0, high=point + 4 * MIB + MIB * matrices, device=share.device,
-                          note=_rounding_note(matrices, packed is not None)))  # fmt: skip
+                          note=_rounding_note(matrices, simulated)))  # fmt: skip
     return lines
 
 
@@ -112,36 +125,18 @@ def _lora_line(job: Job, rank: ModelSpec, share: Share) -> Line:
                 device=share.device, note="not held against a log")  # fmt: skip
 
 
-def _unsplit(rank: ModelSpec, share: Share, size: int, packed: Storage | None = None) -> int:
+def _unsplit(rank: ModelSpec, share: Share, size: int, packed: Storage | None = None, *, mxfp4: bool = False) -> int:
     """Bytes that the allocator counts beyond the tensors, in the order in which vLLM makes them.
 
     `packed` is how a quantized layer is stored: q, k and v are one layer, gate and up too. Zero points and the group index
     that repacking drops are left out. Source: vllm v0.19.0 layers/quantization/awq_marlin.py L414-442.
     """
-
-    def matrix(out: int, columns: int) -> list[int]:
-        if packed is None:
-            return [out * columns * size]
-        symmetric = packed(out, columns)[-1].name == "g_idx"
-        return [part.nbytes for part in packed(out, columns) if not symmetric or part.name not in ("qzeros", "g_idx")]
-
-    h, d, positions = rank.hidden_size, rank.head_dim, rank.max_position_embeddings
-    q, kv, f = rank.num_attention_heads * d, rank.num_key_value_heads * d, rank.intermediate_size
-    names = [group.name for group in build_inventory(rank).groups]
-    vocabulary = rank.vocab_size * h * size
-    layer = [*matrix(q + 2 * kv, h), *([(q + 2 * kv) * size] if rank.attention_bias != "none" else []), *matrix(h, q)]
-    attention = len(layer)
-    if any(name.endswith("q_norm.weight") for name in names):
-        layer += [d * size, d * size]
-    if rank.num_experts:
-        experts, f = rank.num_experts, rank.expert_intermediate_size
-        layer += [experts * h * size, experts * 2 * f * h * size, experts * h * f * size]
-    else:
-        layer += [*matrix(2 * f, h), *matrix(h, f)]
-    layer += [h * size] * sum(".layers." in name and name.endswith("layernorm.weight") for name in names)
-    table = positions * d
-    rope = (4 * positions, 2 * table, 2 * table, 2 * table, 4 * table, size * table)
+    vocabulary, h = rank.vocab_size * rank.hidden_size * size, rank.hidden_size
     first = (vocabulary,) if share.first or rank.tie_word_embeddings else ()
     last = (h * size, *(() if rank.tie_word_embeddings else (vocabulary,))) if share.last else ()
-    made = (0, rank.full_every - 1) if rotary_tables(rank) == 2 else (0,)
-    return unsplit(first, tuple(layer), last, len(share.layers), rope, attention - 1, made)
+    made, at = layers_made(rank, size, packed, mxfp4=mxfp4)
+    positions, width = rotary_rows(rank)[0], rotary_width(rank)
+    table = positions * width
+    rope = (4 * positions, 2 * table, 2 * table, 2 * table, 4 * table, size * table)
+    where = (0, rank.full_every - 1) if len(rotary_rows(rank)) == 2 else (0,)
+    return unsplit(first, tuple(made[i] for i in share.layers), last, rope, at, where)

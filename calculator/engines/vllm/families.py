@@ -1,0 +1,105 @@
+"""What vLLM does differently by model type: since which release, its rotary tables, routers, latent attention."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from calculator.engines.releases import Release
+from calculator.errors import NotModelled
+from calculator.spec import ModelSpec
+
+REGISTRY_SOURCE = "vllm model_executor/models/registry.py of v0.6.6, v0.8.5, v0.9.2, v0.11.0, v0.14.0 and v0.19.0"
+MLA_SINCE = (0, 8, 0)  # before, latent attention is either cached as heads (0.6) or absorbed into other matrices (0.7)
+
+
+class Family(NamedTuple):
+    """A model type in vLLM."""
+
+    since: Release = (0, 6, 0)
+    """First release after the last one read whose registry lacks it. Source: REGISTRY_SOURCE."""
+    held: bool = False
+    """The activation peak was held against start-up logs of this type."""
+    rotary: tuple[int, int] = (1, 1)
+    """Share of a head that is turned."""
+    wide_rotary: bool = False
+    """The table is in float32."""
+    wide_router: Release | None = None
+    """Since when the router's matrix is in float32."""
+    gated: bool = True
+    """The feed-forward has a gate."""
+
+
+_LOGGED = Family(held=True)
+FAMILIES: dict[str, Family] = {
+    "llama": _LOGGED, "mistral": _LOGGED, "qwen2": _LOGGED, "phi3": _LOGGED, "gemma2": _LOGGED, "mixtral": _LOGGED,
+    "qwen3": _LOGGED._replace(since=(0, 8, 0)), "gemma3_text": _LOGGED._replace(since=(0, 8, 0)), "qwen3_moe": _LOGGED._replace(since=(0, 8, 0)),
+    "gemma": Family(), "granite": Family(), "olmo": Family(), "olmo2": Family(), "cohere": Family(), "cohere2": Family(),
+    "olmo3": Family((0, 10, 0)), "exaone4": Family((0, 10, 0)), "smollm3": Family((0, 10, 0)), "seed_oss": Family((0, 10, 0)),
+    "ernie4_5": Family((0, 9, 0)), "ministral3": Family((0, 12, 0)),
+    "glm4": Family((0, 8, 0), rotary=(1, 2)),
+    "stablelm": Family(rotary=(1, 4)),
+    "starcoder2": Family(gated=False), "nemotron": Family(rotary=(1, 2), gated=False), "arcee": Family((0, 10, 0), gated=False),
+    "olmoe": Family(), "granitemoe": Family(), "phimoe": Family(), "qwen2_moe": Family(), "hunyuan_v1_moe": Family((0, 9, 0)),
+    "ernie4_5_moe": Family((0, 9, 0), wide_router=(0, 9, 0)),
+    "glm4_moe": Family((0, 10, 0), rotary=(1, 2), wide_router=(0, 10, 0)),
+    "minimax_m2": Family((0, 11, 1), rotary=(1, 2), wide_router=(0, 11, 1)),
+    "llama4_text": Family((0, 8, 0), wide_rotary=True),
+    "gpt_oss": Family((0, 10, 0), wide_rotary=True),
+    "deepseek_v2": Family(MLA_SINCE), "deepseek_v3": Family(MLA_SINCE), "kimi_k2": Family(MLA_SINCE), "glm4_moe_lite": Family((0, 14, 1)),
+}  # fmt: skip
+# towers: the first release after the last one read that lacks the model
+TOWERS_SINCE: dict[str, Release] = {"gemma3_text": (0, 8, 0), "llama4_text": (0, 8, 0), "mistral": (0, 8, 0), "qwen3": (0, 10, 0), "qwen3_moe": (0, 10, 0)}
+
+
+def family_of(model: ModelSpec) -> Family:
+    """The row of a model's type."""
+    return FAMILIES[model.model_type]
+
+
+def check_family(model: ModelSpec, release: Release, version: str) -> None:
+    """Refuse a release that lacks the model type, or keeps it in a way without formulas."""
+    since = family_of(model).since
+    if model.vision_parameters:
+        since = max(since, TOWERS_SINCE.get(model.model_type, since))
+    if model.mla and release < MLA_SINCE:
+        raise NotModelled(f"vllm {version} with latent attention: 0.6 and 0.7 hold other matrices", hint="--engine-version 0.8.5 or later")
+    if release < since:
+        name = f"{model.model_type}{' with a vision tower' if model.vision_parameters else ''}"
+        raise NotModelled(f"vllm {version} has no {name}", allowed=f"{'.'.join(map(str, since))} or later", hint="a later --engine-version")
+
+
+def rotary_width(model: ModelSpec) -> int:
+    """Elements of a row of the rotary table: what is turned of a head."""
+    if model.mla:
+        return model.mla.qk_rope_head_dim
+    turned, whole = family_of(model).rotary
+    return model.head_dim * turned // whole
+
+
+def rotary_rows(model: ModelSpec) -> tuple[int, ...]:
+    """Rows of each rotary table.
+
+    Four times the positions where images and videos have positions of their own (M-RoPE); linear scaling stretches them.
+    Windowed layers have a table of their own where they are turned by another base (Gemma 3) or without scaling (OLMo 3).
+
+    Source: vllm v0.19.0 layers/rotary_embedding/mrope.py L238, linear_scaling_rope.py _compute_cos_sin_cache; v0.8.5
+    layers/rotary_embedding.py L946, models/gemma3.py L147-167; v0.19.0 models/olmo2.py L142-149.
+    """
+    positions = model.max_position_embeddings
+    if model.vision_parameters and model.model_type in ("qwen2", "qwen3", "qwen3_moe"):
+        return (4 * positions,)
+    scaled = int(positions * model.rope_factor)
+    apart = model.model_type == "gemma3_text" or (model.model_type == "olmo3" and model.rope_type != "default")
+    return (positions, scaled) if apart else (scaled,)
+
+
+DEEP_LAYERS = 3  # of Qwen3-VL's towers, whose outputs are added to the first layers
+
+
+def image_buffer_elements(model: ModelSpec, tokens: int) -> int:
+    """Elements of the buffers for the tower's deep outputs, made with the model (Qwen3-VL).
+
+    Source: vllm v0.19.0 model_executor/models/qwen3_vl.py L1503-1509: one of max_num_batched_tokens x hidden size each.
+    """
+    deep = model.vision_parameters and model.model_type in ("qwen3", "qwen3_moe")
+    return DEEP_LAYERS * tokens * model.hidden_size if deep else 0

@@ -1,0 +1,102 @@
+"""Weights that vLLM holds beside or wider than the checkpoint's: float32 routers, absorbed latent attention, padded MXFP4 experts."""
+
+from __future__ import annotations
+
+from calculator.engines.base import Job
+from calculator.engines.ranks import element_bytes
+from calculator.engines.vllm.deployment import HISTORY
+from calculator.engines.vllm.families import family_of
+from calculator.errors import Unsupported
+from calculator.ledger import Formula, Line
+from calculator.parallelism import Share
+from calculator.quantization import Stored
+from calculator.spec import ModelSpec
+from calculator.units import align_up
+
+ROUTER_SOURCE = "vllm v0.19.0 model_executor/models/glm4_moe.py L147, ernie45_moe.py L167, minimax_m2.py L117: params_dtype float32"
+ABSORBED_SOURCE = "vllm v0.11.0 v1/attention/backends/mla/common.py L985-1074, v0.8.5 L735-761: W_UK_T and W_UV are views of kv_b dequantized to 16 bits"
+MXFP4_SOURCE = (
+    "vllm v0.11.0 model_executor/layers/quantization/mxfp4.py L55-107, L187-226; v0.19.0 layers/fused_moe/oracle/mxfp4.py L376-400"
+)
+
+TRITON_SINCE = (0, 11, 0)  # wheels before have no triton_kernels: vllm#23278, an H100 on 0.10.1, runs Marlin
+
+
+def check_blocks(job: Job, rank: ModelSpec) -> None:
+    """Refuse ranks whose experts aren't whole blocks of 128, in the engine's words.
+
+    Source: vllm v0.11.0 model_executor/layers/quantization/fp8.py Fp8MoEMethod.create_weights.
+    """
+    width = rank.expert_intermediate_size
+    if job.scheme.name == "fp8-block" and width % 128:
+        raise Unsupported(f"The output_size of gate's and up's weight = {width} is not divisible by weight quantization block_n = 128.",
+                          hint="a smaller --tp, or --set enable_expert_parallel=1")  # fmt: skip
+
+
+def router_line(job: Job, share: Share, held: Stored) -> Line | None:
+    """What float32 adds to routers that the checkpoint stores in 16 bits."""
+    since = family_of(job.model).wide_router
+    if since is None or HISTORY.covered(job.deployment.engine_version) < since:
+        return None
+    extra, size = 4 - element_bytes(job), element_bytes(job)
+    elements = sum(g.nbytes for g in held if g.group.role == "router") // size
+    symbols = {"n": elements, "x": extra}
+    return Line("weights", "routers in float32", extra * elements, Formula("{x} (bytes more) × {n} (elements)", symbols), ROUTER_SOURCE,
+                device=share.device, note="beside the 16 bits that the checkpoint stores")  # fmt: skip
+
+
+def absorbed_line(job: Job, rank: ModelSpec, share: Share) -> Line | None:
+    """A 16-bit copy of the matrix that makes keys and values of the compressed row; of an unquantized one they are views.
+
+    bytes = L x c x H x (n + v) x e          c compressed row, H the rank's heads, n and v widths of a head      derived
+    """
+    mla = rank.mla
+    if mla is None or job.scheme.storage is None or (job.scheme.name == "mxfp4" and job.model.model_type == "gpt_oss"):
+        return None
+    symbols = {"L": len(share.layers), "c": mla.kv_lora_rank, "H": rank.num_attention_heads, "n": mla.qk_nope_head_dim,
+               "v": mla.v_head_dim, "e": element_bytes(job)}  # fmt: skip
+    nbytes = symbols["L"] * symbols["c"] * symbols["H"] * (symbols["n"] + symbols["v"]) * symbols["e"]
+    return Line("weights", "absorbed key and value matrices", nbytes,
+                Formula("{L} (layers) × {c} (compressed row) × {H} (heads) × ({n} + {v}) × {e}", symbols), ABSORBED_SOURCE,
+                device=share.device, note="a copy of kv_b_proj in 16 bits")  # fmt: skip
+
+
+def mxfp4_extra(*, capability: tuple[int, int] | None, hidden: int, width: int, triton: bool = True) -> tuple[int, str, str]:
+    """What the kernel of a GPU adds to an expert [bytes], its formula, and the kernel's name.
+
+    Marlin (Ampere, Ada, consumer Blackwell)  3 (h' f' - h f) 17 / 32 + 2 (2 (f' - f) + h' - h)     h' to 256, f' to 128
+    FlashInfer (Blackwell)                    the same, f' to 256
+    Triton (Hopper since 0.11)                f' to 64, a second copy of the scales, swizzled, its rows to 256, biases in float32
+
+    Equals 65.9651 and 13.72 GiB (Marlin) and 64.38 and 13.47 (Triton) of the 120B and the 20B to 0.06 %.     derived
+
+    Source: MXFP4_SOURCE; triton_kernels tensor_details/layout_details/hopper_scale.py, swizzle_data.
+    """
+    h, f = hidden, width
+    if capability is not None and capability[0] == 9 and triton:
+        wide = align_up(f, 64)
+        swizzled = align_up(2 * wide, 256) * (h // 32) + align_up(h, 256) * (wide // 32)  # scales
+        stored = 3 * h * f * 17 // 32 + 2 * (2 * f + h)
+        held = 3 * h * wide * 17 // 32 + swizzled + 4 * (2 * wide + h)
+        formula = f"(3 × {{h}} × {wide} × 17 / 32 + {swizzled} (swizzled scales) + 4 × (2 × {wide} + {{h}}) - 3 × {{h}} × {{f}} × 17 / 32 - 2 × (2 × {{f}} + {{h}}))"
+        return held - stored, formula, "Triton"
+    blackwell = capability is not None and capability[0] == 10
+    wide, padded = align_up(h, 256), align_up(f, 256 if blackwell else 128)
+    formula = f"(3 × ({wide} × {padded} - {{h}} × {{f}}) × 17 / 32 + 2 × (2 × ({padded} - {{f}}) + {wide} - {{h}}))"
+    return 3 * (wide * padded - h * f) * 17 // 32 + 2 * (2 * (padded - f) + wide - h), formula, "FlashInfer" if blackwell else "Marlin"
+
+
+def padded_line(job: Job, rank: ModelSpec, share: Share) -> Line | None:
+    """What the kernel's layout adds to experts in MXFP4, biases and block scales included."""
+    if job.model.model_type != "gpt_oss" or job.scheme.name != "mxfp4":
+        return None
+    stated = job.gpu.compute_capability if job.gpu else None
+    major, _, minor = (stated or "").partition(".")
+    h, f = rank.hidden_size, rank.expert_intermediate_size
+    each, formula, kernel = mxfp4_extra(capability=(int(major), int(minor)) if major else None, hidden=h, width=f,
+                                      triton=HISTORY.covered(job.deployment.engine_version) >= TRITON_SINCE)  # fmt: skip
+    symbols = {"L": len(share.layers), "E": rank.num_experts, "h": h, "f": f}
+    nbytes = symbols["L"] * symbols["E"] * each
+    return Line("weights", "MXFP4 layout", nbytes, Formula("{L} (layers) × {E} (experts) × " + formula, symbols), MXFP4_SOURCE, device=share.device,
+                basis="derived" if major else "modelled", low=nbytes if major else 0, high=nbytes,
+                note=f"{kernel}'s{'' if major else ', as no GPU is named'}")  # fmt: skip

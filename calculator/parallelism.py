@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import lru_cache
 from typing import NamedTuple
 
 from calculator.errors import BadValue, Unsupported
@@ -19,20 +18,6 @@ class Share(NamedTuple):
     layers: range
     first: bool
     last: bool
-
-
-@lru_cache(maxsize=1024)
-def split_layers(layers: int, gpus: int) -> tuple[Share, ...]:
-    """Contiguous runs of layers for equal devices; the output counts as one more layer, on the last.
-
-    Source: llama.cpp src/llama-model.cpp load_tensors, get_layer_buft_list: device of layer i is the split that
-    i / (n_layer + 1) falls into. Accelerate's balanced device_map is modelled by the same rule.
-    """
-    if gpus > layers:
-        raise BadValue(f"{gpus} GPUs for {layers} layers", allowed=f"1 to {layers}", hint=f"--gpus {layers} or fewer")
-    first = [min(ceil_div(i * (layers + 1), gpus), layers) for i in range(gpus + 1)]
-    runs = [range(first[i], first[i + 1]) for i in range(gpus)]
-    return tuple(Share(i, run, i == 0, i == gpus - 1) for i, run in enumerate(runs))
 
 
 def share_of(stored: Stored, share: Share, *, head_with_embedding: bool) -> Stored:

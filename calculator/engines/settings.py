@@ -25,11 +25,27 @@ class Shares:
     """Allowed values of a setting that is a list of shares: numbers from 0, separated by commas or slashes."""
 
 
+@dataclass(frozen=True, slots=True)
+class Budgets:
+    """Allowed values of a setting that gives devices memory: 0:10GiB,1:8GiB,cpu:30GiB."""
+
+    @staticmethod
+    def of(text: str | int | bool | float | None) -> dict[int | str, int]:
+        """GPUs by index and the host -> bytes; empty for none. Raises ValueError."""
+        found: dict[int | str, int] = {}
+        for part in str(text).split(",") if text else ():
+            match = re.fullmatch(_BUDGET, part.strip(), re.IGNORECASE)
+            if match is None or (device := int(match[1]) if match[1].isdigit() else "cpu") in found:
+                raise ValueError(part)
+            found[device] = int(float(match[2]) * _UNITS[(match[3] or "b").lower()])
+        return found
+
+
 class Setting(NamedTuple):
-    """One knob: its default and what is allowed: words, bool, a range of integers or of real numbers, or shares."""
+    """One knob: its default and what is allowed: words, bool, a range of integers or of real numbers, shares or budgets."""
 
     default: str | int | bool | float | None
-    allowed: tuple[str, ...] | type[bool] | range | Real | Shares
+    allowed: tuple[str, ...] | type[bool] | range | Real | Shares | Budgets
     meaning: str
 
     def parse(self, name: str, value: str | int | bool | float) -> str | int | bool | float:
@@ -54,6 +70,14 @@ class Setting(NamedTuple):
             if len(text) > 400 or not re.fullmatch(rf"{_SHARE}(\s*[,/]\s*{_SHARE})*", text):
                 raise BadValue(f"{name}={text[:30]!r}", allowed="numbers separated by commas: 3,1")
             return re.sub(r"\s*[,/]\s*", ",", text)
+        if isinstance(self.allowed, Budgets):
+            try:
+                given = Budgets.of(text[:400].strip("{}").replace("=", ":"))
+            except ValueError:
+                given = {}
+            if not given:
+                raise BadValue(f"{name}={text[:30]!r}", allowed="memory by device: 0:10GiB,1:8GiB,cpu:30GiB")
+            return ",".join(f"{device}:{nbytes}" for device, nbytes in given.items())
         assert isinstance(self.allowed, tuple)
         if text.lower() not in self.allowed:
             raise BadValue(f"{name}={text[:30]!r}", allowed=", ".join(self.allowed))
@@ -61,6 +85,8 @@ class Setting(NamedTuple):
 
 
 COUNT = range(1, MAX_COUNT + 1)
+_UNITS = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
+_BUDGET = r"""["']?(\d{1,4}|cpu)["']?\s*:\s*["']?(\d{1,15}(?:\.\d{1,9})?)\s*([kmgt]i?b|b)?["']?"""
 _SHARE = r"[0-9]{1,9}(\.[0-9]{1,9})?"
 
 

@@ -12,7 +12,7 @@ _PLACES = {"embedding": "embedding", "output": "output head", "norm": "norms and
            "router": "routers", "position": "embedding", "layer_embedding": "embedding by layer", "small": "norms and biases", "vision": "vision tower", "pooler": "pooler", "other": "other tensors"}
 
 
-def weight_lines(scheme: Scheme, stored: Stored, *, device: int, tied: bool, basis: Basis = "derived") -> list[Line]:
+def weight_lines(scheme: Scheme, stored: Stored, *, device: int | Literal["host"], tied: bool, basis: Basis = "derived") -> list[Line]:
     """Lines for embedding, linear layers, norms, head: what they are stored as and why."""
     by_place: dict[tuple[str, bool], list[StoredGroup]] = {}
     for group in stored:

@@ -119,6 +119,7 @@ def test_ranks_hold_the_whole_and_what_is_replicated_by_name(model, engine, quan
 @given(models(), QUANTS, st.integers(1, 4), st.integers(1, 4))
 def test_each_device_of_more_devices_holds_no_more(model, chosen, few, many):
     quant, engine = chosen
+    assume(engine != "transformers")  # accelerate's balance leaves what is over to the last GPU: three may hold less well than two
     few, many = sorted((few, many))
     assume(many <= model.spec.num_hidden_layers)
     a, b = (estimate(model, quant=quant, engine=engine, context=512, gpus=n).ledger for n in (few, many))

@@ -1,20 +1,40 @@
-"""transformers on one GPU, or with its layers spread over several: steps, caches, torch's overheads."""
+"""transformers on one GPU, or with its modules spread over several, the host and the disk: steps, caches, torch's overheads."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from calculator.engines.base import Dynamic, Job
-from calculator.engines.records import Record, record, record_line
-from calculator.engines.settings import COUNT, Setting
+from calculator.engines.records import Record, record_line
+from calculator.engines.settings import COUNT, Budgets, Setting
 from calculator.engines.transformers import cache, steps
+from calculator.engines.transformers.copies import (
+    DECOMPRESSED,
+    DECOMPRESSED_SOURCE,
+    copies_of,
+    decompressed_bytes,
+    math_kernel,
+    records_of,
+)
+from calculator.engines.transformers.device_map import AWAY, HOOK_SOURCE, MAP_SOURCE
+from calculator.engines.transformers.offload import Matrices, with_hooks
+from calculator.engines.transformers.placement import (
+    Held,
+    check_map,
+    held_by_gpus,
+    main_gpu,
+    matrices_of,
+    placed_text,
+    rotary_bytes,
+    spread,
+    stored_on,
+)
 from calculator.engines.weights import weight_lines
 from calculator.errors import NotModelled, Unsupported
 from calculator.ledger import Formula, Line
-from calculator.parallelism import Share, share_of, split_layers
-from calculator.quantization import Scheme, StoredGroup, compute_dtype
+from calculator.quantization import Scheme, compute_dtype, stored_nbytes
 from calculator.quantization.hf import DTYPE_BYTES, KV_NAMES
 from calculator.spec import ModelSpec
 from calculator.steps import Peak
@@ -24,25 +44,9 @@ MATH_SOURCE = ("pytorch aten/src/ATen/native/transformers/cuda/sdp_utils.cpp: fl
                "memory-efficient kernel has no grouped heads; math attention computes in float32")  # fmt: skip
 CACHE_SOURCE = "transformers v5.23.0 cache_utils.py"
 
-# bytes a weight that a forward pass holds beside the stored weights, and when: from the kernels' sources
-_COPIES: dict[str, tuple[str, int, str]] = {
-    "bnb-int8": ("int8", 0, "bitsandbytes 0.50 backends/cuda/ops.py int8_mm_dequant, autograd/_functions.py MatMul8bitLt"),
-    "bnb": ("prefill", 2, "bitsandbytes 0.50 backends/cuda/ops.py L904: 16-bit copy above a kernel-dependent batch"),
-    "awq": ("prefill", 2, "AutoAWQ awq/modules/linear/gemm.py L48: 16-bit copy from 1024 tokens; none with Marlin"),
-    "gptq": ("prefill", 2, "GPTQModel exllamav2 q_gemm.cu L118: 16-bit copy above 50 rows; none with Marlin"),
-    "torchao-int8wo": ("always", 2, "torchao 0.18.0 int8_tensor.py L346: 16-bit copy each pass unless compiled"),
-    "torchao-fp8wo": ("always", 2, "torchao 0.18.0 float8_tensor.py L465: 16-bit copy each pass; more unless fused"),
-    "quanto-int8": ("always", 2, "optimum-quanto 0.2.7 library/qbytes_mm.py L25"),
-    "quanto-fp8": ("always", 4, "optimum-quanto 0.2.7 library/qbytes_mm.py L25: two 16-bit copies"),
-    "quanto-int4": ("always", 4, "optimum-quanto 0.2.7 tensor/qbits.py L28"),
-    "hqq": ("always", 6, "hqq @e0b1d00 core/quantize.py L183: three 16-bit tensors in the default backend"),
-    "exl2": ("prefill", 2, "exllamav2 q_gemm.cu L233: 16-bit copy above 32 rows"),
-}
 GENERATE_SOURCE = ("transformers v5.23.0 generation/utils.py: token ids, attention mask and positions, all int64, a flag for each sequence; "
                    "up to three special tokens in the high end")  # fmt: skip
-# compressed-tensors formats without a kernel in transformers become 16-bit on the first forward pass, for good
-_DECOMPRESSED = ("int8-w8a8", "nvfp4", "w4a16", "w8a16", "compressed-tensors")  # beginnings of names
-_DECOMPRESSED_SOURCE = "huggingface/transformers PR #47652: compressed weights are decompressed on the first forward pass"
+_MAPPING = ("device_map", "max_memory", "host_memory_bytes")
 
 
 class Transformers:
@@ -55,6 +59,9 @@ class Transformers:
         "logits_to_keep": Setting(1, range(0, COUNT.stop), "positions with logits; 0 is all"),
         "cache_implementation": Setting(None, ("dynamic", "static", "quantized"), "kind of KV cache; default dynamic"),
         "phase": Setting(None, ("prefill", "decode"), "size this phase; default the larger of the two"),
+        "device_map": Setting(None, ("auto", "balanced", "balanced_low_0", "sequential"), "modules to GPUs, then host, then disk; default one GPU, or auto over several without the host"),
+        "max_memory": Setting(None, Budgets(), "what device_map may fill: 0:10GiB,cpu:30GiB; default what is free on an empty card, 0.9 of it on a single one"),
+        "host_memory_bytes": Setting(None, COUNT, "free memory of the host, of which device_map fills 0.9; default as much as it takes [bytes]"),
         "generate": Setting(False, bool, "with generate()'s inputs: a mask and positions for each sequence; off, a bare forward pass"),
     }
 
@@ -82,6 +89,7 @@ class Transformers:
     def check(self, job: Job) -> None:
         """Refuse what this engine's formulas don't cover."""
         model = job.model
+        check_map(job)
         if model.full_every:
             self._check_windows(job)
         if model.num_experts and compute_dtype(model, job.scheme) != "bfloat16":
@@ -101,53 +109,70 @@ class Transformers:
             raise NotModelled(f"{job.model.model_type} in transformers has no formula yet", hint="vram trace, which runs the real code, or --engine llama.cpp")
         if settings["cache_implementation"] != "dynamic" or job.deployment.gpus > 1:
             raise NotModelled(f"{job.model.model_type} in transformers: only a dynamic cache on one GPU has formulas", hint="--engine llama.cpp")
-        if _math_kernel(compute_dtype(job.model, job.scheme), job) and settings["attn_implementation"] == "sdpa":
+        if math_kernel(compute_dtype(job.model, job.scheme), job) and settings["attn_implementation"] == "sdpa":
             raise NotModelled(f"{job.model.model_type} with sdpa in float32 or before Ampere has no formula yet", hint="--set attn_implementation=eager")
 
     def weight_lines(self, job: Job) -> list[Line]:
-        """Stored tensors and the rotary tables."""
-        lines = []
-        for share in self._shares(job):
-            held = share_of(job.stored, share, head_with_embedding=job.model.tie_word_embeddings)
-            lines += weight_lines(job.scheme, held, device=share.device, tied=job.model.tie_word_embeddings, basis=job.weights_basis)
-        half, tables = job.model.head_dim // 2, 2 if job.model.model_type == "gemma3_text" else 1
+        """Stored tensors and the rotary tables; what the map keeps on the host, and what it leaves on disk."""
+        lines, found, model = [], spread(job), job.model
+        tied, layers = model.tie_word_embeddings, model.num_hidden_layers
+        for held in held_by_gpus(job, found):
+            own = weight_lines(job.scheme, held.stored, device=held.device, tied=tied, basis=job.weights_basis)
+            lines += [replace(line, note="; ".join(filter(None, (line.note, f"{held.note} of {layers}")))) if held.note and line.name == "linear layers" else line for line in own]
+        if found is not None and "cpu" in found.pieces:
+            for line in weight_lines(job.scheme, stored_on(job.stored, found, "cpu"), device="host", tied=tied, basis=job.weights_basis):
+                lines.append(replace(line, note=f"offloaded by device_map: {placed_text(found, 'cpu')}", source=f"{line.source}; {MAP_SOURCE}"))
+        if found is not None and "disk" in found.pieces:
+            nbytes = stored_nbytes(stored_on(job.stored, found, "disk"))
+            lines.append(Line("weights", "on disk", 0, Formula("0"), MAP_SOURCE, basis=job.weights_basis, device="host",
+                              note=f"{placed_text(found, 'disk')}: {nbytes:,} bytes read from the checkpoint's files at each pass"))  # fmt: skip
+        main = main_gpu(found) if found else 0
+        where = found.rotary if found and isinstance(found.rotary, int) else main  # buffers aren't offloaded
+        half, tables = model.head_dim // 2, rotary_bytes(model) // (8 * (model.head_dim // 2) or 1)
         lines.append(Line("weights", "rotary inverse frequencies", tables * 2 * 4 * half,
                           Formula("{n} (tables) × 2 (current and original) × 4 (bytes) × {half}", {"half": half, "n": tables}),
-                          "transformers v5.23.0 modeling_rope_utils.py, buffers inv_freq and original_inv_freq"))  # fmt: skip
-        if job.model.model_type == "gemma3_text":
-            size = DTYPE_BYTES[compute_dtype(job.model, job.scheme)]
+                          "transformers v5.23.0 modeling_rope_utils.py, buffers inv_freq and original_inv_freq", device=where))  # fmt: skip
+        if model.model_type == "gemma3_text":
+            size = DTYPE_BYTES[compute_dtype(model, job.scheme)]
             lines.append(Line("weights", "embedding scale", size, Formula("{e}", {"e": size}),
-                              "transformers v5.23.0 modeling_gemma3.py Gemma3TextScaledWordEmbedding"))  # fmt: skip
+                              "transformers v5.23.0 modeling_gemma3.py Gemma3TextScaledWordEmbedding",
+                              device=found.embedding if found and isinstance(found.embedding, int) else main))  # fmt: skip
         return lines
 
     def cache_lines(self, job: Job, phase: str) -> list[Line]:
-        """The KV cache at the end of the phase."""
+        """The KV cache at the end of the phase; that of offloaded layers is where they run."""
         kind = job.deployment.settings["cache_implementation"]
         name = f"{str(kind).capitalize()}Cache"
         lines = []
-        for share in self._shares(job):
-            held = self._cache(job, phase, len(share.layers))
+        for share in self._held(job):
+            held = self._cache(job, phase, share.layers)
             lines.append(Line("kv_cache", name, held.nbytes, held.render(), CACHE_SOURCE, high=held.high, device=share.device,
-                              note="" if share.layers else "this device holds the head only"))  # fmt: skip
+                              note="" if share.layers else "no layer runs on this device"))  # fmt: skip
         return lines
 
     def activation_lines(self, job: Job, phase: str) -> list[Line]:
-        """The peak of the pass, on every device that runs layers."""
-        peak = self.peak(job, phase)
-        how = self._pass(job)
+        """The peak of the pass, on every device that runs something."""
+        peak, how = self._peak(job, phase, self._pass(job)), self._pass(job)
         basis, low, source, note = "derived", peak.nbytes, SOURCE, f"peak at {peak.step.name}, {phase}"
         if how.copies != "never":
             low = self._peak(job, phase, how._replace(copies="never")).nbytes
-            basis, source = "modelled", f"{SOURCE}; {_copies(job.scheme)[2]}"
+            basis, source = "modelled", f"{SOURCE}; {copies_of(job.scheme)[2]}"
         if peak.step.name == "attention (math kernel)" and how.element_bytes < 4:
             basis, source = "modelled", f"{SOURCE}; {MATH_SOURCE}"
             low = min(low, self._peak(job, phase, how._replace(math_bytes=how.element_bytes)).nbytes)
         if job.vendor != "NVIDIA" or job.scheme.family == "exl2" or job.deployment.kv_dtype in cache.QUANTIZED or job.deployment.gpus > 1:
             basis = "modelled"
-        return [
-            Line("activations", "activations", peak.nbytes, peak.formula, source, basis=basis, low=low, device=i, note=note)  # type: ignore[arg-type]
-            for i in range(job.deployment.gpus)
-        ]
+        hooked, plain = self._hooked(job, phase), Line("activations", "activations", peak.nbytes, peak.formula, source, basis=basis, low=low, note=note)  # type: ignore[arg-type]
+        lines = []
+        for held in self._held(job):
+            if not held.runs:
+                lines.append(Line("activations", "activations", 0, Formula("0"), MAP_SOURCE, device=held.device, note="no module on this device"))
+            elif hooked is not None and held.main:
+                lines.append(replace(plain, nbytes=hooked.nbytes, low=hooked.nbytes, formula=hooked.formula, source=f"{source}; {HOOK_SOURCE}", device=held.device,
+                                     note=f"peak at {hooked.step.name}, {phase}: its weights are brought in while it runs"))  # fmt: skip
+            else:
+                lines.append(replace(plain, device=held.device))
+        return lines
 
     def overhead_lines(self, job: Job, phase: str) -> list[Line]:
         """Input ids, decompressed copies, cuBLAS workspace, allocator slack, context."""
@@ -155,25 +180,25 @@ class Transformers:
         lines = [Line("overhead", "input ids", 8 * b * count, Formula("8 × {B} × (3 × {S} + 1)" if whole else "8 × {B} × {S}", {"B": b, "S": count // 3 if whole else count}),
                       GENERATE_SOURCE if whole else "int64 token ids that the caller holds", high=8 * b * count + 24 * whole)]  # fmt: skip
         slack, context, workspace = self._records(job)
-        for share in self._shares(job):
-            if job.scheme.name.startswith(_DECOMPRESSED):
-                copy = _decompressed_bytes(share_of(job.stored, share, head_with_embedding=True))
+        for share in self._held(job):
+            if job.scheme.name.startswith(DECOMPRESSED):
+                copy = decompressed_bytes(share.stored)
                 lines.append(Line("overhead", "decompressed weights", copy, Formula("{n} × 2 (bytes)", {"n": copy // 2}),
-                                  _DECOMPRESSED_SOURCE, basis="modelled", low=0, device=share.device,
+                                  DECOMPRESSED_SOURCE, basis="modelled", low=0, device=share.device,
                                   note="transformers has no kernel for this format; the stored weights stay beside"))  # fmt: skip
             lines.append(record_line(workspace, "cuBLAS workspace", share.device, level="allocated"))
-            moving = self._cache(job, phase, len(share.layers)).nbytes + self.peak(job, phase).nbytes
+            moving = self._cache(job, phase, share.layers).nbytes + self._peak_on(job, phase, share)
             lines.append(Line("overhead", "allocator slack", moving * slack.value // 100,
                               Formula("{m} (KV cache and activations) × {p} / 100", {"m": moving, "p": slack.value}),
                               slack.source, basis=slack.basis, low=moving * slack.low // 100,
-                              high=moving * slack.high // 100 + (self._other_high(job, phase) if share.first else 0), device=share.device, level="reserved", note=slack.note))  # fmt: skip
+                              high=moving * slack.high // 100 + (self._other_high(job, phase) if share.main else 0), device=share.device, level="reserved", note=slack.note))  # fmt: skip
             lines.append(record_line(context, "CUDA context" if job.vendor == "NVIDIA" else "driver context",
                                       share.device))  # fmt: skip
         return lines
 
     def peak(self, job: Job, phase: str) -> Peak:
         """The largest step of the phase."""
-        return self._peak(job, phase, self._pass(job))
+        return self._hooked(job, phase) or self._peak(job, phase, self._pass(job))
 
     def kv_bytes_per_token(self, job: Job) -> int:
         """Growth per token; quantized caches count their scales."""
@@ -183,20 +208,23 @@ class Transformers:
     def dynamic_key(self, job: Job) -> tuple[Any, ...]:
         """What the passes and the cache depend on."""
         quantized = job.deployment.kv_dtype if job.deployment.kv_dtype in cache.QUANTIZED else ""
-        return (self.name, self._pass(job), quantized, job.deployment.gpus, job.vendor)
+        spreading = (job.deployment.gpus, *((job.gpu, job.deployment.quant, *map(job.deployment.settings.get, _MAPPING)) if job.deployment.settings.get("device_map") else ()))
+        return (self.name, self._pass(job), quantized, spreading, job.vendor)
 
     def dynamic(self, job: Job, phase: str) -> Dynamic:
         """Cache, activations, their slack, and input ids."""
         slack, how, model = self._records(job)[0], self._pass(job), job.model
         hold = self._cache_of(job, phase)
         run = steps.prefill if phase == "prefill" else steps.decode
-        layers = [len(share.layers) for share in self._shares(job)]
+        shares, matrices = [(share.layers, share.runs, share.main) for share in self._held(job)], self._matrices(job)
 
         def size(context: int, sequences: int) -> tuple[int, int]:
-            peak = run(model, how, tokens=context, sequences=sequences).nbytes
+            plain = run(model, how, tokens=context, sequences=sequences).nbytes
+            hooked = _hooked(model, how, phase, matrices, plain, context, sequences) if matrices else None
             point = high = 8 * sequences * self._inputs(job, phase, context)
-            for count in layers:
+            for count, runs, main in shares:
                 held = hold(count, context, sequences)
+                peak = hooked.nbytes if hooked is not None and main else plain if runs else 0
                 moving = held.nbytes + peak
                 point += moving + moving * slack.value // 100
                 high += held.high + peak + moving * slack.high // 100
@@ -208,17 +236,38 @@ class Transformers:
         """Nothing depends on the workload here."""
         return dict(job.deployment.settings)
 
-    def _shares(self, job: Job) -> tuple[Share, ...]:
-        return split_layers(job.model.num_hidden_layers, job.deployment.gpus)
+    def host_read_bytes(self, job: Job) -> int:
+        """Offloaded weights, which every pass brings to the GPU."""
+        found = spread(job)
+        return sum(stored_nbytes(stored_on(job.stored, found, place)) for place in AWAY) if found and found.offloaded else 0
+
+    def _held(self, job: Job) -> tuple[Held, ...]:
+        return held_by_gpus(job, spread(job))
+
+    def _matrices(self, job: Job) -> Matrices | None:
+        found = spread(job)
+        return matrices_of(job, found) if found and found.offloaded else None
+
+    def _hooked(self, job: Job, phase: str) -> Peak | None:
+        """The pass's largest step where an offloaded module's weights make it so."""
+        if (matrices := self._matrices(job)) is None:
+            return None
+        how, work = self._pass(job), job.workload
+        return _hooked(job.model, how, phase, matrices, self._peak(job, phase, how).nbytes, work.context, work.sequences)
+
+    def _peak_on(self, job: Job, phase: str, held: Held) -> int:
+        if not held.runs:
+            return 0
+        return (self.peak(job, phase) if held.main else self._peak(job, phase, self._pass(job))).nbytes
 
     def _pass(self, job: Job) -> steps.Pass:
         settings, dtype = job.deployment.settings, compute_dtype(job.model, job.scheme)
-        copies, size, _ = _copies(job.scheme)
+        copies, size, _ = copies_of(job.scheme)
         return steps.Pass(
             str(settings["attn_implementation"]), DTYPE_BYTES[dtype],
             steps.softmax_bytes(dtype) if settings["attn_implementation"] == "eager" else 0,
             int(settings["logits_to_keep"]), settings["cache_implementation"] == "static", size, copies,
-            job.deployment.kv_dtype in cache.QUANTIZED, dtype != "float16", 4 if _math_kernel(dtype, job) else 0,
+            job.deployment.kv_dtype in cache.QUANTIZED, dtype != "float16", 4 if math_kernel(dtype, job) else 0,
             bool(settings["generate"]),
         )  # fmt: skip
 
@@ -255,34 +304,9 @@ class Transformers:
         )
 
     def _records(self, job: Job) -> tuple[Record, Record, Record]:
-        return _records(job.vendor, job.gpu.compute_capability if job.gpu else None)
+        return records_of(job.vendor, job.gpu.compute_capability if job.gpu else None)
 
 
-@lru_cache(maxsize=64)
-def _records(vendor: str, capability: str | None) -> tuple[Record, Record, Record]:
-    context = {"AMD": "hip_context", "Apple": "metal_context"}.get(vendor, "cuda_context")
-    if vendor == "AMD":
-        workspace = "hipblas_workspace"
-    elif capability is None:
-        workspace = "cublas_workspace_unknown"
-    else:
-        large = capability.split(".")[0] in ("9", "10", "12")
-        workspace = "cublas_workspace_sm90" if large else "cublas_workspace"
-    return record("torch", "allocator_slack"), record("torch", context), record("torch", workspace)
-
-
-def _math_kernel(dtype: str, job: Job) -> bool:
-    capability = job.gpu.compute_capability if job.gpu and job.vendor == "NVIDIA" else None
-    return dtype == "float32" or (capability is not None and int(capability.split(".")[0]) < 8)
-
-
-def _copies(scheme: Scheme) -> tuple[str, int, str]:
-    if scheme.name.startswith("torchao-int4"):
-        return ("never", 0, "")
-    if scheme.name in _COPIES:
-        return _COPIES[scheme.name]
-    return _COPIES.get(scheme.name.split("-")[0], ("never", 0, ""))
-
-
-def _decompressed_bytes(held: tuple[StoredGroup, ...]) -> int:
-    return sum(2 * g.group.elements * g.count for g in held if len(g.parts) > 1)
+def _hooked(model: ModelSpec, how: steps.Pass, phase: str, matrices: Matrices, plain: int, context: int, sequences: int) -> Peak | None:
+    new, seen = (context, context) if phase == "prefill" else (1, context + 1)
+    return with_hooks(model, how, phase, matrices, plain, new=new, seen=seen, sequences=sequences)

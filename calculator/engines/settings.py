@@ -25,11 +25,19 @@ class Shares:
     """Allowed values of a setting that is a list of shares: numbers from 0, separated by commas or slashes."""
 
 
+@dataclass(frozen=True, slots=True)
+class Text:
+    """Allowed values of a setting with a grammar of its own, which the engine checks: printable, up to so many characters."""
+
+    most: int
+    example: str
+
+
 class Setting(NamedTuple):
-    """One knob: its default and what is allowed: words, bool, a range of integers or of real numbers, or shares."""
+    """One knob: its default and what is allowed: words, bool, a range of integers or of real numbers, shares, or text."""
 
     default: str | int | bool | float | None
-    allowed: tuple[str, ...] | type[bool] | range | Real | Shares
+    allowed: tuple[str, ...] | type[bool] | range | Real | Shares | Text
     meaning: str
 
     def parse(self, name: str, value: str | int | bool | float) -> str | int | bool | float:
@@ -54,6 +62,10 @@ class Setting(NamedTuple):
             if len(text) > 400 or not re.fullmatch(rf"{_SHARE}(\s*[,/]\s*{_SHARE})*", text):
                 raise BadValue(f"{name}={text[:30]!r}", allowed="numbers separated by commas: 3,1")
             return re.sub(r"\s*[,/]\s*", ",", text)
+        if isinstance(self.allowed, Text):
+            if not text or len(text) > self.allowed.most or not text.isprintable():
+                raise BadValue(f"{name}={text[:30]!r}", allowed=f"up to {self.allowed.most} printable characters: {self.allowed.example}")
+            return text
         assert isinstance(self.allowed, tuple)
         if text.lower() not in self.allowed:
             raise BadValue(f"{name}={text[:30]!r}", allowed=", ".join(self.allowed))

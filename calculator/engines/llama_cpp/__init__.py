@@ -85,11 +85,14 @@ class LlamaCpp:
                  for device, held in enumerate(placed.gpus)]  # fmt: skip
         twice = job.model.tie_word_embeddings and context.n_gpu_layers
         tied = "held twice: tied to the output, which is on the GPU" if twice else "always on the host"
+        if context.overrides:
+            tied = "on the host unless override_tensor names it; a tied one is held once a place" if placed.embedding else "override_tensor puts it on a GPU"
         lines.append(_model_buffer(job, list(placed.embedding), "host", tied, "token_embd"))
         first = job.model.num_hidden_layers + 1 - max(context.n_gpu_layers, 0)
         for part, name, note in (
             (placed.layers, "layers", f"layers 0 to {first - 1}" if context.n_gpu_layers else "all layers and the output"),
             (placed.experts, "experts", f"n_cpu_moe={context.n_cpu_moe}"),
+            (placed.overridden, "override_tensor", "what override_tensor puts on the host of layers that are on a GPU"),
             (placed.no_kernel, "no CUDA kernel", "CUDA doesn't multiply this type: it stays on the CPU"),
         ):
             if part:
@@ -216,7 +219,10 @@ def _compute(job: Job, context: buffers.Context) -> Compute:
 
 def _weights(job: Job, context: buffers.Context) -> Weights:
     """Formats of the host's matrices, where a GPU may take over their products."""
-    if context.on_gpus_alone or not context.op_offload:
-        return NONE_ON_HOST
     layers = job.model.num_hidden_layers
-    return Weights(*placement.formats_on_host(job.stored, layers, context.n_gpu_layers, context.n_cpu_moe))
+    if context.on_gpus_alone or not (context.op_offload or context.overrides):
+        return NONE_ON_HOST
+    if not context.overrides:
+        return Weights(*placement.formats_on_host(job.stored, layers, context.n_gpu_layers, context.n_cpu_moe))
+    moved = placement.moved(job.stored, layers, job.model.tie_word_embeddings, context)
+    return Weights(*placement.formats_on_host(job.stored, layers, 0, 0), *moved)

@@ -34,6 +34,8 @@ def start_command(job: Job, context: Context) -> str | None:
             words.append("--no-kv-offload")
         if not context.op_offload:
             words.append("--no-op-offload")
+        if "override_tensor" in job.deployment.settings:  # before --n-cpu-moe: the first pattern that matches decides
+            words += ["-ot", str(job.deployment.settings["override_tensor"])]
         if context.n_cpu_moe:
             words += ["--n-cpu-moe", str(context.n_cpu_moe)]
     return shlex.join([*words, "--fit", "off"])

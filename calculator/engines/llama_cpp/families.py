@@ -86,6 +86,7 @@ class Batch(NamedTuple):
 
 
 Formats = tuple[tuple[str, Format], ...]  # of a layer's matrices by their name in the file, where not F16
+Moved = tuple[tuple[str, int], ...]  # weights by name that aren't where their layer is, and their place
 
 
 class Layer(NamedTuple):
@@ -96,6 +97,7 @@ class Layer(NamedTuple):
     cache_home: int
     experts_home: int
     formats: Formats = ()
+    moved: Moved = ()
 
 
 class Base:
@@ -109,15 +111,17 @@ class Base:
         self.caches, self.layers, self.output, self.host = caches, layers, output, host
         self.home = host  # backend of the current layer's weights
         self.formats: dict[str, Format] = {}
+        self.moved: dict[str, int] = dict(output.moved)
         self.shared: dict[int, Tensor] = {}  # rope factors by place
 
     def enter(self, layer: Layer) -> None:
         """Weights are this layer's from now on."""
-        self.home, self.formats = layer.home, dict(layer.formats)
+        self.home, self.formats, self.moved = layer.home, dict(layer.formats), dict(layer.moved)
 
     def weight(self, name: str, *ne: int, fmt: Format | None = None, home: int | None = None) -> Tensor:
         """A weight of the current layer."""
-        return self.g.resident(name, fmt or self.formats.get(name, F16), self.home if home is None else home, *ne)
+        place = self.moved.get(name, self.home if home is None else home)
+        return self.g.resident(name, fmt or self.formats.get(name, F16), place, *ne)
 
     def norm(self, name: str, x: Tensor, *, pin: bool = True) -> Tensor:
         """RMS norm and its weight."""

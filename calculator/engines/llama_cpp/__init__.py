@@ -224,5 +224,4 @@ def _weights(job: Job, context: buffers.Context) -> Weights:
         return NONE_ON_HOST
     if not context.overrides:
         return Weights(*placement.formats_on_host(job.stored, layers, context.n_gpu_layers, context.n_cpu_moe))
-    moved = placement.moved(job.stored, layers, job.model.tie_word_embeddings, context)
-    return Weights(*placement.formats_on_host(job.stored, layers, 0, 0), *moved)
+    return Weights(*placement.overridden(job.stored, layers, job.model.tie_word_embeddings, context))

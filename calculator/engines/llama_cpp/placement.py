@@ -21,6 +21,7 @@ from calculator.quantization import Stored, StoredGroup
 from calculator.units import align_up
 
 SOURCE = "llama.cpp src/llama-model.cpp load_tensors @0c1e57098; ggml-cuda.cu get_alloc_size"
+Matrices = tuple[tuple[str, Format], ...]
 NO_CUDA_KERNEL = frozenset({"TQ1_0", "TQ2_0"})  # ggml-cuda.cu ggml_backend_cuda_device_supports_op, MUL_MAT
 
 
@@ -144,7 +145,17 @@ def _with_kernel(held: Sequence[Sequence[StoredGroup]]) -> tuple[tuple[Stored, .
 
 
 @lru_cache(maxsize=256)
-def moved(stored: Stored, layers: int, tied: bool, context: Context) -> tuple[tuple[Moved, ...], Moved]:
+def overridden(stored: Stored, layers: int, tied: bool, context: Context) -> tuple[tuple[Matrices, ...], Format, tuple[Moved, ...], Moved]:
+    """Formats of what the host holds, and places, under override_tensor."""
+    formats, output = formats_on_host(stored, layers, 0, 0)
+    inner, outer = _moved(stored, layers, tied, context)
+    homes, host = places_of_layers(layers, context), context.gpus
+    held = tuple(tuple((name, fmt) for name, fmt in known if dict(moved).get(name, home) == host)
+                 for known, moved, home in zip(formats, inner, homes, strict=False))  # fmt: skip
+    return held, output, inner, outer
+
+
+def _moved(stored: Stored, layers: int, tied: bool, context: Context) -> tuple[tuple[Moved, ...], Moved]:
     """By layer, and outside the layers: weights by their name in the graph that aren't where their layer is, and their place."""
     places, post_norms = places_of_layers(layers, context), has_post_norms(stored)
     inner: list[dict[str, int]] = [{} for _ in range(layers)]
@@ -186,7 +197,6 @@ _MATRICES = {
     "attn_q": ("attn_q",), "attn_k": ("attn_k",), "attn_v": ("attn_v",), "attn_qkv": ("attn_qkv",), "attn_output": ("attn_output",),
     "ffn_gate": ("ffn_gate", "ffn_gate_exps"), "ffn_up": ("ffn_up", "ffn_up_exps"), "ffn_down": ("ffn_down", "ffn_down_exps"),
 }  # fmt: skip
-Matrices = tuple[tuple[str, Format], ...]
 
 
 @lru_cache(maxsize=1024)

@@ -7,7 +7,7 @@ from functools import lru_cache
 from typing import Any, ClassVar, Literal
 
 from calculator.engines.base import Dynamic, Job
-from calculator.engines.llama_cpp import buffers, kv, ollama, placement
+from calculator.engines.llama_cpp import buffers, kv, lora, ollama, placement
 from calculator.engines.llama_cpp.command import start_command
 from calculator.engines.llama_cpp.compute import NONE_ON_HOST, Compute, compute, device_bytes
 from calculator.engines.llama_cpp.compute import SOURCE as COMPUTE_SOURCE
@@ -79,7 +79,8 @@ class LlamaCpp:
         context = context_of(job)
         if not context.cuda:
             return [Line("weights", "model buffer", sum(g.nbytes for g in job.stored), stored_formula(list(job.stored)),
-                         _types_source(job), basis=job.weights_basis, note="CPU, before any repacking")]  # fmt: skip
+                         _types_source(job), basis=job.weights_basis, note="CPU, before any repacking"),
+                    *lora.lines(context, job.stored)]  # fmt: skip
         placed = _placed(job, context)
         lines = [_model_buffer(job, list(held), device, f"{job.scheme.name}: {job.scheme.rule}" if held else "no layer is on this GPU")
                  for device, held in enumerate(placed.gpus)]  # fmt: skip
@@ -97,7 +98,7 @@ class LlamaCpp:
         ):
             if part:
                 lines.append(_model_buffer(job, list(part), "host", note, name))
-        return lines
+        return lines + lora.lines(context, placed)
 
     def cache_lines(self, job: Job, phase: str) -> list[Line]:  # noqa: ARG002
         """KV buffers: padded cells times rows, on the place of each layer."""

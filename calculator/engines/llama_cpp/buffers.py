@@ -57,6 +57,15 @@ class Override(NamedTuple):
     place: int
 
 
+class Adapters(NamedTuple):
+    """LoRA adapters of one shape, applied together."""
+
+    rank: int
+    targets: tuple[str, ...]  # matrices of the layers, or output, by their name in the file
+    type: str = "F32"
+    number: int = 1
+
+
 class Context(NamedTuple):
     """The settings of a llama.cpp context that its buffers depend on."""
 
@@ -78,6 +87,7 @@ class Context(NamedTuple):
     op_offload: bool = True  # large products with weights of the host run on a GPU
     release: Release = NEWEST
     overrides: tuple[Override, ...] = ()  # --override-tensor
+    adapters: Adapters | None = None  # --lora
 
     @property
     def gpus(self) -> int:

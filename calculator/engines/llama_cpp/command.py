@@ -38,6 +38,8 @@ def start_command(job: Job, context: Context) -> str | None:
             words += ["-ot", str(job.deployment.settings["override_tensor"])]
         if context.n_cpu_moe:
             words += ["--n-cpu-moe", str(context.n_cpu_moe)]
+    if context.adapters:
+        words += ["--lora", ",".join(f"adapter-{i}.gguf" for i in range(1, context.adapters.number + 1))]
     return shlex.join([*words, "--fit", "off"])
 
 

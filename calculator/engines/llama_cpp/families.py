@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from calculator.engines.llama_cpp.buffers import NEWEST, Release
+from calculator.engines.llama_cpp.buffers import NEWEST, Adapters, Release
 from calculator.engines.llama_cpp.graph import F16, F32, Graph, Tensor
-from calculator.formats import Format
+from calculator.formats import FORMATS, Format
 
 
 class Family(NamedTuple):
@@ -83,6 +83,7 @@ class Batch(NamedTuple):
     pin: bool = False  # a layer's norms stay on its device
     attend_on_host: bool = False  # the cache, and attention without its fused kernel, are the host's
     release: Release = NEWEST
+    adapters: Adapters | None = None
 
 
 Formats = tuple[tuple[str, Format], ...]  # of a layer's matrices by their name in the file, where not F16
@@ -121,7 +122,17 @@ class Base:
     def weight(self, name: str, *ne: int, fmt: Format | None = None, home: int | None = None) -> Tensor:
         """A weight of the current layer."""
         place = self.moved.get(name, self.home if home is None else home)
-        return self.g.resident(name, fmt or self.formats.get(name, F16), place, *ne)
+        t = self.g.resident(name, fmt or self.formats.get(name, F16), place, *ne)
+        adapters = self.b.adapters
+        if adapters is not None and name in adapters.targets:
+            t.adapters = tuple(self.adapter(place, adapters, *ne) for _ in range(adapters.number))
+        return t
+
+    def adapter(self, place: int, adapters: Adapters, inputs: int, outputs: int) -> tuple[Tensor, Tensor]:
+        """The two matrices of a LoRA adapter; ggml doesn't take their buffer for one of weights."""
+        fmt = FORMATS[adapters.type]
+        a = self.g.resident("lora_a", fmt, place, inputs, adapters.rank, weight=False)
+        return a, self.g.resident("lora_b", fmt, place, adapters.rank, outputs, weight=False)
 
     def norm(self, name: str, x: Tensor, *, pin: bool = True) -> Tensor:
         """RMS norm and its weight."""

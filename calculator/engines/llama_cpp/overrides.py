@@ -18,7 +18,7 @@ from calculator.quantization import Stored
 # the model types whose names in a file stand below, held against the engine
 HELD = ("llama", "mistral", "mixtral", "qwen2", "qwen3", "qwen3_moe", "gemma2", "gemma3_text", "phi3")
 _ROW_TYPES = frozenset({"F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"})  # ggml-cuda.cu supports_op, GET_ROWS
-_STEMS = {
+STEMS = {
     "embed_tokens": "token_embd", "lm_head": "output", "norm": "output_norm", "q_proj": "attn_q", "k_proj": "attn_k", "v_proj": "attn_v",
     "qkv_proj": "attn_qkv", "o_proj": "attn_output", "q_norm": "attn_q_norm", "k_norm": "attn_k_norm", "input_layernorm": "attn_norm",
     "post_attention_layernorm": "ffn_norm", "pre_feedforward_layernorm": "ffn_norm", "post_feedforward_layernorm": "post_ffw_norm",
@@ -73,7 +73,7 @@ def file_name(group: TensorGroup, layer: int = 0, *, post_norms: bool = False) -
         return group.name.format(layer=layer)
     stem, _, suffix = group.name.rpartition(".")
     word = stem.rpartition(".")[2]
-    base = "post_attention_norm" if post_norms and word == "post_attention_layernorm" else _STEMS[word]
+    base = "post_attention_norm" if post_norms and word == "post_attention_layernorm" else STEMS[word]
     if len(group.shape) == 3:
         base += "_exps"
     return f"blk.{layer}.{base}.{suffix}" if group.layers else f"{base}.{suffix}"

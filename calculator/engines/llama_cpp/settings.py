@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from calculator.engines.base import Job
-from calculator.engines.llama_cpp import buffers, overrides
+from calculator.engines.llama_cpp import buffers, lora, overrides
 from calculator.engines.settings import COUNT, Setting, Shares, Text
 from calculator.errors import BadValue, NotModelled, Unsupported
 
@@ -36,6 +36,10 @@ SETTINGS: dict[str, Setting] = {
     "op_offload": Setting(True, bool, "GPUs take over large products with weights of the host"),
     "split_mode": Setting("layer", ("layer", "row", "tensor", "none"), "how several GPUs share the model: by layers"),
     "tensor_split": Setting(None, Shares(), "shares of the layers, one a GPU: 3,1; default by free memory, so equal GPUs equally"),
+    "lora_rank": Setting(0, range(0, 8193), "rank of LoRA adapters; 0: none"),
+    "lora_targets": Setting("all", Text(200, "attn_q,attn_v"), "matrices that the adapters have: all of the layers, or names as in the file or Hugging Face's"),
+    "lora_type": Setting("f32", lora.TYPES, "type that the adapter was converted to"),
+    "lora_adapters": Setting(1, range(1, 65), "adapters applied together, all of this rank and these targets"),
     "imatrix": Setting(False, bool, "the file was quantized with an importance matrix"),
 }  # fmt: skip
 
@@ -56,6 +60,7 @@ def context_of(job: Job, context: int = 0, sequences: int = 0) -> buffers.Contex
         split=split_of(job), n_gpu_layers=-1 if wanted > job.model.num_hidden_layers else wanted, n_cpu_moe=int(s["n_cpu_moe"]),
         kv_offload=bool(s["offload_kqv"]), op_offload=bool(s["op_offload"]), release=release,
         overrides=overrides.parse(str(s["override_tensor"]), job.deployment.gpus) if "override_tensor" in s else (),
+        adapters=lora.adapters_of(job),
     )  # fmt: skip
 
 
@@ -82,6 +87,7 @@ def check(job: Job) -> None:
     if int(settings["n_cpu_moe"]) and not job.model.num_experts:
         raise BadValue(f"n_cpu_moe={settings['n_cpu_moe']}: {job.model.id} has no experts", hint="n_gpu_layers")
     overrides.check(job)
+    lora.check(job)
 
 
 def _check_release(job: Job, context: buffers.Context) -> None:

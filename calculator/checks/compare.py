@@ -126,6 +126,10 @@ def _lines(*, component: str = "", name: str = "", host: bool = False) -> Callab
     return pick
 
 
+def _model_buffers(*, host: bool) -> Callable[[Estimate], Figure]:
+    return lambda e: _sum(line for line in e.ledger.lines if line.name.startswith("model buffer") and (line.device == "host") == host)
+
+
 def _generate(estimated: Estimate) -> Figure:
     """All tensors of a run of generate(), as a CPU holds them: without CUDA's workspace."""
     return _sum(n for n in estimated.ledger.on_devices if n.component != "overhead" or n.name == "input ids")
@@ -178,8 +182,10 @@ FIGURES: dict[str, tuple[str, Callable[[Estimate], Figure | None]]] = {
     "kv_bytes": ("kv_cache", _lines(component="kv_cache")),
     "act_bytes": ("activations", _lines(component="activations")),
     "tensor_bytes": ("weights", _tensors),
-    "model_buffer_bytes": ("model buffer", _lines(component="weights")),
-    "host_model_buffer_bytes": ("model buffer, host", _lines(component="weights", host=True)),
+    "model_buffer_bytes": ("model buffer", _model_buffers(host=False)),
+    "host_model_buffer_bytes": ("model buffer, host", _model_buffers(host=True)),
+    "lora_bytes": ("LoRA buffer", _lines(name="LoRA buffer")),
+    "host_lora_bytes": ("LoRA buffer, host", _lines(name="LoRA buffer", host=True)),
     "host_kv_bytes": ("kv_cache, host", _lines(component="kv_cache", host=True)),
     "compute_bytes": ("compute buffer", _lines(name="compute buffer")),
     "host_compute_bytes": ("compute buffer, host", _lines(name="compute buffer, host", host=True)),

@@ -41,11 +41,19 @@ class Budgets:
         return found
 
 
+@dataclass(frozen=True, slots=True)
+class Text:
+    """Allowed values of a setting with a grammar of its own, which the engine checks: printable, up to so many characters."""
+
+    most: int
+    example: str
+
+
 class Setting(NamedTuple):
-    """One knob: its default and what is allowed: words, bool, a range of integers or of real numbers, shares or budgets."""
+    """One knob: its default and what is allowed: words, bool, a range of integers or of real numbers, shares, budgets or text."""
 
     default: str | int | bool | float | None
-    allowed: tuple[str, ...] | type[bool] | range | Real | Shares | Budgets
+    allowed: tuple[str, ...] | type[bool] | range | Real | Shares | Budgets | Text
     meaning: str
 
     def parse(self, name: str, value: str | int | bool | float) -> str | int | bool | float:
@@ -78,6 +86,10 @@ class Setting(NamedTuple):
             if not given:
                 raise BadValue(f"{name}={text[:30]!r}", allowed="memory by device: 0:10GiB,1:8GiB,cpu:30GiB")
             return ",".join(f"{device}:{nbytes}" for device, nbytes in given.items())
+        if isinstance(self.allowed, Text):
+            if not text or len(text) > self.allowed.most or not text.isprintable():
+                raise BadValue(f"{name}={text[:30]!r}", allowed=f"up to {self.allowed.most} printable characters: {self.allowed.example}")
+            return text
         assert isinstance(self.allowed, tuple)
         if text.lower() not in self.allowed:
             raise BadValue(f"{name}={text[:30]!r}", allowed=", ".join(self.allowed))

@@ -9,7 +9,7 @@ import streamlit as st
 
 from calculator.catalog import Model, load_gpu, load_gpus, load_model, model_ids
 from calculator.engines import ENGINES
-from calculator.engines.settings import Budgets, Real, Shares
+from calculator.engines.settings import Budgets, Real, Shares, Text
 from calculator.estimate import splits_tensors
 from calculator.quantization import CATALOG, parse
 from calculator.ui import state, tables
@@ -110,7 +110,7 @@ def engine_settings(runner: str) -> dict[str, Any]:
             settle_number(name)
             value = st.number_input(name, 0.01, float(wanted.allowed.high), step=0.01, key=name, help=wanted.meaning)
         else:
-            assert not isinstance(wanted.allowed, Shares | Budgets)  # not offered
+            assert not isinstance(wanted.allowed, Shares | Budgets | Text)  # not offered
             words = [True, False] if wanted.allowed is bool else list(wanted.allowed)
             default = wanted.default if wanted.default is not None else "by the engine"
             offered = [AUTO, *words]

@@ -65,10 +65,13 @@ def test_what_is_refused(kw, words):
 
 
 def test_layers_on_the_host_and_on_several_gpus_are_exact():
-    """Buffers of 500 contexts of random models on one to three pretend GPUs, some layers, experts or the cache on the host."""
+    """Buffers of 500 contexts of random models on one to three pretend GPUs, some layers, experts, other
+    tensors or the cache on the host, some with LoRA adapters."""
     records = [r for r in read_records() if r.suite == "llama-cpp-offload"]
-    assert len(records) > 400
+    assert len(records) > 700
     assert {r.run["gpus"] for r in records} == {1, 2, 3}
+    assert sum("override_tensor" in r.run["settings"] for r in records) > 150
+    assert sum("lora_bytes" in r.measured for r in records) > 100
     found, refused = compare_records(records)
     assert not refused
     for c in found:

@@ -7,7 +7,7 @@ from functools import lru_cache
 from typing import Any, ClassVar, Literal
 
 from calculator.engines.base import Dynamic, Job
-from calculator.engines.llama_cpp import buffers, kv, ollama, placement
+from calculator.engines.llama_cpp import buffers, kv, lora, ollama, placement
 from calculator.engines.llama_cpp.command import start_command
 from calculator.engines.llama_cpp.compute import NONE_ON_HOST, Compute, compute, device_bytes
 from calculator.engines.llama_cpp.compute import SOURCE as COMPUTE_SOURCE
@@ -79,22 +79,26 @@ class LlamaCpp:
         context = context_of(job)
         if not context.cuda:
             return [Line("weights", "model buffer", sum(g.nbytes for g in job.stored), stored_formula(list(job.stored)),
-                         _types_source(job), basis=job.weights_basis, note="CPU, before any repacking")]  # fmt: skip
+                         _types_source(job), basis=job.weights_basis, note="CPU, before any repacking"),
+                    *lora.lines(context, job.stored)]  # fmt: skip
         placed = _placed(job, context)
         lines = [_model_buffer(job, list(held), device, f"{job.scheme.name}: {job.scheme.rule}" if held else "no layer is on this GPU")
                  for device, held in enumerate(placed.gpus)]  # fmt: skip
         twice = job.model.tie_word_embeddings and context.n_gpu_layers
         tied = "held twice: tied to the output, which is on the GPU" if twice else "always on the host"
+        if context.overrides:
+            tied = "on the host unless override_tensor names it; a tied one is held once a place" if placed.embedding else "override_tensor puts it on a GPU"
         lines.append(_model_buffer(job, list(placed.embedding), "host", tied, "token_embd"))
         first = job.model.num_hidden_layers + 1 - max(context.n_gpu_layers, 0)
         for part, name, note in (
             (placed.layers, "layers", f"layers 0 to {first - 1}" if context.n_gpu_layers else "all layers and the output"),
             (placed.experts, "experts", f"n_cpu_moe={context.n_cpu_moe}"),
+            (placed.overridden, "override_tensor", "what override_tensor puts on the host of layers that are on a GPU"),
             (placed.no_kernel, "no CUDA kernel", "CUDA doesn't multiply this type: it stays on the CPU"),
         ):
             if part:
                 lines.append(_model_buffer(job, list(part), "host", note, name))
-        return lines
+        return lines + lora.lines(context, placed)
 
     def cache_lines(self, job: Job, phase: str) -> list[Line]:  # noqa: ARG002
         """KV buffers: padded cells times rows, on the place of each layer."""
@@ -216,7 +220,9 @@ def _compute(job: Job, context: buffers.Context) -> Compute:
 
 def _weights(job: Job, context: buffers.Context) -> Weights:
     """Formats of the host's matrices, where a GPU may take over their products."""
-    if context.on_gpus_alone or not context.op_offload:
-        return NONE_ON_HOST
     layers = job.model.num_hidden_layers
-    return Weights(*placement.formats_on_host(job.stored, layers, context.n_gpu_layers, context.n_cpu_moe))
+    if context.on_gpus_alone or not (context.op_offload or context.overrides):
+        return NONE_ON_HOST
+    if not context.overrides:
+        return Weights(*placement.formats_on_host(job.stored, layers, context.n_gpu_layers, context.n_cpu_moe))
+    return Weights(*placement.overridden(job.stored, layers, job.model.tie_word_embeddings, context))

@@ -109,9 +109,10 @@ class Attention(Base):
 
     def rope_factors(self) -> Tensor:
         """The one tensor that all layers of a place share, and with it one copy on each GPU that reads the host's."""
-        if self.home not in self.shared:
-            self.shared[self.home] = self.weight("rope_freqs", self.m.head_dim // 2, fmt=F32)
-        return self.shared[self.home]
+        home = self.moved.get("rope_freqs", self.home)
+        if home not in self.shared:
+            self.shared[home] = self.weight("rope_freqs", self.m.head_dim // 2, fmt=F32)
+        return self.shared[home]
 
     def stored(self, k: Tensor, v: Tensor, inputs: Inputs, layer: Layer) -> tuple[Tensor, Tensor]:
         """Write keys and values into the cache, and see all of it. Without flash attention values lie transposed."""

@@ -50,6 +50,22 @@ AUGUST_2025 = Release(
 FEBRUARY_2025 = AUGUST_2025._replace(streams=False, row_indices=False, fused_glu=False)
 
 
+class Override(NamedTuple):
+    """Tensors with this pattern in their name, and the place that holds them: a GPU's index; the host's is the number of GPUs."""
+
+    pattern: str
+    place: int
+
+
+class Adapters(NamedTuple):
+    """LoRA adapters of one shape, applied together."""
+
+    rank: int
+    targets: tuple[str, ...]  # matrices of the layers, or output, by their name in the file
+    type: str = "F32"
+    number: int = 1
+
+
 class Context(NamedTuple):
     """The settings of a llama.cpp context that its buffers depend on."""
 
@@ -70,6 +86,8 @@ class Context(NamedTuple):
     kv_offload: bool = True  # the cache follows its layer; otherwise it is the host's
     op_offload: bool = True  # large products with weights of the host run on a GPU
     release: Release = NEWEST
+    overrides: tuple[Override, ...] = ()  # --override-tensor
+    adapters: Adapters | None = None  # --lora
 
     @property
     def gpus(self) -> int:
@@ -79,7 +97,7 @@ class Context(NamedTuple):
     @property
     def on_gpus_alone(self) -> bool:
         """Whether nothing that a layer reads is on the host beside GPUs; n_gpu_layers is -1 where it covers all."""
-        return not self.cuda or (self.n_gpu_layers < 0 and self.kv_offload and not self.n_cpu_moe)
+        return not self.cuda or (self.n_gpu_layers < 0 and self.kv_offload and not self.n_cpu_moe and not self.overrides)
 
     @property
     def pipelined(self) -> bool:

@@ -34,8 +34,12 @@ def start_command(job: Job, context: Context) -> str | None:
             words.append("--no-kv-offload")
         if not context.op_offload:
             words.append("--no-op-offload")
+        if "override_tensor" in job.deployment.settings:  # before --n-cpu-moe: the first pattern that matches decides
+            words += ["-ot", str(job.deployment.settings["override_tensor"])]
         if context.n_cpu_moe:
             words += ["--n-cpu-moe", str(context.n_cpu_moe)]
+    if context.adapters:
+        words += ["--lora", ",".join(f"adapter-{i}.gguf" for i in range(1, context.adapters.number + 1))]
     return shlex.join([*words, "--fit", "off"])
 
 

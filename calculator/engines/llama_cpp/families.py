@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from calculator.engines.llama_cpp.buffers import NEWEST, Release
+from calculator.engines.llama_cpp.buffers import NEWEST, Adapters, Release
 from calculator.engines.llama_cpp.graph import F16, F32, Graph, Tensor
-from calculator.formats import Format
+from calculator.formats import FORMATS, Format
 
 
 class Family(NamedTuple):
@@ -83,9 +83,11 @@ class Batch(NamedTuple):
     pin: bool = False  # a layer's norms stay on its device
     attend_on_host: bool = False  # the cache, and attention without its fused kernel, are the host's
     release: Release = NEWEST
+    adapters: Adapters | None = None
 
 
 Formats = tuple[tuple[str, Format], ...]  # of a layer's matrices by their name in the file, where not F16
+Moved = tuple[tuple[str, int], ...]  # weights by name that aren't where their layer is, and their place
 
 
 class Layer(NamedTuple):
@@ -96,6 +98,7 @@ class Layer(NamedTuple):
     cache_home: int
     experts_home: int
     formats: Formats = ()
+    moved: Moved = ()
 
 
 class Base:
@@ -109,15 +112,27 @@ class Base:
         self.caches, self.layers, self.output, self.host = caches, layers, output, host
         self.home = host  # backend of the current layer's weights
         self.formats: dict[str, Format] = {}
+        self.moved: dict[str, int] = dict(output.moved)
         self.shared: dict[int, Tensor] = {}  # rope factors by place
 
     def enter(self, layer: Layer) -> None:
         """Weights are this layer's from now on."""
-        self.home, self.formats = layer.home, dict(layer.formats)
+        self.home, self.formats, self.moved = layer.home, dict(layer.formats), dict(layer.moved)
 
     def weight(self, name: str, *ne: int, fmt: Format | None = None, home: int | None = None) -> Tensor:
         """A weight of the current layer."""
-        return self.g.resident(name, fmt or self.formats.get(name, F16), self.home if home is None else home, *ne)
+        place = self.moved.get(name, self.home if home is None else home)
+        t = self.g.resident(name, fmt or self.formats.get(name, F16), place, *ne)
+        adapters = self.b.adapters
+        if adapters is not None and name in adapters.targets:
+            t.adapters = tuple(self.adapter(place, adapters, *ne) for _ in range(adapters.number))
+        return t
+
+    def adapter(self, place: int, adapters: Adapters, inputs: int, outputs: int) -> tuple[Tensor, Tensor]:
+        """The two matrices of a LoRA adapter; ggml doesn't take their buffer for one of weights."""
+        fmt = FORMATS[adapters.type]
+        a = self.g.resident("lora_a", fmt, place, inputs, adapters.rank, weight=False)
+        return a, self.g.resident("lora_b", fmt, place, adapters.rank, outputs, weight=False)
 
     def norm(self, name: str, x: Tensor, *, pin: bool = True) -> Tensor:
         """RMS norm and its weight."""

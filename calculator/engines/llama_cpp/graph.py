@@ -23,7 +23,7 @@ class Tensor:
     """A node or a leaf of the graph: `ne` elements and `nb` strides [bytes] of four dimensions."""
 
     __slots__ = (
-        "backend", "children", "copies", "ends_layer", "fmt", "home", "is_input", "is_output", "name", "nb", "nbytes",
+        "adapters", "backend", "children", "copies", "ends_layer", "fmt", "home", "is_input", "is_output", "name", "nb", "nbytes",
         "ne", "offset", "op", "owned", "pinned", "place", "scratch", "seen", "src", "view_of", "views", "weight",
     )  # fmt: skip
 
@@ -39,6 +39,7 @@ class Tensor:
         self.pinned = -1  # backend that the model's code asks for
         self.backend = -1  # assigned by the scheduler
         self.copies: dict[int, Tensor] = {}
+        self.adapters: tuple[tuple[Tensor, Tensor], ...] = ()  # A and B of LoRA adapters of a weight
         self.children = self.views = 0
         self.owned = False  # holds memory of the compute buffer now
         self.place = self.offset = -1
@@ -102,8 +103,11 @@ class Graph:
         return self.view(a, (ne[p], ne[q], ne[r], ne[s]), (nb[p], nb[q], nb[r], nb[s]), op)
 
     def mul_mat(self, name: str, a: Tensor, b: Tensor) -> Tensor:
-        """a^T b, in float32."""
-        return self.new(name, "mul_mat", (a.ne[1], *b.ne[1:]), a, b)
+        """a^T b, in float32; for each adapter of a weight its product is scaled and added."""
+        t = self.new(name, "mul_mat", (a.ne[1], *b.ne[1:]), a, b)
+        for down, up in a.adapters:
+            t = self.like(name, "add", t, self.like("lora", "scale", self.mul_mat("lora_b", up, self.mul_mat("lora_a", down, b))))
+        return t
 
     def get_rows(self, name: str, a: Tensor, rows: Tensor) -> Tensor:
         """Rows of `a`, in float32."""

@@ -14,6 +14,8 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from calculator.engines.llama_cpp.buffers import HOST_ALIGNMENT, Context, cuda_tensor_bytes
+from calculator.engines.llama_cpp.families import Moved
+from calculator.engines.llama_cpp.overrides import file_name, has_post_norms, node_name, place_of
 from calculator.formats import FORMATS, Format
 from calculator.quantization import Stored, StoredGroup
 from calculator.units import align_up
@@ -21,6 +23,7 @@ from calculator.units import align_up
 SOURCE = "llama.cpp src/llama-model.cpp load_tensors @0c1e57098; ggml-cuda.cu get_alloc_size"
 INPUTS = frozenset({"embedding", "layer_embedding", "position"})  # LLM_TENSOR_LAYER_INPUT, src/llama-arch.cpp: always the host's
 _FIRST_LAYER = ("per_layer_", "embeddings_layernorm", "token_embd_norm", "emb_ln", "embeddings.LayerNorm", "embeddings.norm")  # as a tensor of layer 0
+Matrices = tuple[tuple[str, Format], ...]
 NO_CUDA_KERNEL = frozenset({"TQ1_0", "TQ2_0"})  # ggml-cuda.cu ggml_backend_cuda_device_supports_op, MUL_MAT
 
 
@@ -60,15 +63,18 @@ class Placed(NamedTuple):
     layers: Stored  # layers, and the output, that are not on a GPU
     experts: Stored  # experts of layers that otherwise are on a GPU
     no_kernel: Stored  # matrices of a type that CUDA doesn't multiply
+    overridden: Stored = ()  # what override_tensor puts on the host
 
     @property
     def host_read(self) -> int:
         """Bytes of the host's weights that each token reads: all but the embedding [bytes]."""
-        return sum(g.nbytes for part in (self.layers, self.experts, self.no_kernel) for g in part)
+        return sum(g.nbytes for part in (self.layers, self.experts, self.no_kernel, self.overridden) for g in part)
 
 
 def place(stored: Stored, *, layers: int, tied: bool, context: Context) -> Placed:
     """Split a stored inventory. A tied embedding is held twice where the output is on a GPU."""
+    if context.overrides:
+        return _place_overridden(stored, layers, tied, context)
     places = places_of_layers(layers, context)
     host, output = context.gpus, places[layers]
     held: list[list[StoredGroup]] = [[] for _ in range(host + 1)]
@@ -93,9 +99,92 @@ def place(stored: Stored, *, layers: int, tied: bool, context: Context) -> Place
             held[places[0]].append(group)
         else:
             held[output].append(group)
-    gpus = tuple(tuple(g for g in part if g.format not in NO_CUDA_KERNEL) for part in held[:host])
-    no_kernel = tuple(g for part in held[:host] for g in part if g.format in NO_CUDA_KERNEL)
+    gpus, no_kernel = _with_kernel(held[:host])
     return Placed(gpus, tuple(embedding), tuple(held[host]), tuple(experts), no_kernel)
+
+
+def _place_overridden(stored: Stored, layers: int, tied: bool, context: Context) -> Placed:
+    """The same tensor by tensor, each by the first pattern that matches its name."""
+    places = places_of_layers(layers, context)
+    host, output, post_norms = context.gpus, places[layers], has_post_norms(stored)
+    held: list[list[StoredGroup]] = [[] for _ in range(host + 1)]
+    embedding: list[StoredGroup] = []
+    experts: list[StoredGroup] = []
+    overridden: list[StoredGroup] = []
+
+    def put(group: StoredGroup, name: str, otherwise: int) -> None:
+        where = place_of(name, context.overrides, otherwise)
+        (overridden if where == host != otherwise else held[where]).append(group)
+
+    for group in stored:
+        name = file_name(group.group, post_norms=post_norms)
+        if group.group.role == "embedding":
+            where = place_of(name, context.overrides, host)
+            (embedding if where == host else held[where]).append(group)
+            if tied and (head := place_of(name, context.overrides, output)) != where:
+                held[head].append(group)
+        elif group.layers:
+            by_place: dict[tuple[int, int], list[int]] = {}
+            for layer in group.layers:
+                moved = len(group.group.shape) == 3 and layer < context.n_cpu_moe
+                where = place_of(file_name(group.group, layer, post_norms=post_norms), context.overrides, -1)
+                kind = 2 if moved and where < 0 else 1 if where == host else 0
+                place = where if where >= 0 else host if moved else places[layer]
+                by_place.setdefault((kind if places[layer] != host else 0, place), []).append(layer)
+            for (kind, place), on in by_place.items():
+                (held[place], overridden, experts)[kind].append(replace(group, layers=tuple(on)))
+        elif group.group.name.startswith("rope_"):
+            for where in dict.fromkeys(place_of(name, context.overrides, place) for place in places[:layers]):
+                held[where].append(group)
+        else:
+            put(group, name, output)
+    gpus, no_kernel = _with_kernel(held[:host])
+    return Placed(gpus, tuple(embedding), tuple(held[host]), tuple(experts), no_kernel, tuple(overridden))
+
+
+def _with_kernel(held: Sequence[Sequence[StoredGroup]]) -> tuple[tuple[Stored, ...], Stored]:
+    """What GPUs hold, and what of it stays on the host because CUDA doesn't multiply its type."""
+    gpus = tuple(tuple(g for g in part if g.format not in NO_CUDA_KERNEL) for part in held)
+    return gpus, tuple(g for part in held for g in part if g.format in NO_CUDA_KERNEL)
+
+
+@lru_cache(maxsize=256)
+def overridden(stored: Stored, layers: int, tied: bool, context: Context) -> tuple[tuple[Matrices, ...], Format, tuple[Moved, ...], Moved]:
+    """Formats of what the host holds, and places, under override_tensor."""
+    formats, output = formats_on_host(stored, layers, 0, 0)
+    inner, outer = _moved(stored, layers, tied, context)
+    homes, host = places_of_layers(layers, context), context.gpus
+    held = tuple(tuple((name, fmt) for name, fmt in known if dict(moved).get(name, home) == host)
+                 for known, moved, home in zip(formats, inner, homes, strict=False))  # fmt: skip
+    return held, output, inner, outer
+
+
+def _moved(stored: Stored, layers: int, tied: bool, context: Context) -> tuple[tuple[Moved, ...], Moved]:
+    """By layer, and outside the layers: weights by their name in the graph that aren't where their layer is, and their place."""
+    places, post_norms = places_of_layers(layers, context), has_post_norms(stored)
+    inner: list[dict[str, int]] = [{} for _ in range(layers)]
+    outer: dict[str, int] = {}
+
+    def put(group: StoredGroup, layer: int, into: dict[str, int], otherwise: int, default: int, node: str = "") -> None:
+        name = file_name(group.group, layer, post_norms=post_norms)
+        where = place_of(name, context.overrides, default)
+        if where != otherwise or len(group.group.shape) == 3:
+            into[node or node_name(name)] = where
+
+    for group in stored:
+        for layer in group.layers:
+            is_host = len(group.group.shape) == 3 and layer < context.n_cpu_moe
+            put(group, layer, inner[layer], places[layer], context.gpus if is_host else places[layer])
+        if group.group.name.startswith("rope_"):
+            for layer in range(layers):
+                put(group, 0, inner[layer], places[layer], places[layer])
+        elif group.group.role == "embedding":
+            put(group, 0, outer, context.gpus, context.gpus)
+            if tied:
+                put(group, 0, outer, places[layers], places[layers], "output")
+        elif not group.layers:
+            put(group, 0, outer, places[layers], places[layers])
+    return tuple(tuple(sorted(m.items())) for m in inner), tuple(sorted(outer.items()))
 
 
 def gpu_bytes(group: StoredGroup) -> int:
@@ -112,7 +201,6 @@ _MATRICES = {
     "attn_q": ("attn_q",), "attn_k": ("attn_k",), "attn_v": ("attn_v",), "attn_qkv": ("attn_qkv",), "attn_output": ("attn_output",),
     "ffn_gate": ("ffn_gate", "ffn_gate_exps"), "ffn_up": ("ffn_up", "ffn_up_exps"), "ffn_down": ("ffn_down", "ffn_down_exps"),
 }  # fmt: skip
-Matrices = tuple[tuple[str, Format], ...]
 
 
 @lru_cache(maxsize=1024)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from calculator.engines.base import Job
-from calculator.engines.llama_cpp import buffers
-from calculator.engines.settings import COUNT, Setting, Shares
+from calculator.engines.llama_cpp import buffers, lora, overrides
+from calculator.engines.settings import COUNT, Setting, Shares, Text
 from calculator.errors import BadValue, NotModelled, Unsupported
 
 RELEASES = {"794fe23f": buffers.FEBRUARY_2025, "4227c9be": buffers.AUGUST_2025, "0c1e57098": buffers.NEWEST}  # oldest first
@@ -31,10 +31,15 @@ SETTINGS: dict[str, Setting] = {
     "type_v": Setting(None, KV_TYPES, "type of V; default --kv-dtype"),
     "n_gpu_layers": Setting(None, range(-1, 10_002), "layers on GPUs, the last ones first, the output counted as one; -1 or more than there are: all"),
     "n_cpu_moe": Setting(0, range(0, 10_001), "first layers whose experts stay on the host"),
+    "override_tensor": Setting(None, Text(2000, "ffn_.*_exps=CPU"), "tensors elsewhere than their layer: PATTERN=BUFFER,...; CPU, CUDA0, ..."),
     "offload_kqv": Setting(True, bool, "the cache on the GPUs of its layers; otherwise all of it on the host"),
     "op_offload": Setting(True, bool, "GPUs take over large products with weights of the host"),
     "split_mode": Setting("layer", ("layer", "row", "tensor", "none"), "how several GPUs share the model: by layers"),
     "tensor_split": Setting(None, Shares(), "shares of the layers, one a GPU: 3,1; default by free memory, so equal GPUs equally"),
+    "lora_rank": Setting(0, range(0, 8193), "rank of LoRA adapters; 0: none"),
+    "lora_targets": Setting("all", Text(200, "attn_q,attn_v"), "matrices that the adapters have: all of the layers, or names as in the file or Hugging Face's"),
+    "lora_type": Setting("f32", lora.TYPES, "type that the adapter was converted to"),
+    "lora_adapters": Setting(1, range(1, 65), "adapters applied together, all of this rank and these targets"),
     "imatrix": Setting(False, bool, "the file was quantized with an importance matrix"),
 }  # fmt: skip
 
@@ -54,6 +59,8 @@ def context_of(job: Job, context: int = 0, sequences: int = 0) -> buffers.Contex
         type_k=str(s["type_k"]).upper(), type_v=str(s["type_v"]).upper(), cuda=s["backend"] == "cuda", swa_full=bool(s["swa_full"]),
         split=split_of(job), n_gpu_layers=-1 if wanted > job.model.num_hidden_layers else wanted, n_cpu_moe=int(s["n_cpu_moe"]),
         kv_offload=bool(s["offload_kqv"]), op_offload=bool(s["op_offload"]), release=release,
+        overrides=overrides.parse(str(s["override_tensor"]), job.deployment.gpus) if "override_tensor" in s else (),
+        adapters=lora.adapters_of(job),
     )  # fmt: skip
 
 
@@ -79,6 +86,8 @@ def check(job: Job) -> None:
     _check_release(job, context_of(job))
     if int(settings["n_cpu_moe"]) and not job.model.num_experts:
         raise BadValue(f"n_cpu_moe={settings['n_cpu_moe']}: {job.model.id} has no experts", hint="n_gpu_layers")
+    overrides.check(job)
+    lora.check(job)
 
 
 def _check_release(job: Job, context: buffers.Context) -> None:
@@ -121,8 +130,8 @@ def _check_cpu(job: Job) -> None:
         raise BadValue("backend=cpu runs on one device", hint="leaving --gpus out")
     if job.gpu:
         raise BadValue(f"backend=cpu doesn't use {job.gpu.name}", hint="leaving --gpu or backend=cpu out")
-    if settings.get("n_gpu_layers", -1) not in (-1, 0) or "tensor_split" in settings:
-        raise BadValue("backend=cpu has no GPU to put layers on", hint="leaving backend=cpu, n_gpu_layers or tensor_split out")
+    if settings.get("n_gpu_layers", -1) not in (-1, 0) or "tensor_split" in settings or "override_tensor" in settings:
+        raise BadValue("backend=cpu has no GPU to put layers on", hint="leaving backend=cpu, n_gpu_layers, tensor_split or override_tensor out")
 
 
 def _check_gpus(job: Job) -> None:

@@ -20,7 +20,7 @@ from calculator.engines.llama_cpp.buffers import (
     micro_batch,
     window_cells,
 )
-from calculator.engines.llama_cpp.families import FAMILIES, Batch, Cache, Decoder, Formats, Layer
+from calculator.engines.llama_cpp.families import FAMILIES, Batch, Cache, Decoder, Formats, Layer, Moved
 from calculator.engines.llama_cpp.graph import F16
 from calculator.engines.llama_cpp.models import Builder
 from calculator.engines.llama_cpp.placement import places_of_layers
@@ -49,10 +49,12 @@ def cuda(index: int = 0) -> Place:
 
 
 class Weights(NamedTuple):
-    """Storage formats of the matrices, by layer; they matter where the host's weights are copied to a GPU."""
+    """Storage formats of the matrices, by layer, which matter where the host's weights are copied to a GPU; and places of their own."""
 
     layers: tuple[Formats, ...] = ()
     output: Format = F16
+    moved: tuple[Moved, ...] = ()  # by layer: what isn't where the layer is
+    outer: Moved = ()  # the same of the tensors outside the layers
 
 
 class Task(NamedTuple):
@@ -97,15 +99,16 @@ def task(model: Decoder, context: Context, weights: Weights = Weights()) -> Task
     host = context.gpus
     on_gpus = context.cuda and not 0 <= context.n_gpu_layers <= model.layers
     formats = weights.layers or ((),) * model.layers
+    moved = weights.moved or ((),) * model.layers
     layers = tuple(
-        Layer(model.windowed(i), homes[i], homes[i] if context.kv_offload else host, host if i < context.n_cpu_moe else homes[i], formats[i])
+        Layer(model.windowed(i), homes[i], homes[i] if context.kv_offload else host, host if i < context.n_cpu_moe else homes[i], formats[i], moved[i])
         for i in range(model.layers)
     )
     machine = Machine((*(cuda(i) for i in range(host)), CPU), context.op_offload, on_gpus and context._replace(n_gpu_layers=-1).pipelined)
     rows = align_up(tokens, context.n_seq_max if context.release.outputs_by_slots else where.streams)
     batch = Batch(rows, min(tokens, context.n_outputs), context.flash_attn, pin=on_gpus or (context.cuda and rows < OFFLOAD_MIN_BATCH),
-                  attend_on_host=not context.kv_offload, release=context.release)  # fmt: skip
-    return Task(model, batch, caches, layers, Layer(False, homes[-1], host, host, (("output", weights.output),)), machine)
+                  attend_on_host=not context.kv_offload, release=context.release, adapters=context.adapters)  # fmt: skip
+    return Task(model, batch, caches, layers, Layer(False, homes[-1], host, host, (("output", weights.output),), weights.outer), machine)
 
 
 def run(task: Task) -> list[Buffer]:

@@ -9,7 +9,7 @@ from calculator.ledger import Basis, Formula, Line
 from calculator.quantization import Scheme, Stored, StoredGroup
 
 _PLACES = {"embedding": "embedding", "output": "output head", "norm": "norms and biases", "bias": "norms and biases",
-           "router": "routers", "vision": "vision tower", "other": "other tensors"}
+           "ssm": "recurrent layers' small tensors", "router": "routers", "vision": "vision tower", "other": "other tensors"}
 
 
 def weight_lines(scheme: Scheme, stored: Stored, *, device: int, tied: bool, basis: Basis = "derived") -> list[Line]:

@@ -6,10 +6,9 @@ tensor_type_fallback L390. Byte-exact on every measured file of that version.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from calculator.architectures import Inventory, TensorGroup
 from calculator.formats import FORMATS, Format
+from calculator.quantization.converted import Order, converted, heads_a_kv_head, order
 from calculator.quantization.stored import Part, Stored, StoredGroup
 from calculator.spec import ModelSpec
 from calculator.units import align_up
@@ -48,35 +47,22 @@ def quantize(model: ModelSpec, inventory: Inventory, recipe: str, *, imatrix: bo
     `imatrix`: an importance matrix was given; it changes the types of some recipes.
     """
     stored: list[StoredGroup] = []
-    for group in (part for whole in inventory.groups for part in _converted(model, whole)):
-        if group.role in ("norm", "bias", "router"):
+    places = order(model, inventory)
+    for group in (part for whole in inventory.groups for part in converted(model, whole)):
+        if group.role in ("norm", "bias", "router", "ssm"):
             stored.append(_store(group, "F32", group.indices))
             continue
         by_type: dict[str, list[int]] = {}
         for layer in group.indices:
-            by_type.setdefault(_type(model, inventory, group, recipe, layer, imatrix), []).append(layer)
+            by_type.setdefault(_type(model, inventory, group, recipe, layer, imatrix, places), []).append(layer)
         if not group.layers:
-            by_type[_type(model, inventory, group, recipe, 0, imatrix)] = []
+            by_type[_type(model, inventory, group, recipe, 0, imatrix, places)] = []
         stored += [_store(group, name, tuple(layers)) for name, layers in by_type.items()]
     if model.rope_type == "llama3":  # convert_hf_to_gguf.py writes the scaled frequencies as a tensor
         stored.append(_store(TensorGroup("rope_freqs.weight", (model.head_dim // 2,), "norm"), "F32", ()))
     if model.rope_type in ("longrope", "su"):
         stored += [_store(TensorGroup(f"rope_factors_{kind}.weight", (model.head_dim // 2,), "norm"), "F32", ()) for kind in ("long", "short")]
     return tuple(stored)
-
-
-def _converted(model: ModelSpec, group: TensorGroup) -> tuple[TensorGroup, ...]:
-    """The group as convert_hf_to_gguf.py writes it: latent keys turned and apart from values, a matrix a head; no vision tower.
-
-    Source: llama.cpp @007dbbf3f conversion of DeepseekV2Model (attn_k_b, attn_v_b); the tower is a file of its own (mmproj).
-    """
-    if group.role == "vision":
-        return ()
-    if group.role != "attn_kv_b" or model.mla is None:
-        return (group,)
-    heads, rank = model.num_attention_heads, model.mla.kv_lora_rank
-    keys = replace(group, name=group.name.replace("kv_b", "k_b"), shape=(heads, rank, model.mla.qk_nope_head_dim))
-    return keys, replace(group, name=group.name.replace("kv_b", "v_b"), shape=(heads, model.mla.v_head_dim, rank))
 
 
 def file_nbytes(stored: Stored, *, metadata_bytes: int) -> int:
@@ -109,7 +95,7 @@ def _expression(fmt: Format) -> str:
     return f"{fmt.block_bytes} / {fmt.block_elements}" if fmt.block_elements > 1 else f"{fmt.block_bytes}"
 
 
-def _type(model: ModelSpec, inventory: Inventory, group: TensorGroup, recipe: str, layer: int, imatrix: bool) -> str:
+def _type(model: ModelSpec, inventory: Inventory, group: TensorGroup, recipe: str, layer: int, imatrix: bool, places: Order) -> str:
     if recipe in WIDE_OUTER:
         if group.role in ("output", "embedding"):
             return _fallback(group, "Q8_0")
@@ -117,7 +103,7 @@ def _type(model: ModelSpec, inventory: Inventory, group: TensorGroup, recipe: st
     start = RECIPES[recipe]
     if start in _NOT_QUANTIZED:
         return start
-    return _fallback(group, _wanted(model, inventory, group, recipe, layer, imatrix))
+    return _fallback(group, _wanted(model, inventory, group, recipe, layer, imatrix, places))
 
 
 def _fallback(group: TensorGroup, wanted: str) -> str:
@@ -136,11 +122,13 @@ def _more_bits(layer: int, layers: int) -> bool:
     return layer < layers // 8 or layer >= 7 * layers // 8 or (layer - layers // 8) % 3 == 2
 
 
-def _wanted(model: ModelSpec, inventory: Inventory, group: TensorGroup, recipe: str, layer: int, imatrix: bool) -> str:
-    start, role, layers = RECIPES[recipe], group.role, model.num_hidden_layers
-    if model.model_type == "glm4_moe":
-        layers += model.mtp_layers  # they are in the file and count as layers
-    gqa = model.num_attention_heads // model.num_key_value_heads
+def _wanted(model: ModelSpec, inventory: Inventory, group: TensorGroup, recipe: str, layer: int, imatrix: bool, places: Order) -> str:
+    start, role, layers, values = RECIPES[recipe], group.role, model.num_hidden_layers, len(places.values)
+    if model.model_type == "glm4_moe":  # MTP layers are in the file and count as layers
+        layers, values = layers + model.mtp_layers, values + model.mtp_layers
+    gqa, number = heads_a_kv_head(model), places.of(role, layer, stacked=len(group.shape) == 3) if group.layers else layer
+    if role in ("ffn_gate", "ffn_up", "ffn_down") and not model.num_experts:
+        layer = number  # with experts their layer counts
     if role == "output" or (role == "embedding" and inventory.tied):
         if recipe == "MXFP4_MOE" or group.row_length % FORMATS[start].block_elements:
             return "Q8_0"
@@ -153,15 +141,15 @@ def _wanted(model: ModelSpec, inventory: Inventory, group: TensorGroup, recipe: 
         return {"IQ2_XXS": "Q2_K", "IQ2_XS": "Q2_K", "IQ1_S": "Q2_K", "IQ1_M": "Q2_K", "IQ2_S": "IQ3_S",
                 "IQ2_M": "IQ3_S", "IQ3_XXS": "IQ3_S", "TQ1_0": "Q4_K", "TQ2_0": "Q4_K", "Q2_0": "Q4_K"}.get(recipe, start)  # fmt: skip
     if recipe in _LOW_BIT:
-        return _low_bit(recipe, role, start, _place(model, group, layer), layers, gqa, model.num_experts)
+        return _low_bit(recipe, role, start, number, layers, gqa, model.num_experts)
     if role in ("attn_v", "attn_k") and model.num_experts == 8:
         return "Q8_0"
     if role in ("attn_v", "attn_qkv"):
-        wanted = _attn_v(recipe, start, layer, layers, gqa, imatrix)
+        wanted = _attn_v(recipe, start, number, values, gqa, imatrix)
         # LLM_TYPE_70B: 80 layers with grouped-query attention (src/models/llama.cpp L28)
         large = layers == 80 and (model.model_type == "qwen2" or (gqa > 1 and model.model_type in ("llama", "mistral")))
         return "Q5_K" if large and wanted in ("Q3_K", "Q4_K") else wanted
-    if role in ("attn_q_a", "attn_q_b", "attn_kv_a", "attn_kv_b"):
+    if role in ("attn_q_a", "attn_q_b", "attn_kv_a", "attn_kv_b", "ssm_in", "ssm_out"):
         return start
     if role in ("attn_k", "attn_q"):
         return {"IQ3_XS": "IQ3_XXS", "IQ3_XXS": "IQ2_S"}.get(recipe, start)
@@ -176,17 +164,6 @@ def _wanted(model: ModelSpec, inventory: Inventory, group: TensorGroup, recipe: 
     if recipe == "IQ3_XS" and layers // 8 <= layer < 7 * layers // 8:  # ffn_gate, ffn_up
         return "IQ3_XXS"
     return start
-
-
-def _place(model: ModelSpec, group: TensorGroup, layer: int) -> int:
-    """How many ffn_down tensors come before: low-bit recipes count tensors, and shared experts have one of their own.
-
-    Source: llama.cpp src/llama-quant.cpp llama_tensor_get_type_impl, i_ffn_down; the order of names is ffn_down_exps, ffn_down_shexp.
-    """
-    if not model.shared_expert_intermediate_size:
-        return layer
-    sparse = model.expert_layers
-    return layer + sum(other < layer for other in sparse) + (layer in sparse and len(group.shape) == 2)
 
 
 def _low_bit(recipe: str, role: str, start: str, layer: int, layers: int, gqa: int, experts: int) -> str:

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from calculator.errors import UnreadableFile
-from calculator.spec import AttentionBias, DType, LatentAttention, Segment
+from calculator.spec import AttentionBias, DType, LatentAttention, LayerKind, Recurrent, RecurrentKind, Segment
 
 # larger than anything real; a hostile file can't make numbers that nobody can read
 Dimension = Annotated[int, Field(ge=1, le=2**31)]
@@ -35,6 +35,22 @@ class LatentAttentionInput(_Input):
     v_head_dim: Dimension
 
 
+class RecurrentInput(_Input):
+    """Recurrent, checked."""
+
+    kind: RecurrentKind
+    heads: Dimension
+    head_dim: Dimension
+    groups: Annotated[int, Field(ge=0, le=100_000)]
+    state_size: Annotated[int, Field(ge=0, le=2**31)]
+    conv_kernel: Annotated[int, Field(ge=0, le=1024)]
+    dt_rank: Annotated[int, Field(ge=0, le=2**31)]
+    conv_bias: bool
+    in_bias: bool
+    out_bias: bool
+    norm: bool
+
+
 class ModelInput(_Input):
     """ModelSpec, checked."""
 
@@ -42,9 +58,9 @@ class ModelInput(_Input):
     model_type: str
     hidden_size: Dimension
     num_hidden_layers: Annotated[int, Field(ge=1, le=10_000)]
-    num_attention_heads: Count
-    num_key_value_heads: Count
-    head_dim: Annotated[int, Field(ge=1, le=1_000_000)]
+    num_attention_heads: Annotated[int, Field(ge=0, le=100_000)]  # 0 where no layer attends
+    num_key_value_heads: Annotated[int, Field(ge=0, le=100_000)]
+    head_dim: Annotated[int, Field(ge=0, le=1_000_000)]
     intermediate_size: Dimension
     vocab_size: Dimension
     tie_word_embeddings: bool
@@ -66,6 +82,17 @@ class ModelInput(_Input):
     qk_norm: bool = False
     head_bias: bool = False
     vision_parameters: Annotated[int, Field(ge=0, le=2**40)] = 0
+    layer_types: tuple[LayerKind, ...] = ()
+    recurrent: RecurrentInput | None = None
+    expert_latent_size: Annotated[int, Field(ge=0, le=2**31)] = 0
+
+    @model_validator(mode="after")
+    def _layers_that_attend_have_heads(self) -> ModelInput:
+        attends = not self.layer_types or bool({"attention", "both"} & set(self.layer_types))
+        for name in ("num_attention_heads", "num_key_value_heads", "head_dim"):
+            if attends and not getattr(self, name):
+                raise ValueError(f"{name} 0 can't be")
+        return self
 
     @model_validator(mode="after")
     def _some_layers_have_experts(self) -> ModelInput:
@@ -81,7 +108,7 @@ class ModelInput(_Input):
 
     @model_validator(mode="after")
     def _heads_divide(self) -> ModelInput:
-        if self.num_attention_heads % self.num_key_value_heads:
+        if self.num_attention_heads % max(1, self.num_key_value_heads):
             raise ValueError(
                 f"num_key_value_heads {self.num_key_value_heads} doesn't divide "
                 f"num_attention_heads {self.num_attention_heads}"
@@ -128,7 +155,7 @@ class GpuInput(_Input):
 def check_model(fields: Mapping[str, Any]) -> None:
     """Raise UnreadableFile for the first field that can't be, in one line."""
     try:
-        ModelInput.model_validate({name: asdict(value) if isinstance(value, LatentAttention) else value for name, value in fields.items()})
+        ModelInput.model_validate({name: asdict(value) if isinstance(value, (LatentAttention, Recurrent)) else value for name, value in fields.items()})
     except ValidationError as e:
         first = e.errors()[0]
         where = ".".join(str(part) for part in first["loc"])

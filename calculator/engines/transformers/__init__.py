@@ -10,6 +10,7 @@ from calculator.engines.base import Dynamic, Job
 from calculator.engines.records import Record, record, record_line
 from calculator.engines.settings import COUNT, Setting
 from calculator.engines.transformers import cache, steps
+from calculator.engines.transformers.state import attending, state_lines
 from calculator.engines.weights import weight_lines
 from calculator.errors import NotModelled, Unsupported
 from calculator.ledger import Formula, Line
@@ -126,9 +127,12 @@ class Transformers:
         name = f"{str(kind).capitalize()}Cache"
         lines = []
         for share in self._shares(job):
-            held = self._cache(job, phase, len(share.layers))
+            count = attending(job.model, share.layers)
+            held = self._cache(job, phase, count)
             lines.append(Line("kv_cache", name, held.nbytes, held.render(), CACHE_SOURCE, high=held.high, device=share.device,
-                              note="" if share.layers else "this device holds the head only"))  # fmt: skip
+                              note="" if count else "none of its layers attends" if share.layers else "this device holds the head only"))  # fmt: skip
+            if job.model.recurrent:
+                lines += state_lines(job.model, share, sequences=job.workload.sequences, element_bytes=DTYPE_BYTES[compute_dtype(job.model, job.scheme)])
         return lines
 
     def activation_lines(self, job: Job, phase: str) -> list[Line]:
@@ -177,7 +181,7 @@ class Transformers:
 
     def kv_bytes_per_token(self, job: Job) -> int:
         """Growth per token; quantized caches count their scales."""
-        hold, layers = self._cache_of(job, "prefill"), job.model.num_hidden_layers
+        hold, layers = self._cache_of(job, "prefill"), len(job.model.attention_layers)
         return (hold(layers, cache.GROUP, 1).nbytes - hold(layers, 0, 1).nbytes) // cache.GROUP
 
     def dynamic_key(self, job: Job) -> tuple[Any, ...]:

@@ -111,7 +111,7 @@ def nemotron_h(model: ModelSpec) -> Inventory:
         if w := model.expert_latent_size:
             inner += [TensorGroup(f"{at}{name}_latent_proj.weight", shape, "ssm_in", len(sparse), sparse)
                       for name, shape in (("fc1", (w, model.hidden_size)), ("fc2", (model.hidden_size, w)))]  # fmt: skip
-    return decoder(model, inner, norms=("norm",), embedding="model.embeddings", last="model.norm_f", backbone=True)
+    return decoder(model, inner, norms=("norm",), embedding="model.embeddings", last="model.norm_f", backbone=True, mtp=_nemotron_mtp(model, inner))
 
 
 def lfm2(model: ModelSpec) -> Inventory:
@@ -170,3 +170,17 @@ def _qwen_mtp(model: ModelSpec, inner: Groups) -> Groups:
     groups = [TensorGroup(g.name, g.shape, g.role, n) for g in inner if last in g.indices]
     groups += [TensorGroup(f"{LAYER}{name}.weight", (h,), "norm", n) for name in NORMS]
     return [*groups, TensorGroup("mtp.fc.weight", (h, 2 * h), "ffn_up"), *(TensorGroup(f"mtp.{name}.weight", (h,), "norm") for name in ("pre_fc_norm_embedding", "pre_fc_norm_hidden", "norm"))]
+
+
+def _nemotron_mtp(model: ModelSpec, inner: Groups) -> Groups:
+    """An attention and an expert layer, a projection of 2 h to h and five norms (mtp.* of the checkpoint).
+
+    Source: vllm v0.19.0 model_executor/models/nemotron_h_mtp.py; Nemotron 3 Super's 123,611,012,096 parameters with it.
+    """
+    if not model.mtp_layers or not model.attention_layers or not model.expert_layers:
+        return []
+    h, n = model.hidden_size, model.mtp_layers
+    kept = [g for g in inner if model.attention_layers[0] in g.indices or model.expert_layers[0] in g.indices]
+    groups = [TensorGroup(g.name, g.shape, g.role, n) for g in kept]
+    groups += [TensorGroup(f"mtp.layers.{{layer}}.{name}.weight", (h,), "norm", n) for name in ("enorm", "hnorm", "attention norm", "experts' norm", "final_layernorm")]
+    return [*groups, TensorGroup("mtp.layers.{layer}.eh_proj.weight", (h, 2 * h), "ffn_up", n)]

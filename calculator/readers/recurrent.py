@@ -95,7 +95,7 @@ def state(config: Mapping[str, Any], row: Architecture, id: str) -> dict[str, An
     if config["model_type"] in _WITH_MTP:
         found["mtp_layers"] = config.get("mtp_num_hidden_layers") or 0
     if config["model_type"] == "nemotron_h":
-        found["expert_latent_size"] = config.get("moe_latent_size") or 0
+        found |= {"expert_latent_size": config.get("moe_latent_size") or 0, "mtp_layers": config.get("num_nextn_predict_layers") or 0}
     return found
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from calculator.architectures import build_inventory
 from calculator.catalog import Model
 from calculator.engines import Job
 from calculator.engines.partial import whole_rows_bytes
@@ -51,7 +52,9 @@ def caveats(model: Model, job: Job, peak: Peak, ledger: Ledger) -> tuple[str, ..
 def _file_warnings(model: Model, job: Job) -> list[str]:
     """What published GGUF files of the model hold otherwise than today's converter writes from its config."""
     found = []
-    if job.deployment.engine == "llama.cpp" and job.model.mla:
+    if job.deployment.engine == "llama.cpp" and job.model.recurrent and job.model.mtp_layers and not job.from_headers:
+        found.append(f"files that keep the MTP layer hold {build_inventory(job.model).mtp_parameters:,} parameters more; llama.cpp loads them only to draft tokens")
+    if job.deployment.engine == "llama.cpp" and job.model.mla and not job.model.recurrent:
         found.append(f"files converted before April 2025, as in ollama's library, keep attn_kv_b whole: llama.cpp then caches {whole_rows_bytes(job):,} bytes a token")
     twice = job.model.tie_word_embeddings and model.record.get("difference", {}).get("value") == job.model.vocab_size * job.model.hidden_size
     if twice and job.scheme.recipe and not job.from_headers:  # convert_hf_to_gguf.py writes lm_head where the checkpoint has one

@@ -40,6 +40,8 @@ def own_notes(spec: ModelSpec) -> list[str]:
     """What the fields can't tell, or what readers take for something else."""
     if spec.mla:
         return []
+    if not spec.num_attention_heads:
+        return []  # no layer attends
     notes, width = [], spec.num_attention_heads * spec.head_dim
     if width != spec.hidden_size:
         divided = spec.hidden_size / spec.num_attention_heads
@@ -96,6 +98,8 @@ def _solved(spec: ModelSpec, published: int, changes: dict[str, Any]) -> Iterato
 def _heads(spec: ModelSpec, source: str) -> list[Claim]:
     if spec.mla:
         return []
+    if not spec.num_attention_heads:
+        return []  # no layer attends
     width = spec.num_attention_heads * spec.head_dim
     verdict = "agrees" if width == spec.hidden_size else "not checkable"  # head_dim may be chosen freely
     group, rest = divmod(spec.num_attention_heads, spec.num_key_value_heads)

@@ -13,6 +13,8 @@ from typing import Literal
 DType = Literal["float32", "bfloat16", "float16"]
 AttentionBias = Literal["none", "qkv", "qkvo"]
 Segment = Literal["datacenter", "workstation", "consumer", "unified"]
+LayerKind = Literal["attention", "recurrent", "both", "dense", "sparse"]  # the last two: a feed-forward alone (Nemotron-H)
+RecurrentKind = Literal["delta", "kda", "mamba", "mamba2", "conv", "lightning"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,41 @@ class ByLayer:
     full_kv_heads: int = 0
     values_are_keys: bool = False  # Gemma 4: no matrix of values in layers that see everything
     double_wide: bool = False  # Gemma 4: layers with a shared cache have twice the feed-forward
+
+
+@dataclass(frozen=True, slots=True)
+class Recurrent:
+    """A layer whose state has one size whatever the context: a gated delta rule, Mamba, a short convolution [elements].
+
+    Each token reads and rewrites heads x head_dim x state_size elements, and the last inputs of a causal convolution.
+    """
+
+    kind: RecurrentKind
+    heads: int  # of values; Mamba 1: its inner width
+    head_dim: int  # of a value
+    groups: int  # heads of queries and keys; Mamba 2's groups of B and C; 0 where they aren't convolved
+    state_size: int  # of a key; 0: a convolution alone
+    conv_kernel: int  # 0: no convolution
+    dt_rank: int = 0  # Mamba 1's time step
+    conv_bias: bool = False
+    in_bias: bool = False  # of the projection into the layer
+    out_bias: bool = False
+    norm: bool = True  # a gated norm before the projection out, where a model type may have none
+
+    @property
+    def inner(self) -> int:
+        """Width of the values."""
+        return self.heads * self.head_dim
+
+    @property
+    def conv_channels(self) -> int:
+        """Channels of the convolution: values, and queries and keys (B and C)."""
+        return self.inner + 2 * self.groups * self.state_size if self.conv_kernel else 0
+
+    @property
+    def state_elements(self) -> int:
+        """Elements of the recurrent state of one sequence in one layer."""
+        return self.inner * self.state_size
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,10 +125,28 @@ class ModelSpec:
     image_tokens: int = 0  # rows of these layers' cache for an image of the most tiles
     token_types: int = 0  # rows of an encoder's table of segments
     block_norms: int = 0  # norms of a layer, where a model type has one or two (Falcon)
+    layer_types: tuple[LayerKind, ...] = ()  # what each layer is, where not all attend
+    recurrent: Recurrent | None = None  # of the layers that don't attend
+    expert_latent_size: int = 0  # width that experts read and write where it isn't hidden_size
+
+    @property
+    def attention_layers(self) -> tuple[int, ...]:
+        """The layers that keep keys and values."""
+        return self._layers("attention", "both") if self.layer_types else tuple(range(self.num_hidden_layers))
+
+    @property
+    def recurrent_layers(self) -> tuple[int, ...]:
+        """The layers that keep a state."""
+        return self._layers("recurrent", "both")
+
+    def _layers(self, *kinds: LayerKind) -> tuple[int, ...]:
+        return tuple(i for i, kind in enumerate(self.layer_types) if kind in kinds)
 
     @property
     def expert_layers(self) -> tuple[int, ...]:
         """The layers that have experts."""
+        if "sparse" in self.layer_types:
+            return self._layers("sparse")
         return tuple(i for i in range(self.first_dense_layers, self.num_hidden_layers) if (i + 1) % self.expert_every == 0) if self.num_experts else ()
 
     @property

@@ -10,6 +10,18 @@ from calculator.architectures.by_layer import gemma3n, gemma4, mllama
 from calculator.architectures.classic import classic, falcon
 from calculator.architectures.dense import AFTER, AROUND, GLM, PARALLEL, dense, plain
 from calculator.architectures.encoders import bert, modernbert, nomic
+from calculator.architectures.hybrid import (
+    delta_net,
+    falcon_h1,
+    granite_hybrid,
+    jamba,
+    kimi_linear,
+    lfm2,
+    minimax,
+    nemotron_h,
+    olmo_hybrid,
+    state_space,
+)
 from calculator.architectures.inventory import Inventory, TensorGroup
 from calculator.architectures.moe import experts
 from calculator.errors import UnknownArchitecture
@@ -35,6 +47,7 @@ class Architecture(NamedTuple):
     windows: str = "always"  # the config's sliding_window holds "always", "never", or where "use_sliding_window" says so
     head_dim: int = 0  # the class's own, where the config doesn't say; 0: hidden_size / heads
     expert_width: str = ""  # the field that holds the width of one expert; empty: no experts
+    recurrent: str = ""  # the kind of its recurrent layers
     engines: tuple[str, ...] = ()  # whose activations have formulas
     encoder: bool = False  # no cache
     plain_only: bool = False  # what transformers' quantizers leave alone isn't verified for it
@@ -146,6 +159,22 @@ ARCHITECTURES: dict[str, Architecture] = {
     "xlm-roberta": Architecture(partial(bert, offset=2), "xlm_roberta", "", "qkvo", encoder=True, plain_only=True),
     "nomic_bert": Architecture(nomic, "nomic_bert", encoder=True, plain_only=True),
     "modernbert": Architecture(modernbert, "modernbert", windows="never", encoder=True, plain_only=True),
+    "qwen3_next": Architecture(partial(delta_net, projections="two"), "qwen3_next", bias_setting=_QKVO, head_dim=256, expert_width=_MOE, recurrent="delta"),
+    "qwen3_5_text": Architecture(delta_net, "qwen3_5", bias_setting=_QKVO, head_dim=256, recurrent="delta"),
+    "qwen3_5_moe_text": Architecture(delta_net, "qwen3_5_moe", bias_setting=_QKVO, head_dim=256, expert_width=_MOE, recurrent="delta"),
+    "olmo_hybrid": Architecture(olmo_hybrid, "olmo_hybrid", bias_setting=_QKVO, recurrent="delta"),
+    "kimi_linear": Architecture(kimi_linear, "kimi_linear", bias_setting=_QKVO, expert_width=_MOE, recurrent="kda"),
+    "nemotron_h": Architecture(nemotron_h, "nemotron_h", mlp_bias_setting="mlp_bias", head_dim=128, expert_width=_MOE, recurrent="mamba2"),
+    "granitemoehybrid": Architecture(granite_hybrid, "granitemoehybrid", bias_setting=_QKVO, expert_width="intermediate_size", recurrent="mamba2"),
+    "falcon_h1": Architecture(falcon_h1, "falcon_h1", bias_setting=_QKVO, mlp_bias_setting="mlp_bias", recurrent="mamba2"),
+    "bamba": Architecture(falcon_h1, "bamba", bias_setting=_QKVO, mlp_bias_setting="mlp_bias", recurrent="mamba2"),
+    "lfm2": Architecture(lfm2, "lfm2", tied=True, recurrent="conv"),
+    "lfm2_moe": Architecture(lfm2, "lfm2_moe", tied=True, expert_width=_MOE, recurrent="conv"),
+    "jamba": Architecture(jamba, "jamba", expert_width="intermediate_size", recurrent="mamba"),
+    "mamba": Architecture(state_space, "mamba", tied=True, recurrent="mamba"),
+    "falcon_mamba": Architecture(state_space, "falcon_mamba", tied=True, recurrent="mamba"),
+    "mamba2": Architecture(state_space, "mamba2", recurrent="mamba2"),
+    "minimax": Architecture(minimax, "minimax", expert_width="intermediate_size", recurrent="lightning"),
 }  # fmt: skip
 
 

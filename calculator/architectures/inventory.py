@@ -10,9 +10,11 @@ Role = Literal[
     "embedding", "output", "attn_q", "attn_k", "attn_v", "attn_qkv", "attn_output", "ffn_gate", "ffn_up", "ffn_down",
     "attn_q_a", "attn_q_b", "attn_kv_a", "attn_kv_b", "router", "norm", "bias", "vision",
     "projection", "layer_embedding", "position", "small", "side", "pooler",
+    "ssm_in", "ssm_out", "ssm",
 ]
 LINEAR_ROLES: frozenset[Role] = frozenset(
-    {"attn_q", "attn_k", "attn_v", "attn_qkv", "attn_output", "ffn_gate", "ffn_up", "ffn_down", "attn_q_a", "attn_q_b", "attn_kv_a", "attn_kv_b"}
+    {"attn_q", "attn_k", "attn_v", "attn_qkv", "attn_output", "ffn_gate", "ffn_up", "ffn_down", "attn_q_a", "attn_q_b", "attn_kv_a", "attn_kv_b",
+     "ssm_in", "ssm_out"}
 )
 
 
@@ -27,7 +29,8 @@ class TensorGroup:
     aren't the first ones.
 
     `shape` is (out_features, in_features) as Hugging Face stores a Linear, (n,), or (experts, out, in) for all experts
-    of a layer in one [elements]. `ffn_up` may hold gate and up.
+    of a layer in one [elements]. `ffn_up` may hold gate and up. `ssm_in` and `ssm_out` are the matrices of recurrent layers,
+    `ssm` their convolution and decay: small, and never quantized.
     """
 
     name: str
@@ -87,7 +90,7 @@ class Inventory:
 
     def active_parameters(self, *, experts: int, used: int) -> int:
         """Text parameters that one token uses: `used` of the `experts` in each stack of experts, and all else."""
-        idle = sum(g.elements * g.count // experts * (experts - used) for g in self.groups if len(g.shape) == 3 and g.role != "vision") if experts else 0
+        idle = sum(g.elements * g.count // experts * (experts - used) for g in self.groups if len(g.shape) == 3 and g.role.startswith("ffn")) if experts else 0
         return self.parameters - self.vision_parameters - idle
 
     @property

@@ -14,7 +14,8 @@ from calculator.checkpoints.inventory import OTHER, differences, elements, kinds
 from calculator.errors import UnreadableFile
 from calculator.formats import FORMATS
 from calculator.quantization import Scheme, Stored, parse, quantize, stored_nbytes
-from calculator.quantization.gguf import RECIPES, converted
+from calculator.quantization.converted import converted
+from calculator.quantization.gguf import RECIPES
 from calculator.quantization.stored import Part, StoredGroup
 from calculator.readers.gguf_model import config_of
 from calculator.readers.header import Header

@@ -25,6 +25,8 @@ from calculator.steps import Peak, Step
 ENGINES = ("transformers", "llama.cpp")
 # tables that each family has in its own number and size
 _UNKNOWN_BUFFERS = frozenset({"rotary inverse frequencies", "embedding scale"})
+_NOT_IN_LLAMA_CPP = frozenset({"olmo_hybrid"})  # src/models @0c1e57098
+_STATES = frozenset({"recurrent state", "RS buffer"})  # beside the cache, and of one size
 LATENT_SOURCE = "transformers v5.23.0 models/deepseek_v3/modeling_deepseek_v3.py DeepseekV3Attention.forward: the compressed row and the rotary key are cached"
 
 WHOLE_SOURCE = "ollama 0.32.13 on deepseek-coder-v2:16b-lite-instruct-q5_K_M, August 2026: 540, 1,080 and 2,160 MiB at 2,048, 4,096 and 8,192 cells"
@@ -41,7 +43,7 @@ def whole_rows_bytes(job: Job) -> int:
     mla, heads, settings = job.model.mla, job.model.num_attention_heads, job.deployment.settings
     assert mla is not None
     widths = {"type_k": mla.qk_nope_head_dim + mla.qk_rope_head_dim, "type_v": mla.v_head_dim}
-    return job.model.num_hidden_layers * sum(FORMATS[str(settings[name]).upper()].nbytes(heads * width) for name, width in widths.items())
+    return len(job.model.attention_layers) * sum(FORMATS[str(settings[name]).upper()].nbytes(heads * width) for name, width in widths.items())
 
 
 class Partial:
@@ -80,6 +82,8 @@ class Partial:
         kinds.check(job.model, engine=self.name, context=job.workload.context, plain=job.scheme.family == "plain", split=split)
         if self.name == "llama.cpp":
             self.inner.check(job)
+            if job.model.model_type in _NOT_IN_LLAMA_CPP:
+                raise NotModelled(f"{job.model.model_type} in llama.cpp, which has no graph of it", hint="--engine transformers")
             if job.model.mla and "/" in job.deployment.kv_dtype:
                 raise NotModelled("keys and values of two types with latent attention, which keeps no values", hint="--kv-dtype")
             return
@@ -87,6 +91,8 @@ class Partial:
         what = f"{model.model_type} in transformers"
         if settings["cache_implementation"] != "dynamic":
             raise NotModelled(f"{what}: only a dynamic cache has a formula", hint="leaving cache_implementation and --kv-dtype out")
+        if model.recurrent and job.scheme.family != "plain" and not job.from_headers:
+            raise NotModelled(f"{job.scheme.name} of a model with recurrent layers: what each library leaves unquantized differs", hint="--quant bf16, or a GGUF recipe")
         own = job.scheme.name == "fp8-block" or (job.scheme.name == "mxfp4" and model.model_type == "gpt_oss")  # as their makers publish them
         if model.num_experts and job.scheme.family != "plain" and not own:
             raise NotModelled(f"{job.scheme.name} of a model with experts: what each library leaves unquantized differs", hint="--quant bf16, or a GGUF recipe")
@@ -122,10 +128,13 @@ class Partial:
     def _latent_lines(self, job: Job, phase: str) -> list[Line]:
         assert job.model.mla is not None
         if self.name == "llama.cpp":
-            return [replace(line, nbytes=line.nbytes // 2, formula=Formula("{n} / 2 (keys alone: values are read from them)", {"n": line.nbytes}), source=NO_VALUES)
+            return [line if line.name in _STATES else replace(line, nbytes=line.nbytes // 2, formula=Formula("{n} / 2 (keys alone: values are read from them)", {"n": line.nbytes}), source=NO_VALUES)
                     for line in self.inner.cache_lines(self._latent(job), phase)]  # fmt: skip
         lines = []
         for line in self.inner.cache_lines(job, phase):
+            if line.name in _STATES:
+                lines.append(line)
+                continue
             row, old = self._latent_row(job), job.model.num_key_value_heads * job.model.head_dim * 2
             symbols = {"c": job.model.mla.kv_lora_rank, "r": job.model.mla.qk_rope_head_dim, "e": self._element_bytes(job), "n": line.nbytes // (old * self._element_bytes(job))}
             lines.append(replace(line, nbytes=row * symbols["n"], low=-1, high=-1, source=LATENT_SOURCE,
@@ -157,7 +166,7 @@ class Partial:
         beside = self.inner.kv_bytes_per_token(replace(job, model=keys)) // 2 if keys else 0
         if self.name == "llama.cpp":
             return self.inner.kv_bytes_per_token(self._latent(job)) // 2 + beside
-        return self._latent_row(job) * job.model.num_hidden_layers + beside
+        return self._latent_row(job) * len(job.model.attention_layers) + beside
 
     def dynamic_key(self, job: Job) -> tuple[Any, ...]:
         """Sweeps refuse it before they ask."""

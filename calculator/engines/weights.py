@@ -9,7 +9,8 @@ from calculator.ledger import Basis, Formula, Line
 from calculator.quantization import Scheme, Stored, StoredGroup
 
 _PLACES = {"embedding": "embedding", "output": "output head", "norm": "norms and biases", "bias": "norms and biases",
-           "router": "routers", "position": "embedding", "layer_embedding": "embedding by layer", "small": "norms and biases", "vision": "vision tower", "pooler": "pooler", "other": "other tensors"}
+           "ssm": "recurrent layers' small tensors", "router": "routers", "position": "embedding", "layer_embedding": "embedding by layer", "small": "norms and biases",
+           "vision": "vision tower", "pooler": "pooler", "other": "other tensors"}
 
 
 def weight_lines(scheme: Scheme, stored: Stored, *, device: int | Literal["host"], tied: bool, basis: Basis = "derived") -> list[Line]:

@@ -6,11 +6,9 @@ tensor_type_fallback L390. Byte-exact on every measured file of that version.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from calculator.architectures import Inventory, TensorGroup
-from calculator.architectures.inventory import Role
 from calculator.formats import FORMATS, Format
+from calculator.quantization.converted import Order, converted, heads_a_kv_head, order
 from calculator.quantization.stored import Part, Stored, StoredGroup
 from calculator.spec import ModelSpec
 from calculator.units import align_up
@@ -51,7 +49,9 @@ def quantize(model: ModelSpec, inventory: Inventory, recipe: str, *, imatrix: bo
     `imatrix`: an importance matrix was given; it changes the types of some recipes.
     """
     stored: list[StoredGroup] = []
-    for group in converted(model, inventory):
+    groups = converted(model, inventory)
+    places = order(model, groups)
+    for group in groups:
         if group.role in _WIDE:
             stored.append(_store(group, "F32", group.indices))
             continue
@@ -63,9 +63,9 @@ def quantize(model: ModelSpec, inventory: Inventory, recipe: str, *, imatrix: bo
             continue
         by_type: dict[str, list[int]] = {}
         for layer in group.indices:
-            by_type.setdefault(_type(model, inventory, group, recipe, layer, imatrix), []).append(layer)
+            by_type.setdefault(_type(model, inventory, group, recipe, layer, imatrix, places), []).append(layer)
         if not group.layers:
-            by_type[_type(model, inventory, group, recipe, 0, imatrix)] = []
+            by_type[_type(model, inventory, group, recipe, 0, imatrix, places)] = []
         stored += [_store(group, name, tuple(layers)) for name, layers in by_type.items()]
     if model.rope_type == "llama3":  # convert_hf_to_gguf.py writes the scaled frequencies as a tensor
         stored.append(_store(TensorGroup("rope_freqs.weight", (model.head_dim // 2,), "norm"), "F32", ()))
@@ -74,37 +74,6 @@ def quantize(model: ModelSpec, inventory: Inventory, recipe: str, *, imatrix: bo
     if model.rope_type in ("longrope", "su"):
         stored += [_store(TensorGroup(f"rope_factors_{kind}.weight", (model.head_dim // 2,), "norm"), "F32", ()) for kind in ("long", "short")]
     return tuple(stored)
-
-
-def converted(model: ModelSpec, inventory: Inventory) -> tuple[TensorGroup, ...]:
-    """The tensors as convert_hf_to_gguf.py writes them.
-
-    No vision tower, which is a file of its own (mmproj); latent keys turned and apart from values, a matrix a head; gate
-    and up of experts apart.
-
-    Source: llama.cpp @0c1e57098 conversion/{deepseek,gpt_oss,bert,gemma}.py.
-    """
-    return tuple(part for group in inventory.groups for part in _converted(model, group))
-
-
-def _converted(model: ModelSpec, group: TensorGroup) -> tuple[TensorGroup, ...]:
-    if group.role in ("vision", "pooler") or ".act_fn." in group.name:  # the activation's numbers are metadata
-        return ()
-    if group.role == "position" and "position_embeddings" in group.name:
-        return (replace(group, shape=(model.max_position_embeddings, *group.shape[1:])),)  # positions before the first are left out
-    if group.name.startswith("model.altup_") and model.by_layer:  # one tensor of all
-        whole = replace(group, shape=(model.by_layer.altup_inputs - 1, *group.shape))
-        return (whole,) if ".0." in group.name else ()
-    if model.model_type == "gpt_oss" and ".experts.gate_up_proj" in group.name:
-        half = (group.shape[0], group.shape[1] // 2, *group.shape[2:])
-        gate: Role = "ffn_gate" if group.role == "ffn_up" else group.role
-        return (replace(group, name=group.name.replace("gate_up", "gate"), shape=half, role=gate),
-                replace(group, name=group.name.replace("gate_up", "up"), shape=half))  # fmt: skip
-    if group.role != "attn_kv_b" or model.mla is None:
-        return (group,)
-    heads, rank = model.num_attention_heads, model.mla.kv_lora_rank
-    keys = replace(group, name=group.name.replace("kv_b", "k_b"), shape=(heads, rank, model.mla.qk_nope_head_dim))
-    return keys, replace(group, name=group.name.replace("kv_b", "v_b"), shape=(heads, model.mla.v_head_dim, rank))
 
 
 def file_nbytes(stored: Stored, *, metadata_bytes: int) -> int:
@@ -137,7 +106,7 @@ def _expression(fmt: Format) -> str:
     return f"{fmt.block_bytes} / {fmt.block_elements}" if fmt.block_elements > 1 else f"{fmt.block_bytes}"
 
 
-def _type(model: ModelSpec, inventory: Inventory, group: TensorGroup, recipe: str, layer: int, imatrix: bool) -> str:
+def _type(model: ModelSpec, inventory: Inventory, group: TensorGroup, recipe: str, layer: int, imatrix: bool, places: Order) -> str:
     if recipe in WIDE_OUTER:
         if group.role in ("output", "embedding"):
             return _fallback(group, "Q8_0")
@@ -145,7 +114,7 @@ def _type(model: ModelSpec, inventory: Inventory, group: TensorGroup, recipe: st
     start = RECIPES[recipe]
     if start in _NOT_QUANTIZED:
         return start
-    return _fallback(group, _wanted(model, inventory, group, recipe, layer, imatrix))
+    return _fallback(group, _wanted(model, inventory, group, recipe, layer, imatrix, places))
 
 
 def _fallback(group: TensorGroup, wanted: str) -> str:
@@ -164,11 +133,13 @@ def _more_bits(layer: int, layers: int) -> bool:
     return layer < layers // 8 or layer >= 7 * layers // 8 or (layer - layers // 8) % 3 == 2
 
 
-def _wanted(model: ModelSpec, inventory: Inventory, group: TensorGroup, recipe: str, layer: int, imatrix: bool) -> str:
-    start, role, layers, falcon = RECIPES[recipe], group.role, model.num_hidden_layers, model.model_type == "falcon"
-    if model.model_type == "glm4_moe":
-        layers += model.mtp_layers  # they are in the file and count as layers
-    gqa = model.num_attention_heads // model.num_key_value_heads
+def _wanted(model: ModelSpec, inventory: Inventory, group: TensorGroup, recipe: str, layer: int, imatrix: bool, places: Order) -> str:
+    start, role, layers, values, falcon = RECIPES[recipe], group.role, model.num_hidden_layers, len(places.values), model.model_type == "falcon"
+    if model.model_type == "glm4_moe":  # MTP layers are in the file and count as layers
+        layers, values = layers + model.mtp_layers, values + model.mtp_layers
+    gqa, number = heads_a_kv_head(model), places.of(role, layer, stacked=len(group.shape) == 3) if group.layers else layer
+    if role in ("ffn_gate", "ffn_up", "ffn_down") and not model.num_experts:
+        layer = number  # with experts their layer counts
     if role == "output" or (role in ("embedding", "layer_embedding") and inventory.tied):
         if recipe == "MXFP4_MOE" or falcon or group.row_length % FORMATS[start].block_elements:
             return "Q8_0"
@@ -181,15 +152,15 @@ def _wanted(model: ModelSpec, inventory: Inventory, group: TensorGroup, recipe: 
         return {"IQ2_XXS": "Q2_K", "IQ2_XS": "Q2_K", "IQ1_S": "Q2_K", "IQ1_M": "Q2_K", "IQ2_S": "IQ3_S",
                 "IQ2_M": "IQ3_S", "IQ3_XXS": "IQ3_S", "TQ1_0": "Q4_K", "TQ2_0": "Q4_K", "Q2_0": "Q4_K"}.get(recipe, start)  # fmt: skip
     if recipe in _LOW_BIT:
-        return _low_bit(recipe, role, start, _place(model, group, layer), layers, gqa, model.num_experts)
+        return _low_bit(recipe, role, start, number, layers, gqa, model.num_experts)
     if role in ("attn_v", "attn_k") and model.num_experts == 8:
         return "Q8_0"
     if role in ("attn_v", "attn_qkv"):
-        wanted = _attn_v(recipe, start, *_order(inventory, layer, layers), gqa, imatrix)
+        wanted = _attn_v(recipe, start, number, values, gqa, imatrix)
         # LLM_TYPE_70B: 80 layers with grouped-query attention (src/models/llama.cpp L28)
         large = layers == 80 and (model.model_type in _LARGE or (gqa > 1 and model.model_type in ("llama", "mistral")))
         return "Q5_K" if large and wanted in ("Q3_K", "Q4_K") else wanted
-    if role in ("attn_q_a", "attn_q_b", "attn_kv_a", "attn_kv_b", "projection"):
+    if role in ("attn_q_a", "attn_q_b", "attn_kv_a", "attn_kv_b", "projection", "ssm_in", "ssm_out"):
         return start
     if role in ("attn_k", "attn_q"):
         return {"IQ3_XS": "IQ3_XXS", "IQ3_XXS": "IQ2_S"}.get(recipe, start)
@@ -208,12 +179,6 @@ def _wanted(model: ModelSpec, inventory: Inventory, group: TensorGroup, recipe: 
     return start
 
 
-def _order(inventory: Inventory, layer: int, layers: int) -> tuple[int, int]:
-    """Which of the matrices of values a layer's is, and how many there are: layers without one don't count."""
-    holding = [i for g in inventory.groups if g.role in ("attn_v", "attn_qkv") for i in g.which]
-    return (sum(i < layer for i in holding), len(holding)) if holding else (layer, layers)
-
-
 def _falcon_down(recipe: str, start: str, layer: int, layers: int, imatrix: bool) -> str:
     """ffn_down of Falcon, which has rules of its own (arch LLM_ARCH_FALCON)."""
     more = _more_bits(layer, layers)
@@ -227,19 +192,6 @@ def _falcon_down(recipe: str, start: str, layer: int, layers: int, imatrix: bool
         case "Q4_K_S":
             return start
     return _ffn_down(recipe, start, layer, layers, imatrix)
-
-
-def _place(model: ModelSpec, group: TensorGroup, layer: int) -> int:
-    """How many ffn_down tensors come before: low-bit recipes count tensors, and shared experts have one of their own.
-
-    Source: llama.cpp src/llama-quant.cpp llama_tensor_get_type_impl, i_ffn_down; the order of names is ffn_down_exps, ffn_down_shexp.
-    """
-    if model.by_layer and model.num_experts:  # a feed-forward and experts in each layer, named in this order
-        return 2 * layer + (len(group.shape) == 3)
-    if not model.shared_expert_intermediate_size:
-        return layer
-    sparse = model.expert_layers
-    return layer + sum(other < layer for other in sparse) + (layer in sparse and len(group.shape) == 2)
 
 
 def _low_bit(recipe: str, role: str, start: str, layer: int, layers: int, gqa: int, experts: int) -> str:

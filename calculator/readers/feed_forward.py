@@ -10,7 +10,7 @@ from calculator.errors import NotModelled, UnknownArchitecture, UnreadableFile
 
 _COUNTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 _USED = ("num_experts_per_tok", "moe_topk", "moe_k")
-_FIRST_DENSE = ("deepseek_v2", "deepseek_v3", "kimi_k2", "glm4_moe", "glm4_moe_lite", "deepseek_v32", "glm_moe_dsa", "dots1", "solar_open", "exaone_moe")
+_FIRST_DENSE = ("deepseek_v2", "deepseek_v3", "kimi_k2", "glm4_moe", "glm4_moe_lite", "deepseek_v32", "glm_moe_dsa", "dots1", "solar_open", "exaone_moe", "kimi_linear")
 _BY_LIST = ("glm4_moe_lite", "glm_moe_dsa", "exaone_moe")  # a list of dense and sparse layers may say which are first
 _HINT = "the model's own config.json, as published"
 
@@ -24,6 +24,8 @@ def experts(config: Mapping[str, Any], row: Architecture, id: str) -> dict[str, 
         if count:
             raise UnknownArchitecture(f"{id}: a {kind} with experts has no formulas here and is not guessed", hint="vram trace, with its config.json")
         return {}
+    if row.recurrent and not count:  # Granite 4, Nemotron-H and Jamba have dense sizes under the same name
+        return {"shared_expert_intermediate_size": _shared(config, kind, 0, id)} if kind == "granitemoehybrid" else {}
     width = _same(config.get(row.expert_width) if kind != "hunyuan_v1_moe" else config.get("moe_intermediate_size") or config["intermediate_size"], id)
     found = {"num_experts": count, "num_experts_per_tok": _same(_first(config, _USED), id), "expert_intermediate_size": width}
     if missing := [name for name, value in found.items() if value is None]:
@@ -42,8 +44,12 @@ def experts(config: Mapping[str, Any], row: Architecture, id: str) -> dict[str, 
 
 def _shared(config: Mapping[str, Any], kind: str, width: Any, id: str) -> Any:
     """Width of all shared experts together."""
-    if kind == "qwen2_moe":
-        return config.get("shared_expert_intermediate_size") or 0
+    own = {"qwen2_moe": "shared_expert_intermediate_size", "qwen3_next": "shared_expert_intermediate_size", "qwen3_5_moe_text": "shared_expert_intermediate_size",
+           "granitemoehybrid": "shared_intermediate_size", "nemotron_h": "moe_shared_expert_intermediate_size"}.get(kind)  # fmt: skip
+    if own:
+        return config.get(own) or 0
+    if kind == "minimax" and config.get("shared_intermediate_size"):
+        raise NotModelled(f"{id}: shared experts in {kind} come in a later version", hint="vram trace, with its config.json")
     if kind == "llama4_text":
         return width
     count = {"ernie4_5_moe": config.get("moe_num_shared_experts"), "hunyuan_v1_moe": 1}.get(kind, config.get("n_shared_experts")) or 0
@@ -65,7 +71,14 @@ def _layers(config: Mapping[str, Any], kind: str, id: str) -> dict[str, Any]:
         if listed and isinstance(count, int) and isinstance(step, int) and step > 0 and listed != list(range(step - 1, min(count, 10_000), step)):
             raise NotModelled(f"{id}: moe_layers isn't each {step}. layer", hint="vram trace, with its config.json")
         return {"expert_every": step}
-    if kind in ("qwen2_moe", "qwen3_moe"):
+    if kind == "jamba":
+        period = config.get("expert_layer_period")
+        if config.get("expert_layer_offset") != (period - 1 if isinstance(period, int) else None):
+            raise NotModelled(f"{id}: expert_layer_offset isn't the last of each expert_layer_period", hint="vram trace, with its config.json")
+        return {"expert_every": period}
+    if kind == "lfm2_moe":
+        return {"first_dense_layers": config.get("num_dense_layers", 0)}
+    if kind in ("qwen2_moe", "qwen3_moe", "qwen3_next"):
         return {"expert_every": config.get("decoder_sparse_step", 1)}
     if kind not in _FIRST_DENSE:
         return {}

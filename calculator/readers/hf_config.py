@@ -11,6 +11,7 @@ from calculator.errors import NotModelled, UnreadableFile
 from calculator.readers.feed_forward import experts
 from calculator.readers.nested import text_config
 from calculator.readers.own_fields import own_fields, renamed
+from calculator.readers.recurrent import state, usual
 from calculator.readers.untrusted import LocalFile, inside, read_json, shown
 from calculator.spec import LatentAttention, ModelSpec
 
@@ -43,6 +44,8 @@ def model_from_config(config: Mapping[str, Any], *, id: str, trusted: bool = Fal
         raise UnreadableFile(f"{id}: text_config has no model_type", hint="the model's own config.json, as published")
     row = architecture(config["model_type"])
     config = renamed(config, id)
+    if row.recurrent:
+        config = usual(config, id)
     if missing := [name for name in _REQUIRED if config.get(name) is None]:
         raise UnreadableFile(f"{id}: config lacks {', '.join(missing)}", hint="the model's own config.json, as published")
     heads, tied = config["num_attention_heads"], config.get("tie_word_embeddings")
@@ -68,6 +71,7 @@ def model_from_config(config: Mapping[str, Any], *, id: str, trusted: bool = Fal
         **_windows(config, row, id),
         **experts(config, row, id),
         **own_fields(config, id),
+        **state(config, row, id),
     }
     if config.get("partial_rotary_factor") not in (None, 1, 1.0) and row.engines:
         raise NotModelled(f"{id}: rotary embeddings over a part of head_dim come in a later version", hint="vram trace, with its config.json")

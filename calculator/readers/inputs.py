@@ -6,13 +6,13 @@ Imported only when such a file is read: see spec.py.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, is_dataclass
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from calculator.errors import UnreadableFile
-from calculator.spec import AttentionBias, ByLayer, DType, Indexer, LatentAttention, Segment
+from calculator.spec import AttentionBias, DType, LayerKind, RecurrentKind, Segment
 
 # larger than anything real; a hostile file can't make numbers that nobody can read
 Dimension = Annotated[int, Field(ge=1, le=2**31)]
@@ -57,6 +57,22 @@ class ByLayerInput(_Input):
     double_wide: bool = False
 
 
+class RecurrentInput(_Input):
+    """Recurrent, checked."""
+
+    kind: RecurrentKind
+    heads: Dimension
+    head_dim: Dimension
+    groups: Annotated[int, Field(ge=0, le=100_000)]
+    state_size: Annotated[int, Field(ge=0, le=2**31)]
+    conv_kernel: Annotated[int, Field(ge=0, le=1024)]
+    dt_rank: Annotated[int, Field(ge=0, le=2**31)]
+    conv_bias: bool
+    in_bias: bool
+    out_bias: bool
+    norm: bool
+
+
 class ModelInput(_Input):
     """ModelSpec, checked."""
 
@@ -64,9 +80,9 @@ class ModelInput(_Input):
     model_type: str
     hidden_size: Dimension
     num_hidden_layers: Annotated[int, Field(ge=1, le=10_000)]
-    num_attention_heads: Count
-    num_key_value_heads: Count
-    head_dim: Annotated[int, Field(ge=1, le=1_000_000)]
+    num_attention_heads: Annotated[int, Field(ge=0, le=100_000)]  # 0 where no layer attends
+    num_key_value_heads: Annotated[int, Field(ge=0, le=100_000)]
+    head_dim: Annotated[int, Field(ge=0, le=1_000_000)]
     intermediate_size: Dimension
     vocab_size: Dimension
     tie_word_embeddings: bool
@@ -95,12 +111,23 @@ class ModelInput(_Input):
     image_tokens: Annotated[int, Field(ge=0, le=2**31)] = 0
     token_types: Width = 0
     block_norms: Annotated[int, Field(ge=0, le=2)] = 0
+    layer_types: tuple[LayerKind, ...] = ()
+    recurrent: RecurrentInput | None = None
+    expert_latent_size: Annotated[int, Field(ge=0, le=2**31)] = 0
 
     @model_validator(mode="after")
     def _layers_are_the_models(self) -> ModelInput:
         shared = self.by_layer.kv_shared_layers if self.by_layer else 0
         if shared >= self.num_hidden_layers or any(i >= self.num_hidden_layers for i in self.cross_attention_layers):
             raise ValueError(f"kv_shared_layers {shared} or cross_attention_layers lie beyond {self.num_hidden_layers} layers")
+        return self
+
+    @model_validator(mode="after")
+    def _layers_that_attend_have_heads(self) -> ModelInput:
+        attends = not self.layer_types or bool({"attention", "both"} & set(self.layer_types))
+        for name in ("num_attention_heads", "num_key_value_heads", "head_dim"):
+            if attends and not getattr(self, name):
+                raise ValueError(f"{name} 0 can't be")
         return self
 
     @model_validator(mode="after")
@@ -117,7 +144,7 @@ class ModelInput(_Input):
 
     @model_validator(mode="after")
     def _heads_divide(self) -> ModelInput:
-        if self.num_attention_heads % self.num_key_value_heads:
+        if self.num_attention_heads % max(1, self.num_key_value_heads):
             raise ValueError(
                 f"num_key_value_heads {self.num_key_value_heads} doesn't divide "
                 f"num_attention_heads {self.num_attention_heads}"
@@ -164,7 +191,7 @@ class GpuInput(_Input):
 def check_model(fields: Mapping[str, Any]) -> None:
     """Raise UnreadableFile for the first field that can't be, in one line."""
     try:
-        ModelInput.model_validate({name: asdict(value) if isinstance(value, (LatentAttention, Indexer, ByLayer)) else value for name, value in fields.items()})
+        ModelInput.model_validate({name: asdict(value) if is_dataclass(value) and not isinstance(value, type) else value for name, value in fields.items()})
     except ValidationError as e:
         first = e.errors()[0]
         where = ".".join(str(part) for part in first["loc"])

@@ -8,12 +8,11 @@ from typing import Any
 from calculator.errors import NotModelled, UnreadableFile
 
 # text model types that are another's under a second name: the same tensors
-ALIASES = {"qwen3_vl_text": "qwen3", "qwen3_vl_moe_text": "qwen3_moe", "qwen2_5_vl_text": "qwen2", "qwen2_vl_text": "qwen2", "kimi_k25": "kimi_k2"}
+ALIASES = {"qwen3_vl_text": "qwen3", "qwen3_vl_moe_text": "qwen3_moe", "qwen2_5_vl_text": "qwen2", "qwen2_vl_text": "qwen2", "kimi_k25": "kimi_k2",
+           "minimax_m1": "minimax", "minimax_text_01": "minimax"}
 _FLAT = {"qwen2_vl": "qwen2", "qwen2_5_vl": "qwen2"}  # older configs keep the text model's fields at the top
 # not models of text beside a tower: their layers attend to images, share caches, or carry inputs of their own
 _REFUSED = {
-    "qwen3_5": "gated DeltaNet layers with a recurrent state",
-    "qwen3_5_moe": "gated DeltaNet layers with a recurrent state",
     "deepseek_v4": "a compressed cache whose layout isn't published in transformers",
 }
 
@@ -83,15 +82,15 @@ def _pixtral(v: Mapping[str, Any], text: Mapping[str, Any], config: Mapping[str,
 
 
 def _qwen3_vl(v: Mapping[str, Any], _: Mapping[str, Any], __: Mapping[str, Any]) -> int:
-    """Qwen3-VL: blocks with biases, learned positions, a merger and one more for each deep layer.
+    """Qwen3-VL: blocks with biases, learned positions, a merger and one more for each deep layer; Qwen3.5: no deep ones.
 
-    Source: transformers v5.23.0 models/qwen3_vl/modeling_qwen3_vl.py.
+    Source: transformers v5.23.0 models/{qwen3_vl,qwen3_5}/modeling_*.py.
     """
     h, f, out, wide = v["hidden_size"], v["intermediate_size"], v["out_hidden_size"], v["hidden_size"] * v["spatial_merge_size"] ** 2
     block = 4 * h + 3 * h * h + 3 * h + h * h + h + 2 * h * f + f + h
     patch = v.get("in_channels", 3) * v["temporal_patch_size"] * v["patch_size"] ** 2 * h + h
     merger = wide * wide + wide + wide * out + out
-    deep = len(v["deepstack_visual_indexes"])
+    deep = len(v.get("deepstack_visual_indexes", ()))
     return int(v["depth"] * block + patch + v["num_position_embeddings"] * h + merger + 2 * h + deep * (merger + 2 * wide))
 
 
@@ -170,6 +169,6 @@ def _conformer(a: Mapping[str, Any], width: int) -> int:
 
 
 _TOWERS: dict[str, Callable[[Mapping[str, Any], Mapping[str, Any], Mapping[str, Any]], int]] = {
-    "gemma3": _siglip, "mistral3": _pixtral, "qwen3_vl": _qwen3_vl, "qwen3_vl_moe": _qwen3_vl, "qwen2_5_vl": _qwen2_5_vl,
-    "qwen2_vl": _qwen2_vl, "llama4": _llama4, "mllama": _mllama, "gemma4": _gemma4,
+    "gemma3": _siglip, "mistral3": _pixtral, "qwen3_vl": _qwen3_vl, "qwen3_vl_moe": _qwen3_vl, "qwen3_5": _qwen3_vl, "qwen3_5_moe": _qwen3_vl,
+    "qwen2_5_vl": _qwen2_5_vl, "qwen2_vl": _qwen2_vl, "llama4": _llama4, "mllama": _mllama, "gemma4": _gemma4,
 }  # fmt: skip

@@ -34,6 +34,17 @@ FALCON = NO_GROUPS | {"intermediate_size": None, "ffn_hidden_size": 96, "bias": 
 BERT = NO_GROUPS | {"type_vocab_size": 2, "max_position_embeddings": 130}
 GEMMA4 = {"num_hidden_layers": 18, "sliding_window": 64, "global_head_dim": 24, "num_kv_shared_layers": 0, "vocab_size_per_layer_input": 90,
           "hidden_size_per_layer_input": 8, "layer_types": (["sliding_attention"] * 5 + ["full_attention"]) * 3}  # fmt: skip
+DELTA = {"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 12, "linear_conv_kernel_dim": 4}
+KDA = {"linear_num_heads": 2, "linear_head_dim": 12, "linear_conv_kernel_dim": 4, "layer_types": ["linear_attention"] * 3 + ["full_attention"],
+       "num_experts": 4, "n_shared_experts": 1, "first_k_dense_replace": 1, "bos_token_id": None, "eos_token_id": None}  # fmt: skip
+NEMOTRON = EXPERTS | {"layers_block_type": ["mamba", "moe", "attention", "mlp"], "mamba_num_heads": 4, "mamba_head_dim": 12, "ssm_state_size": 8, "n_groups": 2,
+                      "conv_kernel": 4, "n_routed_experts": 4, "moe_shared_expert_intermediate_size": 56}  # fmt: skip
+MAMBA2 = {"mamba_n_heads": 8, "mamba_d_head": 16, "mamba_n_groups": 1, "mamba_d_state": 8, "mamba_d_conv": 4, "mamba_expand": 2}
+GRANITE = MAMBA2 | {"num_local_experts": 4, "num_experts_per_tok": 2, "shared_intermediate_size": 80, "layer_types": ["mamba", "mamba", "attention", "mamba"]}
+CONV = {"layer_types": ["conv", "conv", "full_attention", "conv"], "conv_L_cache": 3}
+JAMBA = {"num_experts": 4, "num_experts_per_tok": 2, "mamba_d_state": 8, "mamba_d_conv": 4, "mamba_expand": 2, "mamba_dt_rank": 4, "attn_layer_period": 4,
+         "attn_layer_offset": 2, "expert_layer_period": 2, "expert_layer_offset": 1}  # fmt: skip
+SSM = {"state_size": 8, "conv_kernel": 4, "expand": 2, "head_dim": None}
 CASES: dict[str, list[dict]] = {
     "llama": [{}, {"attention_bias": True, "mlp_bias": True}, {"tie_word_embeddings": True, "num_key_value_heads": 4, "head_dim": 24}],
     "phi3": [{}, {"tie_word_embeddings": True}],
@@ -81,17 +92,37 @@ CASES: dict[str, list[dict]] = {
     "opt": [NO_GROUPS | {"intermediate_size": None, "ffn_dim": 96, "word_embed_proj_dim": 64}],
     "bert": [BERT], "roberta": [BERT | {"pad_token_id": 1}], "xlm-roberta": [BERT | {"pad_token_id": 1, "type_vocab_size": 1}],
     "nomic_bert": [BERT | {"pad_token_id": 0}], "modernbert": [BERT | {"pad_token_id": 0}],
+    "qwen3_next": [EXPERTS | DELTA | {"num_experts": 4, "shared_expert_intermediate_size": 80}, EXPERTS | DELTA | {"num_experts": 4, "shared_expert_intermediate_size": 80, "num_hidden_layers": 6, "attention_bias": True}],
+    "qwen3_5_text": [DELTA, DELTA | {"tie_word_embeddings": True, "layer_types": ["full_attention", "linear_attention"] * 2}],
+    "qwen3_5_moe_text": [EXPERTS | DELTA | {"num_experts": 4, "shared_expert_intermediate_size": 80}],
+    "olmo_hybrid": [DELTA, DELTA | {"layer_types": ["full_attention", "linear_attention"] * 2}],
+    "kimi_linear": [EXPERTS | LATENT | KDA | {"q_lora_rank": None}, EXPERTS | LATENT | KDA | {"q_lora_rank": 24, "n_shared_experts": 2}],
+    "nemotron_h": [NEMOTRON, NEMOTRON | {"layers_block_type": ["mamba", "mlp", "attention", "mlp"], "n_routed_experts": None, "mlp_bias": True, "use_bias": True},
+                   NEMOTRON | {"moe_latent_size": 32}],
+    "granitemoehybrid": [GRANITE, GRANITE | {"num_local_experts": 0, "tie_word_embeddings": True}, GRANITE | {"layer_types": ["attention"] * 4}],
+    "falcon_h1": [MAMBA2 | {"mamba_d_ssm": 128}, MAMBA2 | {"mamba_d_ssm": 64, "mamba_d_head": 8, "mamba_rms_norm": True, "projectors_bias": True, "attention_bias": True, "mlp_bias": True}],
+    "bamba": [MAMBA2 | {"attn_layer_indices": [1]}, MAMBA2 | {"attn_layer_indices": [0, 3], "mamba_proj_bias": True, "tie_word_embeddings": True}],
+    "lfm2": [CONV, CONV | {"block_auto_adjust_ff_dim": False, "conv_bias": True}],
+    "lfm2_moe": [CONV | EXPERTS | {"num_experts": 4, "num_dense_layers": 1}],
+    "jamba": [JAMBA, JAMBA | {"num_experts": 1}, JAMBA | {"mamba_proj_bias": True, "tie_word_embeddings": True}],
+    "mamba": [SSM, SSM | {"use_bias": True, "use_conv_bias": False}],
+    "falcon_mamba": [SSM],
+    "mamba2": [SSM | {"num_heads": 8, "head_dim": 16, "n_groups": 2}, SSM | {"num_heads": 8, "head_dim": 16, "n_groups": 1, "use_bias": True, "tie_word_embeddings": True}],
+    "minimax": [{"num_local_experts": 4, "num_experts_per_tok": 2, "layer_types": ["linear_attention", "full_attention"] * 2}],
 }  # fmt: skip
 NULLS = ("sliding_window", "pad_token_id", "q_lora_rank")  # mean something
+_TABLES = ("slope_rate", "query_decay", "key_decay", "diagonal_decay")  # of lightning attention: computed, not in the checkpoint
 _OTHER_CODE = {"kimi_k2"}  # deepseek_v3 under its own name
 _MODULE_NAMES = {"block_sparse_moe.": "mlp.", "mlp.moe_statics.": "mlp.gate.moe_statics."}
 _NOMIC = {"encoder.layers": "layers", "emb_ln": "embeddings.LayerNorm", "attn.out_proj": "self_attn.o_proj", "mlp.fc11": "mlp.up_proj", "mlp.fc12": "mlp.gate_proj",
           "mlp.fc2": "mlp.down_proj", "norm1": "post_attention_layernorm", "norm2": "post_mlp_layernorm"}  # fmt: skip
-_OWN_NAMES = {"exaone_moe": {"mlp.e_score": "mlp.gate.e_score"}, "gpt_neox": {"embed_out": "lm_head"}, "nomic_bert": _NOMIC, "granitemoe": {"block_sparse_moe.router.layer.weight": "block_sparse_moe.router.weight"}, "phimoe": {"block_sparse_moe.gate": "mlp.router"}}
+_ROUTER = {"block_sparse_moe.router.layer.weight": "block_sparse_moe.router.weight"}
+_OWN_NAMES = {"exaone_moe": {"mlp.e_score": "mlp.gate.e_score"}, "gpt_neox": {"embed_out": "lm_head"}, "nomic_bert": _NOMIC, "nemotron_h": {"backbone.": "model."},
+              "granitemoe": _ROUTER, "granitemoehybrid": _ROUTER, "phimoe": {"block_sparse_moe.gate": "mlp.router"}}  # fmt: skip
 
 
 def of_inventory(spec) -> Counter[tuple[str, tuple[int, ...]]]:
-    names = _OWN_NAMES.get(spec.model_type, {}) | ({} if spec.model_type == "granitemoe" else _MODULE_NAMES)
+    names = _OWN_NAMES.get(spec.model_type, {}) | ({} if spec.model_type.startswith("granitemoe") else _MODULE_NAMES)
     found: Counter[tuple[str, tuple[int, ...]]] = Counter()
     for group in build_inventory(spec).groups:
         name = group.name
@@ -135,7 +166,9 @@ def of_module(model_type: str, config: dict) -> Counter[tuple[str, tuple[int, ..
             for part in ("gate", "up"):
                 found[name.replace("gate_up_proj", f"{part}_proj.weight"), one] += 1
             continue
-        if name.endswith(("experts.down_proj", "experts.gate_up_proj")):
+        if name.endswith(_TABLES):
+            continue
+        if name.endswith(("experts.down_proj", "experts.up_proj", "experts.gate_up_proj")):
             if model_type in ("gpt_oss", "llama4_text"):  # transposed in the module
                 shape = (shape[0], shape[2], shape[1])
             name += "" if model_type == "gpt_oss" else ".weight"
@@ -153,10 +186,10 @@ def test_names_and_shapes_equal_the_real_models(model_type):
         assert ours == theirs, {"only ours": sorted((ours - theirs).elements())[:6], "only theirs": sorted((theirs - ours).elements())[:6]}
 
 
-@pytest.mark.parametrize("model_type", sorted(set(ARCHITECTURES) - _OTHER_CODE - {"hunyuan_v1_moe", "hunyuan_v1_dense"}))  # their classes need a head_dim
+@pytest.mark.parametrize("model_type", sorted(set(ARCHITECTURES) - _OTHER_CODE - {"hunyuan_v1_moe", "hunyuan_v1_dense", "mamba2"}))  # their classes need a head_dim
 def test_what_a_config_leaves_unsaid_is_what_its_class_says(model_type):
     """head_dim, tying and biases of a config that doesn't mention them."""
-    case = {k: v for k, v in CASES.get(model_type, [{}])[0].items() if not re.search("bias|tie|head_dim$", k) or k.startswith(("qk_", "v_", "index_", "global_"))}
+    case = {k: v for k, v in CASES.get(model_type, [{}])[0].items() if not re.search("bias|tie|^head_dim$", k)}
     config = {k: v for k, v in (BASE | {"model_type": model_type} | case).items() if k != "head_dim"}
     config = {k: v for k, v in config.items() if v is not None or k in NULLS}
     assert of_inventory(model_from_config(config, id=model_type)) == of_module(model_type, config)
@@ -167,6 +200,8 @@ TOWERS = {
     "mistral3": {"hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3, "num_attention_heads": 4, "head_dim": 12, "image_size": 56, "patch_size": 14},
     "qwen3_vl": {"depth": 4, "hidden_size": 48, "intermediate_size": 80, "num_heads": 4, "patch_size": 8, "spatial_merge_size": 2, "temporal_patch_size": 2,
                  "out_hidden_size": 64, "num_position_embeddings": 49, "deepstack_visual_indexes": [1, 2]},
+    "qwen3_5": {"depth": 4, "hidden_size": 48, "intermediate_size": 80, "num_heads": 4, "patch_size": 8, "spatial_merge_size": 2, "temporal_patch_size": 2,
+                "out_hidden_size": 64, "num_position_embeddings": 49},
     "qwen2_5_vl": {"depth": 4, "hidden_size": 48, "intermediate_size": 80, "num_heads": 4, "patch_size": 8, "spatial_merge_size": 2, "temporal_patch_size": 2,
                    "out_hidden_size": 64, "in_channels": 3},
     "qwen2_vl": {"depth": 4, "embed_dim": 48, "mlp_ratio": 2, "hidden_size": 64, "num_heads": 4, "patch_size": 8, "spatial_merge_size": 2, "temporal_patch_size": 2},
@@ -177,7 +212,8 @@ TOWERS["mllama"] = {"hidden_size": 48, "intermediate_size": 80, "num_hidden_laye
                     "max_num_tiles": 3, "vision_output_dim": 96, "supported_aspect_ratios": [[1, 1], [1, 2]], "intermediate_layers_indices": [1]}  # fmt: skip
 TOWERS["gemma4"] = {"hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 12, "patch_size": 8,
                     "position_embedding_size": 50}  # fmt: skip
-TEXTS = {"mllama": "mllama_text_model", "gemma4": "gemma4_text", "gemma3": "gemma3_text", "mistral3": "mistral", "qwen3_vl": "qwen3_vl_text", "qwen2_5_vl": "qwen2_5_vl_text", "qwen2_vl": "qwen2_vl_text", "llama4": "llama4_text"}
+TOWERS["qwen3_5_moe"] = TOWERS["qwen3_5"]
+TEXTS = {"qwen3_5": "qwen3_5_text", "qwen3_5_moe": "qwen3_5_moe_text", "mllama": "mllama_text_model", "gemma4": "gemma4_text", "gemma3": "gemma3_text", "mistral3": "mistral", "qwen3_vl": "qwen3_vl_text", "qwen2_5_vl": "qwen2_5_vl_text", "qwen2_vl": "qwen2_vl_text", "llama4": "llama4_text"}
 
 
 @pytest.mark.parametrize("outer", TOWERS)

@@ -7,7 +7,7 @@ from functools import lru_cache
 from typing import Any, ClassVar, Literal
 
 from calculator.engines.base import Dynamic, Job
-from calculator.engines.llama_cpp import buffers, kv, lora, ollama, placement
+from calculator.engines.llama_cpp import buffers, kv, lora, ollama, placement, rs
 from calculator.engines.llama_cpp.command import start_command
 from calculator.engines.llama_cpp.compute import NONE_ON_HOST, Compute, compute, device_bytes
 from calculator.engines.llama_cpp.compute import SOURCE as COMPUTE_SOURCE
@@ -101,8 +101,9 @@ class LlamaCpp:
         return lines + lora.lines(context, placed)
 
     def cache_lines(self, job: Job, phase: str) -> list[Line]:  # noqa: ARG002
-        """KV buffers: padded cells times rows, on the place of each layer."""
-        return kv.lines(job.model, context_of(job))
+        """KV buffers: padded cells times rows, on the place of each layer; RS buffers of recurrent layers."""
+        context = context_of(job)
+        return kv.lines(job.model, context) + (rs.lines(job.model, context) if job.model.recurrent else [])
 
     def activation_lines(self, job: Job, phase: str) -> list[Line]:  # noqa: ARG002
         """Compute buffers of the devices and the host, and the output buffer."""
@@ -143,7 +144,7 @@ class LlamaCpp:
         context = context_of(job)
         rows = sum(buffers.row_bytes(job.model, FORMATS[t]) for t in (context.type_k, context.type_v))
         window = job.model.full_every and not context.swa_full and job.workload.context >= (job.model.sliding_window or 0)
-        return (job.model.full_layers if window else job.model.num_hidden_layers) * rows
+        return (job.model.full_layers if window else len(job.model.attention_layers)) * rows
 
     def dynamic_key(self, job: Job) -> tuple[Any, ...]:
         """What the buffers depend on beside model, context and sequences."""

@@ -18,7 +18,7 @@ def lines(model: ModelSpec, context: buffers.Context) -> list[Line]:
     """KV buffers: padded cells times rows, on the place of each layer."""
     where = buffers.layout(context)
     rows = {"k": buffers.row_bytes(model, FORMATS[context.type_k]), "v": buffers.row_bytes(model, FORMATS[context.type_v])}
-    note = f"K {context.type_k}, V {context.type_v}; cells are padded to {buffers.padding_of(context)}"
+    note = "no layer attends" if model.layer_types and not model.attention_layers else f"K {context.type_k}, V {context.type_v}; cells are padded to {buffers.padding_of(context)}"
     found = []
     for device, layers in places(model, context).items():
         for name, cells, count in kinds(model, context, layers):
@@ -42,9 +42,9 @@ def gpu_bytes(model: ModelSpec, context: buffers.Context) -> int:
     )  # fmt: skip
 
 
-def places(model: ModelSpec, context: buffers.Context) -> dict[Place, Sequence[int]]:
-    """The layers whose cache each place holds."""
-    everything = range(model.num_hidden_layers)
+def places(model: ModelSpec, context: buffers.Context, kept: Sequence[int] | None = None) -> dict[Place, Sequence[int]]:
+    """The layers whose cache each place holds; `kept`: those that have one, by default the ones that attend."""
+    everything: Sequence[int] = (model.attention_layers if model.layer_types else range(model.num_hidden_layers)) if kept is None else kept
     if not context.cuda:
         return {0: everything}
     if not context.kv_offload:

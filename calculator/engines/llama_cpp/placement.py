@@ -87,7 +87,7 @@ def place(stored: Stored, *, layers: int, tied: bool, context: Context) -> Place
         elif group.layers:
             by_place: dict[int, list[int]] = {}
             for layer in group.layers:
-                moved = layer < context.n_cpu_moe and len(group.group.shape) == 3 and places[layer] != host
+                moved = layer < context.n_cpu_moe and len(group.group.shape) == 3 and group.group.role.startswith("ffn") and places[layer] != host
                 by_place.setdefault(-1 if moved else places[layer], []).append(layer)
             for where, on in by_place.items():
                 part = group if len(on) == len(group.layers) else replace(group, layers=tuple(on))

@@ -31,6 +31,7 @@ from calculator.engines.transformers.placement import (
     spread,
     stored_on,
 )
+from calculator.engines.transformers.state import attending, state_lines
 from calculator.engines.weights import weight_lines
 from calculator.errors import NotModelled, Unsupported
 from calculator.ledger import Formula, Line
@@ -145,9 +146,12 @@ class Transformers:
         name = f"{str(kind).capitalize()}Cache"
         lines = []
         for share in self._held(job):
-            held = self._cache(job, phase, share.layers)
+            count = attending(job.model, share.layers)
+            held = self._cache(job, phase, count)
             lines.append(Line("kv_cache", name, held.nbytes, held.render(), CACHE_SOURCE, high=held.high, device=share.device,
-                              note="" if share.layers else "no layer runs on this device"))  # fmt: skip
+                              note="" if count else "none of its layers attends" if share.layers else "no layer runs on this device"))  # fmt: skip
+            if job.model.recurrent:
+                lines += state_lines(job.model, share.layers, device=share.device, sequences=job.workload.sequences, element_bytes=DTYPE_BYTES[compute_dtype(job.model, job.scheme)])
         return lines
 
     def activation_lines(self, job: Job, phase: str) -> list[Line]:
@@ -187,7 +191,7 @@ class Transformers:
                                   DECOMPRESSED_SOURCE, basis="modelled", low=0, device=share.device,
                                   note="transformers has no kernel for this format; the stored weights stay beside"))  # fmt: skip
             lines.append(record_line(workspace, "cuBLAS workspace", share.device, level="allocated"))
-            moving = self._cache(job, phase, share.layers).nbytes + self._peak_on(job, phase, share)
+            moving = self._cache(job, phase, attending(job.model, share.layers)).nbytes + self._peak_on(job, phase, share)
             lines.append(Line("overhead", "allocator slack", moving * slack.value // 100,
                               Formula("{m} (KV cache and activations) × {p} / 100", {"m": moving, "p": slack.value}),
                               slack.source, basis=slack.basis, low=moving * slack.low // 100,
@@ -202,7 +206,7 @@ class Transformers:
 
     def kv_bytes_per_token(self, job: Job) -> int:
         """Growth per token; quantized caches count their scales."""
-        hold, layers = self._cache_of(job, "prefill"), job.model.num_hidden_layers
+        hold, layers = self._cache_of(job, "prefill"), len(job.model.attention_layers)
         return (hold(layers, cache.GROUP, 1).nbytes - hold(layers, 0, 1).nbytes) // cache.GROUP
 
     def dynamic_key(self, job: Job) -> tuple[Any, ...]:
@@ -216,7 +220,7 @@ class Transformers:
         slack, how, model = self._records(job)[0], self._pass(job), job.model
         hold = self._cache_of(job, phase)
         run = steps.prefill if phase == "prefill" else steps.decode
-        shares, matrices = [(share.layers, share.runs, share.main) for share in self._held(job)], self._matrices(job)
+        shares, matrices = [(attending(model, share.layers), share.runs, share.main) for share in self._held(job)], self._matrices(job)
 
         def size(context: int, sequences: int) -> tuple[int, int]:
             plain = run(model, how, tokens=context, sequences=sequences).nbytes

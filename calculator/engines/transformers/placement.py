@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import NamedTuple
@@ -37,7 +38,7 @@ class Held(NamedTuple):
 
     device: int
     stored: Stored
-    layers: int
+    layers: Sequence[int]
     runs: bool
     main: bool = True
     """Offloaded modules run here."""
@@ -135,18 +136,18 @@ def sizes_of(model: ModelSpec, scheme: str, stored: Stored) -> Sizes:
 def held_by_gpus(job: Job, found: DeviceMap | None) -> tuple[Held, ...]:
     """What each GPU holds; the first one that holds anything runs what is offloaded and keeps its cache."""
     if found is None:
-        return (Held(0, job.stored, job.model.num_hidden_layers, runs=True),)
+        return (Held(0, job.stored, range(job.model.num_hidden_layers), runs=True),)
     return _held_by_gpus(_Key(job.model, job.scheme.name, job.stored, job.deployment.gpus), found)
 
 
 @lru_cache(maxsize=1024)
 def _held_by_gpus(key: _Key, found: DeviceMap) -> tuple[Held, ...]:
     main = main_gpu(found)
-    away = sum(not isinstance(device, int) for device in found.layers)
+    away = tuple(i for i, device in enumerate(found.layers) if not isinstance(device, int))
     held = []
     for i in range(key.gpus):
         own = found.layers_on(i)
-        held.append(Held(i, stored_on(key.stored, found, i), len(own) + (away if i == main else 0), i in found.pieces, i == main, layers_text(own)))
+        held.append(Held(i, stored_on(key.stored, found, i), own + (away if i == main else ()), i in found.pieces, i == main, layers_text(own)))
     return tuple(held)
 
 

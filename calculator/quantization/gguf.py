@@ -39,7 +39,7 @@ _LOW_BIT = frozenset({"IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ2_M", "IQ1_S", "IQ1_M"})
 # of eight experts, attn_output is kept wider
 _WIDE_OUTPUT = frozenset({"Q2_K", "IQ3_XS", "IQ3_XXS", "Q3_K_S", "Q3_K_M", "IQ4_NL", "Q4_K_S", "Q4_K_M", "IQ3_S", "IQ3_M", "IQ4_XS"})
 _NOT_QUANTIZED = frozenset({"F32", "F16", "BF16"})
-_WIDE = frozenset({"norm", "bias", "router", "position", "small"})  # always 32 bits
+_WIDE = frozenset({"norm", "bias", "router", "position", "small", "ssm"})  # always 32 bits
 _LARGE = frozenset({"qwen2", "olmo"})  # 80 layers are LLM_TYPE_70B, whatever their heads: src/models/{qwen2,olmo}.cpp
 
 

@@ -1,7 +1,7 @@
 """transformers' device map: which module goes where, what it takes there, and what an offloaded module brings along.
 
 device_maps.jsonl: maps that transformers 5.23.0's `_get_device_map` made of random models on the meta device, with made-up
-free memory (tests/real/test_device_map.py draws anew). offloaded_passes.jsonl: live bytes of real forward passes under
+free memory (tests/real/test_accelerate.py draws anew). offloaded_passes.jsonl: live bytes of real forward passes under
 FakeTensor, torch 2.13.0, in which hooks bring a module's own parameters in before its forward and drop them after it.
 """
 

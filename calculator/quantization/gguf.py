@@ -41,15 +41,29 @@ _LOW_BIT = frozenset({"IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ2_M", "IQ1_S", "IQ1_M"})
 # of eight experts, attn_output is kept wider
 _WIDE_OUTPUT = frozenset({"Q2_K", "IQ3_XS", "IQ3_XXS", "Q3_K_S", "Q3_K_M", "IQ4_NL", "Q4_K_S", "Q4_K_M", "IQ3_S", "IQ3_M", "IQ4_XS"})
 _NOT_QUANTIZED = frozenset({"F32", "F16", "BF16"})
+QUANTIZERS = ("2025", "2026")  # llama-quantize @4227c9be and before, and @0c1e57098
+OLD_SOURCE = "llama.cpp src/llama-quant.cpp L173 llama_tensor_get_type @4227c9be: attn_qkv has rules of its own, and of tied embeddings token_embd alone is the output's"
+# model types whose files were published before the rules changed (early in 2026) and that these rules give other types
+_PUBLISHED_IN_2025 = frozenset({"phi3", "gemma3n_text", "gpt2", "gpt_bigcode", "gpt_neox", "falcon", "bloom", "mpt", "nomic_bert", "modernbert"})
 _WIDE = frozenset({"norm", "bias", "router", "position", "small"})  # always 32 bits
 _LARGE = frozenset({"qwen2", "olmo"})  # 80 layers are LLM_TYPE_70B, whatever their heads: src/models/{qwen2,olmo}.cpp
 
 
-def quantize(model: ModelSpec, inventory: Inventory, recipe: str, *, imatrix: bool) -> Stored:
+def quantizer_of(model: ModelSpec) -> str:
+    """Whose rules the files have that are published of a model.
+
+    Phi-3 mini as Microsoft's q4 is 2,393,231,072 bytes and Phi 4 as bartowski's Q4_K_M 9,053,114,464, which the rules of 2025
+    give; Gemma 4 E2B as Q4_K_M and Q3_K_S 3.412 and 3.094 GB, which those of 2026 give.
+    """
+    return "2025" if model.model_type in _PUBLISHED_IN_2025 else "2026"
+
+
+def quantize(model: ModelSpec, inventory: Inventory, recipe: str, *, imatrix: bool, quantizer: str = "2026") -> Stored:
     """The tensors of the GGUF file of this recipe, each with its type.
 
-    `imatrix`: an importance matrix was given; it changes the types of some recipes.
+    `imatrix`: an importance matrix was given; it changes the types of some recipes. `quantizer`: whose rules.
     """
+    old = quantizer == "2025"
     stored: list[StoredGroup] = []
     for group in converted(model, inventory):
         if group.role in _WIDE:
@@ -63,9 +77,9 @@ def quantize(model: ModelSpec, inventory: Inventory, recipe: str, *, imatrix: bo
             continue
         by_type: dict[str, list[int]] = {}
         for layer in group.indices:
-            by_type.setdefault(_type(model, inventory, group, recipe, layer, imatrix), []).append(layer)
+            by_type.setdefault(_type(model, inventory, group, recipe, layer, imatrix, old), []).append(layer)
         if not group.layers:
-            by_type[_type(model, inventory, group, recipe, 0, imatrix)] = []
+            by_type[_type(model, inventory, group, recipe, 0, imatrix, old)] = []
         stored += [_store(group, name, tuple(layers)) for name, layers in by_type.items()]
     if model.rope_type == "llama3":  # convert_hf_to_gguf.py writes the scaled frequencies as a tensor
         stored.append(_store(TensorGroup("rope_freqs.weight", (model.head_dim // 2,), "norm"), "F32", ()))
@@ -137,7 +151,7 @@ def _expression(fmt: Format) -> str:
     return f"{fmt.block_bytes} / {fmt.block_elements}" if fmt.block_elements > 1 else f"{fmt.block_bytes}"
 
 
-def _type(model: ModelSpec, inventory: Inventory, group: TensorGroup, recipe: str, layer: int, imatrix: bool) -> str:
+def _type(model: ModelSpec, inventory: Inventory, group: TensorGroup, recipe: str, layer: int, imatrix: bool, old: bool) -> str:
     if recipe in WIDE_OUTER:
         if group.role in ("output", "embedding"):
             return _fallback(group, "Q8_0")
@@ -145,7 +159,7 @@ def _type(model: ModelSpec, inventory: Inventory, group: TensorGroup, recipe: st
     start = RECIPES[recipe]
     if start in _NOT_QUANTIZED:
         return start
-    return _fallback(group, _wanted(model, inventory, group, recipe, layer, imatrix))
+    return _fallback(group, _wanted(model, inventory, group, recipe, layer, imatrix, old))
 
 
 def _fallback(group: TensorGroup, wanted: str) -> str:
@@ -164,12 +178,12 @@ def _more_bits(layer: int, layers: int) -> bool:
     return layer < layers // 8 or layer >= 7 * layers // 8 or (layer - layers // 8) % 3 == 2
 
 
-def _wanted(model: ModelSpec, inventory: Inventory, group: TensorGroup, recipe: str, layer: int, imatrix: bool) -> str:
+def _wanted(model: ModelSpec, inventory: Inventory, group: TensorGroup, recipe: str, layer: int, imatrix: bool, old: bool) -> str:
     start, role, layers, falcon = RECIPES[recipe], group.role, model.num_hidden_layers, model.model_type == "falcon"
     if model.model_type == "glm4_moe":
         layers += model.mtp_layers  # they are in the file and count as layers
     gqa = model.num_attention_heads // model.num_key_value_heads
-    if role == "output" or (role in ("embedding", "layer_embedding") and inventory.tied):
+    if role == "output" or (inventory.tied and (role == "embedding" or (role == "layer_embedding" and not old))):
         if recipe == "MXFP4_MOE" or falcon or group.row_length % FORMATS[start].block_elements:
             return "Q8_0"
         if recipe in _LOW_BIT or recipe == "IQ3_XXS":
@@ -180,6 +194,8 @@ def _wanted(model: ModelSpec, inventory: Inventory, group: TensorGroup, recipe: 
     if role in ("embedding", "layer_embedding"):
         return {"IQ2_XXS": "Q2_K", "IQ2_XS": "Q2_K", "IQ1_S": "Q2_K", "IQ1_M": "Q2_K", "IQ2_S": "IQ3_S",
                 "IQ2_M": "IQ3_S", "IQ3_XXS": "IQ3_S", "TQ1_0": "Q4_K", "TQ2_0": "Q4_K", "Q2_0": "Q4_K"}.get(recipe, start)  # fmt: skip
+    if role == "attn_qkv" and old:
+        return start if recipe in _LOW_BIT else {"Q3_K_M": "Q4_K", "Q3_K_L": "Q4_K", "IQ3_M": "Q4_K", "Q4_K_M": "Q5_K", "Q5_K_M": "Q6_K"}.get(recipe, start)
     if recipe in _LOW_BIT:
         return _low_bit(recipe, role, start, _place(model, group, layer), layers, gqa, model.num_experts)
     if role in ("attn_v", "attn_k") and model.num_experts == 8:

@@ -6,6 +6,7 @@ from calculator.engines.base import Job
 from calculator.engines.llama_cpp import buffers
 from calculator.engines.settings import COUNT, Setting, Shares
 from calculator.errors import BadValue, NotModelled, Unsupported
+from calculator.quantization.gguf import QUANTIZERS
 
 RELEASES = {"794fe23f": buffers.FEBRUARY_2025, "4227c9be": buffers.AUGUST_2025, "0c1e57098": buffers.NEWEST}  # oldest first
 HELD_IN = {  # the model types whose buffers were held against the older engine itself
@@ -36,6 +37,7 @@ SETTINGS: dict[str, Setting] = {
     "split_mode": Setting("layer", ("layer", "row", "tensor", "none"), "how several GPUs share the model: by layers"),
     "tensor_split": Setting(None, Shares(), "shares of the layers, one a GPU: 3,1; default by free memory, so equal GPUs equally"),
     "imatrix": Setting(False, bool, "the file was quantized with an importance matrix"),
+    "quantizer": Setting(None, QUANTIZERS, "whose rules the file's types follow, where those of 2025 and 2026 differ; default those of the model's published files"),
 }  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from calculator.engines import Job
 from calculator.engines.partial import whole_rows_bytes
 from calculator.ledger import Ledger
 from calculator.quantization import quantize, stored_nbytes
-from calculator.quantization.gguf import NEEDS_IMATRIX
+from calculator.quantization.gguf import NEEDS_IMATRIX, QUANTIZERS, quantizer_of
 from calculator.steps import Peak
 from calculator.units import tokens
 
@@ -56,9 +56,15 @@ def _file_warnings(model: Model, job: Job) -> list[str]:
         found.append(f"files that keep the MTP layer hold {build_inventory(job.model).mtp_parameters:,} parameters more; llama.cpp loads them only to draft tokens")
     if job.deployment.engine == "llama.cpp" and job.model.mla and not job.model.recurrent:
         found.append(f"files converted before April 2025, as in ollama's library, keep attn_kv_b whole: llama.cpp then caches {whole_rows_bytes(job):,} bytes a token")
+    rules = str(job.deployment.settings.get("quantizer", ""))
+    if job.scheme.recipe and not job.from_headers and quantizer_of(job.model) == "2025":
+        made = {year: stored_nbytes(quantize(job.model, job.scheme, imatrix=bool(job.deployment.settings.get("imatrix")), quantizer=year)) for year in QUANTIZERS}
+        other = next(year for year in QUANTIZERS if year != rules)
+        if made[rules] != made[other]:
+            found.append(f"types are those of files quantized by the rules of {rules}; by those of {other} (--set quantizer={other}) the tensors have {made[other]:,} bytes")
     twice = job.model.tie_word_embeddings and model.record.get("difference", {}).get("value") == job.model.vocab_size * job.model.hidden_size
     if twice and job.scheme.recipe and not job.from_headers:  # convert_hf_to_gguf.py writes lm_head where the checkpoint has one
-        untied = quantize(replace(job.model, tie_word_embeddings=False), job.scheme, imatrix=bool(job.deployment.settings.get("imatrix")))
+        untied = quantize(replace(job.model, tie_word_embeddings=False), job.scheme, imatrix=bool(job.deployment.settings.get("imatrix")), quantizer=rules or "2026")
         found.append(f"{job.model.id}'s checkpoint stores its tied head too: files with it as output.weight have {stored_nbytes(untied):,} bytes of tensors")
     return found
 

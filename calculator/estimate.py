@@ -19,7 +19,7 @@ from calculator.errors import BadValue, NotModelled, Unsupported
 from calculator.ledger import Ledger
 from calculator.memory import with_total
 from calculator.quantization import Scheme, Stored, parse, quantize, stored_nbytes
-from calculator.quantization.gguf import file_nbytes
+from calculator.quantization.gguf import file_nbytes, quantizer_of
 from calculator.spec import Deployment, GpuSpec, Workload
 from calculator.steps import Peak
 from calculator.units import parse_count
@@ -183,11 +183,13 @@ def resolve(
     if total := filled.get("total_memory_bytes"):
         card = with_total(card, int(total))
     gpus = max(gpus, int(filled.get("tensor_parallel_size", 1)))
+    if scheme.recipe:
+        filled.setdefault("quantizer", quantizer_of(spec))
     deployment = Deployment(
         quant=scheme.name, kv_dtype=kv_dtype, engine=runner.name, engine_version=version, gpu=card.name if card else None,
         gpus=gpus, settings=filled,
     )  # fmt: skip
-    stored = own if own is not None else quantize(spec, scheme, imatrix=bool(filled.get("imatrix", False)))
+    stored = own if own is not None else quantize(spec, scheme, imatrix=bool(filled.get("imatrix", False)), quantizer=str(filled.get("quantizer", "")))
     job = Job(spec, scheme, stored, workload, deployment, card, own is not None, model.record.get("hf_id"))
     runner.check(job)
     return job, runner

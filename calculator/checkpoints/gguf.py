@@ -15,7 +15,7 @@ from calculator.errors import UnreadableFile
 from calculator.formats import FORMATS
 from calculator.quantization import Scheme, Stored, parse, quantize, stored_nbytes
 from calculator.quantization.converted import converted
-from calculator.quantization.gguf import RECIPES
+from calculator.quantization.gguf import QUANTIZERS, RECIPES
 from calculator.quantization.stored import Part, StoredGroup
 from calculator.readers.gguf_model import config_of
 from calculator.readers.header import Header
@@ -137,7 +137,7 @@ def _other_types(spec: ModelSpec, stored: Stored, scheme: Scheme) -> list[str]:
     if scheme.name not in RECIPES:
         return []
     held = stored_nbytes(stored)
-    ruled = [stored_nbytes(quantize(spec, parse(scheme.name), imatrix=imatrix)) for imatrix in (False, True)]
+    ruled = [stored_nbytes(quantize(spec, parse(scheme.name), imatrix=imatrix, quantizer=rules)) for rules in QUANTIZERS[::-1] for imatrix in (False, True)]
     if held in ruled:
         return []
     return [f"the file's tensors take {gib(held)}, llama-quantize's rules for {scheme.name} give {gib(ruled[0])}: "

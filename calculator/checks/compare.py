@@ -219,6 +219,8 @@ def _estimate(record: Record) -> Estimate:
         settings["phase"] = run["phase"]
     if "printed_pool_bytes" in run:  # tokens are held against the pool as printed, not as predicted
         settings["kv_pool_bytes"] = run["printed_pool_bytes"]
+    if record.engine == "llama.cpp" and record.evidence != "log":  # files that its own quantizer made
+        settings.setdefault("quantizer", "2026")
     version = record.engine_version if describes(ENGINES[record.engine], record.engine_version) else None  # else today's
     return estimate(
         _model(tuple(sorted((k, _freeze(v)) for k, v in record.model.items()))), quant=run.get("quant"), context=run.get("context", 1024),

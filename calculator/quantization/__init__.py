@@ -145,11 +145,11 @@ def parse(name: str, *, engine: str | None = None) -> Scheme:
 
 
 @lru_cache(maxsize=4096)
-def quantize(model: ModelSpec, scheme: Scheme, *, imatrix: bool = False) -> Stored:
-    """The model's tensors as this scheme stores them."""
+def quantize(model: ModelSpec, scheme: Scheme, *, imatrix: bool = False, quantizer: str = "2026") -> Stored:
+    """The model's tensors as this scheme stores them. `imatrix`, `quantizer`: of a GGUF recipe, how and by whose rules it was made."""
     inventory = build_inventory(model)
     if scheme.recipe:
-        return gguf.quantize(model, inventory, scheme.recipe, imatrix=imatrix)
+        return gguf.quantize(model, inventory, scheme.recipe, imatrix=imatrix, quantizer=quantizer)
     if scheme.bits:
         return exl2.quantize(model, inventory, bits=scheme.bits)
     return hf.quantize(

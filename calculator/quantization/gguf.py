@@ -6,6 +6,8 @@ tensor_type_fallback L390. Byte-exact on every measured file of that version.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from calculator.architectures import Inventory, TensorGroup
 from calculator.formats import FORMATS, Format
 from calculator.quantization.converted import Order, converted, heads_a_kv_head, order
@@ -39,18 +41,42 @@ _LOW_BIT = frozenset({"IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ2_M", "IQ1_S", "IQ1_M"})
 # of eight experts, attn_output is kept wider
 _WIDE_OUTPUT = frozenset({"Q2_K", "IQ3_XS", "IQ3_XXS", "Q3_K_S", "Q3_K_M", "IQ4_NL", "Q4_K_S", "Q4_K_M", "IQ3_S", "IQ3_M", "IQ4_XS"})
 _NOT_QUANTIZED = frozenset({"F32", "F16", "BF16"})
+QUANTIZERS = ("2025", "2026")  # llama-quantize @4227c9be and before, and @0c1e57098
+OLD_SOURCE = "llama.cpp src/llama-quant.cpp L173 llama_tensor_get_type @4227c9be: attn_qkv has rules of its own, and of tied embeddings token_embd alone is the output's"
+# model types whose files were published before the rules changed (early in 2026) and that these rules give other types
+_PUBLISHED_IN_2025 = frozenset({"phi3", "gemma3n_text", "gpt2", "gpt_bigcode", "gpt_neox", "falcon", "bloom", "mpt", "nomic_bert", "modernbert"})
 _WIDE = frozenset({"norm", "bias", "router", "position", "small", "ssm"})  # always 32 bits
 _LARGE = frozenset({"qwen2", "olmo"})  # 80 layers are LLM_TYPE_70B, whatever their heads: src/models/{qwen2,olmo}.cpp
 
 
-def quantize(model: ModelSpec, inventory: Inventory, recipe: str, *, imatrix: bool) -> Stored:
+class _File(NamedTuple):
+    """What a tensor's type depends on beside the tensor."""
+
+    model: ModelSpec
+    tied: bool
+    recipe: str
+    imatrix: bool
+    old: bool  # by the rules of 2025
+    places: Order
+
+
+def quantizer_of(model: ModelSpec) -> str:
+    """Whose rules the files have that are published of a model.
+
+    Phi-3 mini as Microsoft's q4 is 2,393,231,072 bytes and Phi 4 as bartowski's Q4_K_M 9,053,114,464, which the rules of 2025
+    give; Gemma 4 E2B as Q4_K_M and Q3_K_S 3.412 and 3.094 GB, which those of 2026 give.
+    """
+    return "2025" if model.model_type in _PUBLISHED_IN_2025 else "2026"
+
+
+def quantize(model: ModelSpec, inventory: Inventory, recipe: str, *, imatrix: bool, quantizer: str = "2026") -> Stored:
     """The tensors of the GGUF file of this recipe, each with its type.
 
-    `imatrix`: an importance matrix was given; it changes the types of some recipes.
+    `imatrix`: an importance matrix was given; it changes the types of some recipes. `quantizer`: whose rules.
     """
-    stored: list[StoredGroup] = []
     groups = converted(model, inventory)
-    places = order(model, groups)
+    file = _File(model, inventory.tied, recipe, imatrix, quantizer == "2025", order(model, groups))
+    stored: list[StoredGroup] = []
     for group in groups:
         if group.role in _WIDE:
             stored.append(_store(group, "F32", group.indices))
@@ -63,9 +89,9 @@ def quantize(model: ModelSpec, inventory: Inventory, recipe: str, *, imatrix: bo
             continue
         by_type: dict[str, list[int]] = {}
         for layer in group.indices:
-            by_type.setdefault(_type(model, inventory, group, recipe, layer, imatrix, places), []).append(layer)
+            by_type.setdefault(_type(file, group, layer), []).append(layer)
         if not group.layers:
-            by_type[_type(model, inventory, group, recipe, 0, imatrix, places)] = []
+            by_type[_type(file, group, 0)] = []
         stored += [_store(group, name, tuple(layers)) for name, layers in by_type.items()]
     if model.rope_type == "llama3":  # convert_hf_to_gguf.py writes the scaled frequencies as a tensor
         stored.append(_store(TensorGroup("rope_freqs.weight", (model.head_dim // 2,), "norm"), "F32", ()))
@@ -106,7 +132,8 @@ def _expression(fmt: Format) -> str:
     return f"{fmt.block_bytes} / {fmt.block_elements}" if fmt.block_elements > 1 else f"{fmt.block_bytes}"
 
 
-def _type(model: ModelSpec, inventory: Inventory, group: TensorGroup, recipe: str, layer: int, imatrix: bool, places: Order) -> str:
+def _type(file: _File, group: TensorGroup, layer: int) -> str:
+    recipe = file.recipe
     if recipe in WIDE_OUTER:
         if group.role in ("output", "embedding"):
             return _fallback(group, "Q8_0")
@@ -114,7 +141,7 @@ def _type(model: ModelSpec, inventory: Inventory, group: TensorGroup, recipe: st
     start = RECIPES[recipe]
     if start in _NOT_QUANTIZED:
         return start
-    return _fallback(group, _wanted(model, inventory, group, recipe, layer, imatrix, places))
+    return _fallback(group, _wanted(file, group, recipe, layer))
 
 
 def _fallback(group: TensorGroup, wanted: str) -> str:
@@ -133,14 +160,15 @@ def _more_bits(layer: int, layers: int) -> bool:
     return layer < layers // 8 or layer >= 7 * layers // 8 or (layer - layers // 8) % 3 == 2
 
 
-def _wanted(model: ModelSpec, inventory: Inventory, group: TensorGroup, recipe: str, layer: int, imatrix: bool, places: Order) -> str:
-    start, role, layers, values, falcon = RECIPES[recipe], group.role, model.num_hidden_layers, len(places.values), model.model_type == "falcon"
+def _wanted(file: _File, group: TensorGroup, recipe: str, layer: int) -> str:
+    model, places, imatrix, old, role = file.model, file.places, file.imatrix, file.old, group.role
+    start, layers, values, falcon = RECIPES[recipe], model.num_hidden_layers, len(places.values), model.model_type == "falcon"
     if model.model_type == "glm4_moe":  # MTP layers are in the file and count as layers
         layers, values = layers + model.mtp_layers, values + model.mtp_layers
     gqa, number = heads_a_kv_head(model), places.of(role, layer, stacked=len(group.shape) == 3) if group.layers else layer
     if role in ("ffn_gate", "ffn_up", "ffn_down") and not model.num_experts:
         layer = number  # with experts their layer counts
-    if role == "output" or (role in ("embedding", "layer_embedding") and inventory.tied):
+    if role == "output" or (file.tied and (role == "embedding" or (role == "layer_embedding" and not old))):
         if recipe == "MXFP4_MOE" or falcon or group.row_length % FORMATS[start].block_elements:
             return "Q8_0"
         if recipe in _LOW_BIT or recipe == "IQ3_XXS":
@@ -151,6 +179,8 @@ def _wanted(model: ModelSpec, inventory: Inventory, group: TensorGroup, recipe: 
     if role in ("embedding", "layer_embedding"):
         return {"IQ2_XXS": "Q2_K", "IQ2_XS": "Q2_K", "IQ1_S": "Q2_K", "IQ1_M": "Q2_K", "IQ2_S": "IQ3_S",
                 "IQ2_M": "IQ3_S", "IQ3_XXS": "IQ3_S", "TQ1_0": "Q4_K", "TQ2_0": "Q4_K", "Q2_0": "Q4_K"}.get(recipe, start)  # fmt: skip
+    if role == "attn_qkv" and old:
+        return start if recipe in _LOW_BIT else {"Q3_K_M": "Q4_K", "Q3_K_L": "Q4_K", "IQ3_M": "Q4_K", "Q4_K_M": "Q5_K", "Q5_K_M": "Q6_K"}.get(recipe, start)
     if recipe in _LOW_BIT:
         return _low_bit(recipe, role, start, number, layers, gqa, model.num_experts)
     if role in ("attn_v", "attn_k") and model.num_experts == 8:

@@ -156,6 +156,17 @@ def _gemma4(v: Mapping[str, Any], text: Mapping[str, Any], config: Mapping[str, 
     return int(v["num_hidden_layers"] * block + patch + scales + h * text["hidden_size"] + beside)
 
 
+GEMMA3N_TOWERS = 983_281_504  # published totals of E2B (5,439,438,272) and of E4B (7,849,978,192), each less its text model's
+
+
+def _gemma3n(v: Mapping[str, Any], text: Mapping[str, Any], config: Mapping[str, Any]) -> int:
+    """Gemma 3n: MobileNet V5 and the audio tower, as published; both sizes have the same, and the class needs timm to say more."""
+    audio = config.get("audio_config") or {}
+    if v.get("architecture", "mobilenetv5_300m_enc") != "mobilenetv5_300m_enc" or text["hidden_size"] != 2048 or audio.get("hidden_size", 1536) != 1536:
+        raise KeyError("a tower other than the published one")
+    return GEMMA3N_TOWERS
+
+
 def _conformer(a: Mapping[str, Any], width: int) -> int:
     """Gemma 4's audio tower: two convolutions, Conformer layers, and a matrix to the text's width; without the clips' bounds.
 
@@ -170,5 +181,5 @@ def _conformer(a: Mapping[str, Any], width: int) -> int:
 
 _TOWERS: dict[str, Callable[[Mapping[str, Any], Mapping[str, Any], Mapping[str, Any]], int]] = {
     "gemma3": _siglip, "mistral3": _pixtral, "qwen3_vl": _qwen3_vl, "qwen3_vl_moe": _qwen3_vl, "qwen3_5": _qwen3_vl, "qwen3_5_moe": _qwen3_vl,
-    "qwen2_5_vl": _qwen2_5_vl, "qwen2_vl": _qwen2_vl, "llama4": _llama4, "mllama": _mllama, "gemma4": _gemma4,
+    "qwen2_5_vl": _qwen2_5_vl, "qwen2_vl": _qwen2_vl, "llama4": _llama4, "mllama": _mllama, "gemma4": _gemma4, "gemma3n": _gemma3n,
 }  # fmt: skip

@@ -27,8 +27,7 @@ from calculator.readers.gguf import TYPES
 from calculator.readers.gguf_families import FAMILIES
 from calculator.readers.hf_config import model_from_config
 
-with gzip.open(Path(__file__).parent / "conversions.jsonl.gz", "rt", encoding="utf-8") as lines:
-    RECORDS = {r["name"]: r for r in map(json.loads, lines)}
+RECORDS = {r["name"]: r for r in map(json.loads, gzip.decompress((Path(__file__).parent / "conversions.jsonl.gz").read_bytes()).splitlines())}
 CONTEXTS = ((1024, 1, 512), (2048, 4, 64))
 U32, BOOL, STR, ARR = 4, 7, 8, 9
 NAMED_OTHERWISE = {"mistral": "llama", "glm4_moe_lite": "deepseek_v3", "solar_open": "glm4_moe", "roberta": "bert", "xlm-roberta": "bert"}

@@ -101,7 +101,8 @@ def test_a_file_of_a_family_gives_the_model_that_it_was_made_of(tmp_path, family
 def _of_spec(spec, recipe, context):
     from calculator.catalog import Model
 
-    return estimate(Model(spec, {"name": "m", "family": "f", "sources": {"config": "made"}}), quant=recipe, engine="llama.cpp", context=context)
+    return estimate(Model(spec, {"name": "m", "family": "f", "sources": {"config": "made"}}), quant=recipe, engine="llama.cpp", context=context,
+                    settings={"quantizer": "2026"})  # fmt: skip
 
 
 def test_the_files_own_types_win_over_the_recipe(tmp_path):

@@ -30,6 +30,29 @@ def test_file_bytes_equal_the_published_q4_k_m(id, size):
     assert gguf.file_nbytes(quantize(model.spec, parse("Q4_K_M")), metadata_bytes=metadata) == size
 
 
+@pytest.mark.parametrize(("id", "size", "tokens"), [("phi-3-mini-4k-instruct", 2_393_231_072, 32_064), ("phi-4", 9_053_114_464, 100_352)])
+def test_files_from_before_2026_follow_the_rules_of_2025(id, size, tokens):
+    """Microsoft's q4 and ollama's phi4, both Q4_K_M: the tokenizer makes up the rest; by the rules of 2026 nothing would be left for it."""
+    spec = load_model(id).spec
+    old, new = (stored_nbytes(quantize(spec, parse("Q4_K_M"), quantizer=year)) for year in gguf.QUANTIZERS)
+    assert 20 < (size - old) / tokens < 40
+    assert new > size
+    assert gguf.quantizer_of(spec) == "2025"
+
+
+@pytest.mark.parametrize(("recipe", "gigabytes"), [("Q4_K_M", "3.412"), ("Q3_K_S", "3.094")])
+def test_gemma_4_follows_the_rules_of_2026(recipe, gigabytes):
+    """Sizes that a model card of Gemma 4 E2B gives (Asystemoffields/gemma-4-E2B-it-PMRA-GGUF): the table by layer as the output is."""
+    assert f"{stored_nbytes(quantize(load_model('gemma-4-e2b-it').spec, parse(recipe))) / 1e9:.3f}" == gigabytes
+
+
+def test_the_year_changes_nothing_but_fused_attention_and_tables_by_layer():
+    for id in ("llama-3.2-1b", "qwen3-30b-a3b", "gemma-4-26b-a4b-it", "deepseek-v2-lite"):
+        for recipe in ("Q4_K_M", "IQ2_XS", "Q3_K_L"):
+            old, new = (quantize(load_model(id).spec, parse(recipe), quantizer=year) for year in gguf.QUANTIZERS)
+            assert old == new
+
+
 @pytest.mark.parametrize(
     ("recipe", "gigabytes"),
     [("F16", "2.48"), ("Q8_0", "1.32"), ("Q6_K", "1.02"), ("Q5_K_M", "0.91"), ("Q5_K_S", "0.89"), ("Q4_K_M", "0.81"), ("Q4_K_S", "0.78"),

@@ -67,7 +67,7 @@ class LlamaCpp:
                gpus: int) -> Mapping[str, Any]:  # fmt: skip
         """What ollama passes to llama-server; and flash attention off where that was the default."""
         if chosen.get("preset") != "ollama":
-            return {} if RELEASES[version] is buffers.NEWEST else {"flash_attn": False}
+            return {} if RELEASES[version] is buffers.NEWEST else {"flash_attn": False, "quantizer": "2025"}
         return ollama.settings(model, scheme, workload, gpu, gpus, chosen.get("backend") != "cpu")
 
     def check(self, job: Job) -> None:
@@ -148,7 +148,7 @@ class LlamaCpp:
 
     def dynamic_key(self, job: Job) -> tuple[Any, ...]:
         """What the buffers depend on beside model, context and sequences."""
-        chosen = {k: v for k, v in job.deployment.settings.items() if k not in ("imatrix", "preset")}
+        chosen = {k: v for k, v in job.deployment.settings.items() if k not in ("imatrix", "preset", "quantizer")}
         return (self.name, tuple(chosen.items()), job.deployment.gpus, _weights(job, context_of(job)))
 
     def dynamic(self, job: Job, phase: str) -> Dynamic:  # noqa: ARG002

@@ -6,6 +6,7 @@ from calculator.engines.base import Job
 from calculator.engines.llama_cpp import buffers, lora, overrides
 from calculator.engines.settings import COUNT, Setting, Shares, Text
 from calculator.errors import BadValue, NotModelled, Unsupported
+from calculator.quantization.gguf import QUANTIZERS
 
 RELEASES = {"794fe23f": buffers.FEBRUARY_2025, "4227c9be": buffers.AUGUST_2025, "0c1e57098": buffers.NEWEST}  # oldest first
 HELD_IN = {  # the model types whose buffers were held against the older engine itself
@@ -41,6 +42,7 @@ SETTINGS: dict[str, Setting] = {
     "lora_type": Setting("f32", lora.TYPES, "type that the adapter was converted to"),
     "lora_adapters": Setting(1, range(1, 65), "adapters applied together, all of this rank and these targets"),
     "imatrix": Setting(False, bool, "the file was quantized with an importance matrix"),
+    "quantizer": Setting(None, QUANTIZERS, "whose rules the file's types follow, where those of 2025 and 2026 differ; default those of the model's published files"),
 }  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from calculator.catalog import load_model
 from calculator.engines.vllm.families import FAMILIES, check_family
 from calculator.errors import CalculatorError
 from calculator.estimate import estimate
+from calculator.fit import fit
 from calculator.units import GIB
 
 
@@ -96,3 +97,12 @@ def test_graphs_are_within_the_share_since_0_20_and_beside_it_before():
     assert names == [{"CUDA graphs"}, {"CUDA graphs, profiled"}]
     assert new.pool.nbytes < old.pool.nbytes
     assert old.engine.beside == ("CUDA graphs",)
+
+
+def test_llama_4_scout_on_two_h100_nvl_does_not_fit():
+    """vllm#16712: out of memory while loading, 90.63 of 93.02 GiB on a rank."""
+    settings = {"tensor_parallel_size": 2, "gpu_memory_utilization": 0.99, "total_memory_bytes": int(93.02 * GIB)}
+    found = run("llama-4-scout-17b-16e-instruct", quant="bf16", engine_version="0.8.4", context=1000, kv_dtype="fp8", gpus=2, settings=settings, partial=True)
+    verdict = fit(found, found.job.gpu).verdict
+    assert verdict == "does_not_fit"
+    assert found.decides(verdict)

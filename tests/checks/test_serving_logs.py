@@ -12,8 +12,8 @@ from calculator.checks.records import read_records
 from calculator.fit import fit
 
 ENGINES = ("vllm", "sglang")
-# two logs beyond 1 %, within the band; their cause isn't known (simulating the repacking in the allocator doesn't give it)
-BEYOND = {("qwen3-0.6b", "gptq-int4-g128"), ("qwen2.5-7b-instruct", "awq-int4-g128")}
+# one log beyond 1 %, within the band: repacking moves the small matrices into larger blocks, which is not simulated
+BEYOND = {("qwen3-0.6b", "gptq-int4-g128")}
 
 
 @cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
@@ -223,18 +224,14 @@ def _estimate(record: Record) -> Estimate:
         settings.setdefault("quantizer", "2026")
     version = record.engine_version if describes(ENGINES[record.engine], record.engine_version) else None  # else today's
     return estimate(
-        _model(tuple(sorted((k, _freeze(v)) for k, v in record.model.items()))), quant=run.get("quant"), context=run.get("context", 1024),
+        _model(json.dumps(record.model, sort_keys=True)), quant=run.get("quant"), context=run.get("context", 1024),
         sequences=run.get("sequences", 1), kv_dtype=run.get("kv_dtype"), engine=record.engine, settings=settings, gpu=run.get("gpu"),
         gpus=run.get("gpus", 1), engine_version=version, partial=isinstance(ENGINES[record.engine], Reserves),
     )  # fmt: skip
 
 
 @lru_cache(maxsize=512)
-def _model(items: tuple[tuple[str, object], ...]) -> Model:
-    config = {k: dict(v) if isinstance(v, tuple) else v for k, v in items}
+def _model(text: str) -> Model:
+    config = json.loads(text)
     spec = model_from_config(config, id=str(config.get("id", "recorded")))
     return Model(spec, {"name": spec.id, "family": spec.model_type, "sources": {"config": "record"}})
-
-
-def _freeze(value: object) -> object:
-    return tuple(sorted(value.items())) if isinstance(value, dict) else value

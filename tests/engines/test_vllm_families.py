@@ -10,6 +10,7 @@ from calculator.catalog import load_model
 from calculator.engines.vllm.families import FAMILIES, check_family
 from calculator.errors import CalculatorError
 from calculator.estimate import estimate
+from calculator.fit import fit
 from calculator.units import GIB
 
 
@@ -27,7 +28,7 @@ def first_rank_gib(model, **options):
     ("model", "options", "printed", "off"),
     [
         ("gpt-oss-120b", {"quant": "mxfp4", "engine_version": "0.10.1", "gpu": "H100 SXM5 80GB"}, 65.9651, 0.0003),  # vllm#23278: Marlin
-        ("gpt-oss-20b", {"quant": "mxfp4", "gpu": "A100 SXM4 80GB"}, 13.72, 0.001),  # Marlin
+        ("gpt-oss-20b", {"quant": "mxfp4", "engine_version": "0.19.0", "gpu": "A100 SXM4 80GB"}, 13.72, 0.001),  # Marlin
         ("gpt-oss-120b", {"quant": "mxfp4", "engine_version": "0.14.1", "gpu": "H100 SXM5 80GB"}, 64.38, 0.0003),  # vllm#33155: Triton
         ("gemma-3-27b-it", {"engine_version": "0.8.3", "gpu": "RTX 4090", "settings": {"tensor_parallel_size": 4, "use_v1": 0}}, 13.1664, 0.0001),  # vllm#16380
         ("gemma-3-27b-it", {"engine_version": "0.19.0", "gpu": "A100 SXM4 80GB"}, 51.45, 0.0005),  # id 56408971406
@@ -96,3 +97,28 @@ def test_graphs_are_within_the_share_since_0_20_and_beside_it_before():
     assert names == [{"CUDA graphs"}, {"CUDA graphs, profiled"}]
     assert new.pool.nbytes < old.pool.nbytes
     assert old.engine.beside == ("CUDA graphs",)
+
+
+def test_llama_4_scout_on_two_h100_nvl_does_not_fit():
+    """vllm#16712: out of memory while loading, 90.63 of 93.02 GiB on a rank."""
+    settings = {"tensor_parallel_size": 2, "gpu_memory_utilization": 0.99, "total_memory_bytes": int(93.02 * GIB)}
+    found = run("llama-4-scout-17b-16e-instruct", quant="bf16", engine_version="0.8.4", context=1000, kv_dtype="fp8", gpus=2, settings=settings, partial=True)
+    verdict = fit(found, found.job.gpu).verdict
+    assert verdict == "does_not_fit"
+    assert found.decides(verdict)
+
+
+@pytest.mark.parametrize(
+    ("version", "quant", "printed"),
+    [
+        ("0.19.0", "bf16", 14.25),  # id 68717046901
+        ("0.22.0", "bf16", 14.29),  # id 67144197265
+        ("0.19.0", "awq-int4-g128", 5.2),  # id 53268049166
+        ("0.21.0", "awq-int4-g128", 5.29),  # id 58114347083
+    ],
+)
+def test_matrices_of_20_mib_and_more_take_whole_blocks_since_0_21(version, quant, printed):
+    """Qwen2.5 7B, whose matrices are no multiples of 2 MiB; the Instruct checkpoint's table is shorter than the base model's."""
+    base = load_model("qwen2.5-7b")
+    instruct = base._replace(spec=replace(base.spec, max_position_embeddings=32768))
+    assert first_rank_gib(instruct, quant=quant, engine_version=version) == pytest.approx(printed, abs=0.006)

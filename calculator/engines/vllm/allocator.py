@@ -2,9 +2,11 @@
 
 A request is rounded to 512 bytes and served from the smallest free block that holds it; without one, from a new segment:
 2 MiB for requests up to 1 MiB, 20 MiB for those below 10 MiB, else the request rounded up to 2 MiB. A block is split
-unless 1 MiB or less would be left (512 bytes in the small pool): what is left then counts as allocated.
+unless 1 MiB or less would be left (512 bytes in the small pool): what is left then counts as allocated. Since 0.21 vLLM
+loads with max_split_size_mb 20: from that size on no request splits a block, and smaller ones take none that large.
 
-Source: pytorch c10/cuda/CUDACachingAllocator.cpp round_size, get_allocation_size, should_split; c10/core/AllocatorConfig.h.
+Source: pytorch c10/cuda/CUDACachingAllocator.cpp round_size, get_allocation_size, should_split; c10/core/AllocatorConfig.h; get_free_block.
+vllm v0.33.0 v1/worker/gpu_worker.py L594-601, _scoped_allocator_max_split; vllm#41268, merged between 0.20 and 0.21.
 """
 
 from __future__ import annotations
@@ -15,23 +17,27 @@ from functools import lru_cache
 from calculator.units import MIB, align_up
 
 _SMALL = MIB
+MAX_SPLIT = 20 * MIB
 
 
 class Allocator:
     """Counts like torch.cuda.memory_allocated. Freed blocks are not merged: start-up frees few."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, max_split: int = 0) -> None:
+        """`max_split`: requests that large split no block; 0: no such limit."""
         self._free: dict[bool, list[int]] = {True: [], False: []}
+        self._max_split = max_split
 
     def take(self, nbytes: int) -> int:
         """Allocate; returns the size of the block that is counted [bytes]."""
         size = max(512, align_up(nbytes, 512))
         small = size <= _SMALL
         free = self._free[small]
-        at = bisect_left(free, size)
-        block = free.pop(at) if at < len(free) else _segment(size)
+        at, large = bisect_left(free, size), bool(self._max_split) and size >= self._max_split
+        found = at < len(free) and (small or not self._max_split or (free[at] < size + MAX_SPLIT if large else free[at] < self._max_split))
+        block = free.pop(at) if found else _segment(size)
         left = block - size
-        if left >= 512 if small else left > _SMALL:
+        if left >= 512 if small else left > _SMALL and not large:
             insort(free, left)
             return size
         return block
@@ -49,12 +55,12 @@ def _segment(size: int) -> int:
 
 @lru_cache(maxsize=256)
 def unsplit(before: tuple[int, ...], layers: tuple[tuple[int, ...], ...], after: tuple[int, ...], rope: tuple[int, ...],
-            at: int = 1, rope_layers: tuple[int, ...] = (0,)) -> int:  # fmt: skip
+            at: int = 1, rope_layers: tuple[int, ...] = (0,), max_split: int = 0) -> int:  # fmt: skip
     """Bytes counted beyond the requests, for tensors in the order in which they are made.
 
     `rope` is made in `rope_layers` after the tensor at `at`: temporaries, then the table that stays.
     """
-    allocator = Allocator()
+    allocator = Allocator(max_split=max_split)
     extra = 0
     for size in before:
         extra += allocator.take(size) - size

@@ -8,7 +8,7 @@ from calculator.architectures import build_inventory
 from calculator.architectures.inventory import LINEAR_ROLES
 from calculator.engines.base import Job
 from calculator.engines.ranks import PACKED, element_bytes, held_by, rank_of, ranks_of, shares_of
-from calculator.engines.vllm.allocator import unsplit
+from calculator.engines.vllm.allocator import MAX_SPLIT, unsplit
 from calculator.engines.vllm.deployment import batch_limits, length_of, version_of
 from calculator.engines.vllm.families import DEEP_LAYERS, family_of, image_buffer_elements, rotary_rows, rotary_width
 from calculator.engines.vllm.layouts import absorbed_line, padded_line, router_line
@@ -26,6 +26,7 @@ SCALES_SOURCE = "vllm v0.19.0 model_executor/layers/attention/attention.py: q, k
 ROUNDING_SOURCE = "pytorch c10/cuda/CUDACachingAllocator.cpp should_split: up to 1 MiB of a block is not split off"
 FP8_MARLIN_SOURCE = "vllm v0.6.6 model_executor/layers/quantization/utils/marlin_utils_fp8.py prepare_fp8_layer_for_marlin; marlin_utils.py"
 LORA_SOURCE = "vllm v0.11.0 lora/layers/base_linear.py L36-80, column_parallel_linear.py L190-223, vocal_parallel_embedding.py, logits_processor.py"
+TOWER_ROUNDING = 128 * MIB  # about as many tensors of a tower, up to 1 MiB each
 FP8_SINCE = (8, 9)  # compute capability: below it, FP8 weights run on the Marlin kernel. vllm v0.6.6 layers/quantization/fp8.py
 
 
@@ -67,9 +68,9 @@ def lines_of(job: Job) -> list[Line]:
         packed = job.scheme.storage if eight_bits or (job.scheme.name.startswith(PACKED) and not rank.num_experts) else None
         mxfp4 = job.scheme.name == "mxfp4" and model.model_type == "gpt_oss"
         simulated = not matrices or packed is not None or mxfp4
-        point = _unsplit(rank, share, size, packed, mxfp4=mxfp4) if simulated else 0
+        point = _unsplit(rank, share, size, packed, mxfp4=mxfp4, max_split=MAX_SPLIT if version_of(job).loads_unsplit else 0) if simulated else 0
         lines.append(Line("weights", "allocator rounding", point, Formula("{n}", {"n": point}), ROUNDING_SOURCE,
-                          basis="modelled", low=0, high=point + 4 * MIB + MIB * matrices, device=share.device,
+                          basis="modelled", low=0, high=point + 4 * MIB + MIB * matrices + (TOWER_ROUNDING if model.vision_parameters else 0), device=share.device,
                           note=_rounding_note(matrices, simulated)))  # fmt: skip
     return lines
 
@@ -125,7 +126,7 @@ def _lora_line(job: Job, rank: ModelSpec, share: Share) -> Line:
                 device=share.device, note="not held against a log")  # fmt: skip
 
 
-def _unsplit(rank: ModelSpec, share: Share, size: int, packed: Storage | None = None, *, mxfp4: bool = False) -> int:
+def _unsplit(rank: ModelSpec, share: Share, size: int, packed: Storage | None = None, *, mxfp4: bool = False, max_split: int = 0) -> int:
     """Bytes that the allocator counts beyond the tensors, in the order in which vLLM makes them.
 
     `packed` is how a quantized layer is stored: q, k and v are one layer, gate and up too. Zero points and the group index
@@ -139,4 +140,4 @@ def _unsplit(rank: ModelSpec, share: Share, size: int, packed: Storage | None = 
     table = positions * width
     rope = (4 * positions, 2 * table, 2 * table, 2 * table, 4 * table, size * table)
     where = (0, rank.full_every - 1) if len(rotary_rows(rank)) == 2 else (0,)
-    return unsplit(first, tuple(made[i] for i in share.layers), last, rope, at, where)
+    return unsplit(first, tuple(made[i] for i in share.layers), last, rope, at, where, max_split)

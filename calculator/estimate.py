@@ -188,7 +188,7 @@ def resolve(
         gpus=gpus, settings=filled,
     )  # fmt: skip
     stored = own if own is not None else quantize(spec, scheme, imatrix=bool(filled.get("imatrix", False)))
-    job = Job(spec, scheme, stored, workload, deployment, card, own is not None, model.record.get("hf_id"))
+    job = Job(spec, scheme, stored, workload, deployment, card, own is not None, model.record.get("hf_id"), scheme.name == model.own_quant)
     runner.check(job)
     return job, runner
 

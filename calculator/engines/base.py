@@ -25,6 +25,7 @@ class Job:
     gpu: GpuSpec | None = None
     from_headers: bool = False  # `stored` is what the checkpoint's own headers say, not what its config implies
     hf_id: str | None = None
+    published: bool = False  # the checkpoint of that id is in this format
 
     @property
     def checkpoint(self) -> str:

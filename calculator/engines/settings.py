@@ -113,7 +113,7 @@ NOT_MODELLED: Mapping[str, Mapping[str, str]] = {
         **dict.fromkeys(("speculative_algorithm", "speculative_draft_model_path", "speculative_num_steps"), "speculative decoding: the draft's weights, cache and pass"),
         **dict.fromkeys(("data_parallel_size", "enable_dp_lm_head"), "ranks that don't split the layers"),
         **dict.fromkeys(("enable_ep_moe", "enable_deepep_moe", "moe_a2a_backend"), "buffers of experts split by number (ep_size has the weights)"),
-        **dict.fromkeys(("lora_paths", "enable_lora", "max_loras_per_batch"), "LoRA slots"),
+        "lora_paths": "adapters by file (enable_lora with max_lora_rank has their slots)",
         **dict.fromkeys(("cpu_offload_gb", "enable_hierarchical_cache"), "weights or cache outside of the GPU"),
     },
 }

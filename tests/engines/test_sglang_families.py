@@ -71,13 +71,24 @@ def test_prefill_graphs_by_pieces_lower_the_fraction_since_0_5_10():
     assert fractions[0] - fractions[1] == pytest.approx(8 * piecewise_graphs(16384) / 81559, abs=1e-3)
 
 
+def test_lora_slots_are_buffers_of_all_layers_taken_from_the_pool():
+    options = {"gpu": "H100 SXM5 80GB", "engine_version": "0.5.6"}
+    plain, slots = (sized("llama-3.1-8b", settings=s, **options) for s in ({}, {"enable_lora": 1, "max_lora_rank": 64, "max_loras_per_batch": 4}))
+    h, q, kv, f = 4096, 4096, 1024, 14336
+    expected = 2 * 32 * 4 * 64 * (3 * h + q + 2 * kv + q + h + 2 * h + 2 * f + f + h)
+    assert weights(slots) - weights(plain) == expected
+    assert plain.pool.nbytes - slots.pool.nbytes == expected
+    assert "--enable-lora --max-lora-rank 64" in slots.start_command
+
+
 @pytest.mark.parametrize(
     ("model", "options", "error"),
     [("glm-4.5-air", {"engine_version": "0.4.9"}, NotModelled), ("gpt-oss-20b", {"gpu": "RTX 4090"}, NotModelled),
      ("llama-3.1-8b", {"settings": {"dp_size": 2}}, NotModelled), ("llama-3.1-8b", {"gpus": 2, "settings": {"tensor_parallel_size": 2, "dp_size": 2, "enable_dp_attention": 1}}, NotModelled),
      ("deepseek-v3", {"settings": TP8 | {"enable_dp_attention": 1}}, BadValue), ("deepseek-v3", {"settings": TP8 | {"dp_size": 3, "enable_dp_attention": 1}}, BadValue),
      ("llama-3.1-8b", {"gpus": 2, "settings": {"tensor_parallel_size": 2, "ep_size": 2}}, Unsupported),
-     ("deepseek-v3", {"settings": {"tensor_parallel_size": 32}}, Unsupported)],
+     ("deepseek-v3", {"settings": {"tensor_parallel_size": 32}}, Unsupported), ("llama-3.1-8b", {"settings": {"enable_lora": 1}}, BadValue),
+     ("llama-3.1-8b", {"settings": {"enable_lora": 1, "max_lora_rank": 8}, "engine_version": "0.5.9"}, NotModelled)],
 )  # fmt: skip
 def test_what_is_refused(model, options, error):
     with pytest.raises(error) as raised:

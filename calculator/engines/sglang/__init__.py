@@ -26,7 +26,7 @@ from calculator.engines.sglang.deployment import (
     whole_chunk,
 )  # fmt: skip
 from calculator.engines.sglang.families import FAMILIES, check_family, rotary_elements
-from calculator.engines.sglang.layouts import extra_lines
+from calculator.engines.sglang.layouts import check_lora, extra_lines
 from calculator.engines.sglang.pool import (
     MLA_SOURCE,
     POOL_SOURCE,
@@ -72,6 +72,10 @@ class Sglang(Server):
         "dp_size": Setting(1, range(1, 1025), "groups of ranks with attention and a cache of their own, with enable_dp_attention"),
         "enable_dp_attention": Setting(False, bool, "attention in dp_size groups of ranks"),
         "swa_full_tokens_ratio": Setting(0.8, Real(0, 1), "tokens of windowed layers for each of the others, where they have a pool of their own"),
+        "enable_lora": Setting(False, bool, "slots for LoRA adapters"),
+        "max_loras_per_batch": Setting(8, range(1, 1025), "adapters at once, with enable_lora"),
+        "max_lora_rank": Setting(None, range(1, 4097), "largest rank of the adapters, with enable_lora"),
+        "lora_target_modules": Setting("all", ("all", "attention"), "layers with adapters: all linear ones, or q, k, v and o"),
         "disable_cuda_graph": Setting(False, bool, "no CUDA graphs"),
         "total_memory_bytes": Setting(None, COUNT, "memory of a GPU as a program sees it, in place of a named GPU [bytes]"),
         "allow_overwrite_longer_context_len": Setting(False, bool, "SGLANG_ALLOW_OVERWRITE_LONGER_CONTEXT_LEN"),
@@ -96,6 +100,7 @@ class Sglang(Server):
         if chunk_of(job) % int(settings["page_size"]):
             raise BadValue(f"chunked_prefill_size {chunk_of(job):,} is no multiple of page_size {settings['page_size']}", hint="page_size=1")
         check_ranks(job)
+        check_lora(job)
 
     def weight_lines(self, job: Job) -> list[Line]:
         """Stored tensors, the rotary table in float32, and what loading takes beyond them."""
@@ -199,7 +204,7 @@ class Sglang(Server):
         """`sglang.launch_server` with the flags of this deployment."""
         settings, scheme, chosen = job.deployment.settings, job.scheme, self.resolved_settings(job)
         words = ["SGLANG_ALLOW_OVERWRITE_LONGER_CONTEXT_LEN=1"] if settings["allow_overwrite_longer_context_len"] else []
-        words += ["python", "-m", "sglang.launch_server", "--model-path", job.checkpoint if scheme.family == "plain" else f"{job.model.id}-{scheme.name}",
+        words += ["python", "-m", "sglang.launch_server", "--model-path", job.checkpoint if scheme.family == "plain" or (job.published and job.hf_id is not None) else f"{job.model.id}-{scheme.name}",
                   "--dtype", compute_dtype(job.model, scheme), "--tensor-parallel-size", str(ranks_of(job))]  # fmt: skip
         if (stages := job.deployment.gpus // ranks_of(job)) > 1:
             words += ["--pipeline-parallel-size", str(stages)]
@@ -214,6 +219,10 @@ class Sglang(Server):
         if layers_of(job, shares_of(job)[0])[1]:
             words += ["--swa-full-tokens-ratio", f"{settings['swa_full_tokens_ratio']:g}"]
         words += ["--enable-dp-attention"] if settings["enable_dp_attention"] else []
+        if settings["enable_lora"]:
+            modules = ["all"] if settings["lora_target_modules"] == "all" else ["q_proj", "k_proj", "v_proj", "o_proj"]
+            words += ["--enable-lora", "--max-lora-rank", str(settings["max_lora_rank"]), "--max-loras-per-batch", str(settings["max_loras_per_batch"]),
+                      "--lora-target-modules", *modules]  # fmt: skip
         if settings["disable_cuda_graph"]:
             words.append("--disable-cuda-graph")
         return shlex.join(words)

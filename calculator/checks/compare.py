@@ -199,6 +199,7 @@ FIGURES: dict[str, tuple[str, Callable[[Estimate], Figure | None]]] = {
     "profiled_graphs_bytes": ("CUDA graphs", _rank(name="CUDA graphs, profiled")),
     "pool_bytes": ("kv pool", lambda e: Figure(e.pool.nbytes, e.pool.low, e.pool.high) if e.pool else None),
     "keys_bytes": ("keys of the printed tokens", lambda e: Figure(*(e.pool.nbytes // 2,) * 3) if e.pool else None),
+    "rows_bytes": ("compressed rows of the printed tokens", lambda e: Figure(*(e.pool.nbytes,) * 3) if e.pool else None),
     "whole_pool_tokens": ("tokens of the whole pool", _pool_tokens),
     "pool_tokens": ("tokens of the printed pool", _printed_tokens),
     "allocated_bytes": ("allocated", _levels("allocated")),

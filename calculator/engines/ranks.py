@@ -51,9 +51,9 @@ def repacked(scheme: Scheme) -> bool:
     return scheme.name.startswith(("gptq-int4", "gptq-int8"))
 
 
-def held_by(job: Job, share: Share) -> Stored:
-    """Stored tensors of one GPU, as they are after repacking."""
-    stored = _rank_stored(rank_of(job), job.scheme)
+def held_by(job: Job, share: Share, rank: ModelSpec | None = None) -> Stored:
+    """Stored tensors of one GPU, as they are after repacking; `rank` where the engine has ranks of its own."""
+    stored = _rank_stored(rank or rank_of(job), job.scheme)
     if job.model.num_experts:  # the router scores all experts on every rank
         routers = {g.group.name: g for g in job.stored if g.group.role == "router"}
         stored = tuple(routers.get(g.group.name, g) for g in stored)

@@ -111,9 +111,9 @@ NOT_MODELLED: Mapping[str, Mapping[str, str]] = {
     },
     "sglang": {
         **dict.fromkeys(("speculative_algorithm", "speculative_draft_model_path", "speculative_num_steps"), "speculative decoding: the draft's weights, cache and pass"),
-        **dict.fromkeys(("dp_size", "data_parallel_size", "enable_dp_attention"), "ranks that don't split the layers"),
-        **dict.fromkeys(("ep_size", "expert_parallel_size", "enable_ep_moe"), "experts split by number"),
-        **dict.fromkeys(("lora_paths", "enable_lora", "max_loras_per_batch"), "LoRA slots"),
+        **dict.fromkeys(("data_parallel_size", "enable_dp_lm_head"), "ranks that don't split the layers"),
+        **dict.fromkeys(("enable_ep_moe", "enable_deepep_moe", "moe_a2a_backend"), "buffers of experts split by number (ep_size has the weights)"),
+        "lora_paths": "adapters by file (enable_lora with max_lora_rank has their slots)",
         **dict.fromkeys(("cpu_offload_gb", "enable_hierarchical_cache"), "weights or cache outside of the GPU"),
     },
 }

@@ -91,7 +91,7 @@ def test_only_a_single_estimate_takes_half_an_answer():
 
 
 def test_what_isnt_known_of_the_cache_or_the_file_is_refused():
-    for options in ({"quant": "Q4_K_M", "settings": {"type_k": "q8_0", "type_v": "f16"}}, {"quant": "bf16", "settings": {"cache_implementation": "static"}}, {"quant": "bnb-nf4"}, {"quant": "bf16", "engine": "sglang"}):
+    for options in ({"quant": "Q4_K_M", "settings": {"type_k": "q8_0", "type_v": "f16"}}, {"quant": "bf16", "settings": {"cache_implementation": "static"}}, {"quant": "bnb-nf4"}):
         with pytest.raises(CalculatorError):
             estimate("deepseek-v2-lite", **options, partial=True)
 

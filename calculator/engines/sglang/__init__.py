@@ -8,9 +8,6 @@ from typing import Any, ClassVar
 from calculator.engines.base import Dynamic, Job, Pool
 from calculator.engines.ranks import (
     element_bytes,
-    held_by,
-    kv_element_bytes,
-    rank_of,
     ranks_of,
     shares_of,
 )
@@ -26,15 +23,29 @@ from calculator.engines.sglang.deployment import (
     prefill_tokens,
     static_fraction,
     version_of,
+    whole_chunk,
 )  # fmt: skip
-from calculator.engines.sglang.pool import POOL_SOURCE, TABLE_SOURCE, cell_bytes, pool_of, running_requests, table_bytes
+from calculator.engines.sglang.families import FAMILIES, check_family, rotary_elements
+from calculator.engines.sglang.layouts import check_lora, extra_lines
+from calculator.engines.sglang.pool import (
+    MLA_SOURCE,
+    POOL_SOURCE,
+    TABLE_SOURCE,
+    cell_bytes,
+    layers_of,
+    pool_of,
+    row_bytes,
+    running_requests,
+    table_bytes,
+)
+from calculator.engines.sglang.ranks import attention_groups, check_ranks, held, rank_spec
 from calculator.engines.sglang.steps import COPIES, STEPS_SOURCE, prefill
 from calculator.engines.weights import weight_lines
 from calculator.errors import BadValue, NotModelled, Unsupported
 from calculator.ledger import Formula, Ledger, Line
 from calculator.quantization import compute_dtype
 from calculator.steps import Peak
-from calculator.units import align_up
+from calculator.units import align_up, ceil_div
 
 ROPE_SOURCE = "sglang v0.4.3 srt/layers/rotary_embedding.py L82: the table stays float32 on CUDA"
 
@@ -43,6 +54,7 @@ class Sglang(Server):
     """SGLang's server on NVIDIA GPUs: tensor parallel by `tensor_parallel_size`, pipeline stages over the rest."""
 
     name = "sglang"
+    families = frozenset(FAMILIES)
     versions = VERSIONS
     history = HISTORY
     oldest_card = (7, 5)
@@ -56,6 +68,14 @@ class Sglang(Server):
         "context_length": Setting(None, COUNT, "longest sequence [tokens]; default the model's limit"),
         "page_size": Setting(1, range(1, 1025), "tokens of a page of the pool"),
         "tensor_parallel_size": Setting(1, range(1, 1025), "ranks that each layer is split over"),
+        "ep_size": Setting(1, range(1, 1025), "ranks that the experts are dealt out over"),
+        "dp_size": Setting(1, range(1, 1025), "groups of ranks with attention and a cache of their own, with enable_dp_attention"),
+        "enable_dp_attention": Setting(False, bool, "attention in dp_size groups of ranks"),
+        "swa_full_tokens_ratio": Setting(0.8, Real(0, 1), "tokens of windowed layers for each of the others, where they have a pool of their own"),
+        "enable_lora": Setting(False, bool, "slots for LoRA adapters"),
+        "max_loras_per_batch": Setting(8, range(1, 1025), "adapters at once, with enable_lora"),
+        "max_lora_rank": Setting(None, range(1, 4097), "largest rank of the adapters, with enable_lora"),
+        "lora_target_modules": Setting("all", ("all", "attention"), "layers with adapters: all linear ones, or q, k, v and o"),
         "disable_cuda_graph": Setting(False, bool, "no CUDA graphs"),
         "total_memory_bytes": Setting(None, COUNT, "memory of a GPU as a program sees it, in place of a named GPU [bytes]"),
         "allow_overwrite_longer_context_len": Setting(False, bool, "SGLANG_ALLOW_OVERWRITE_LONGER_CONTEXT_LEN"),
@@ -73,42 +93,49 @@ class Sglang(Server):
             )
         if context > length and settings.get("context_length"):
             raise BadValue(f"context_length {length:,} is below the context of {context:,}", hint="leaving context_length out")
-        if model.full_every:
-            raise NotModelled(f"sglang with sliding-window layers: the split of its pool for {model.model_type} has no formula yet", hint="--engine vllm")
+        check_family(model, HISTORY.covered(job.deployment.engine_version), job.deployment.engine_version)
+        if model.model_type == "gpt_oss" and job.scheme.name == "mxfp4" and not (job.gpu and (job.gpu.compute_capability or "").startswith(("9.", "10."))):
+            raise NotModelled("gpt_oss in mxfp4 on cards other than Hopper and Blackwell: its layout there hasn't been read", hint="--gpu, --quant bf16, or --engine vllm")
         self.check_window(job)
         if chunk_of(job) % int(settings["page_size"]):
             raise BadValue(f"chunked_prefill_size {chunk_of(job):,} is no multiple of page_size {settings['page_size']}", hint="page_size=1")
-        self.check_split(job)
+        check_ranks(job)
+        check_lora(job)
 
     def weight_lines(self, job: Job) -> list[Line]:
         """Stored tensors, the rotary table in float32, and what loading takes beyond them."""
         model, slack = job.model, record("sglang", "load_slack_tp" if job.deployment.gpus > 1 else "load_slack")
-        symbols = {"P": model.max_position_embeddings, "d": model.head_dim}
+        positions, width = rotary_elements(model)
+        symbols = {"P": positions, "d": width}
         lines = []
         for share in shares_of(job):
-            lines += weight_lines(job.scheme, held_by(job, share), device=share.device, tied=model.tie_word_embeddings)
+            lines += weight_lines(job.scheme, held(job, share), device=share.device, tied=model.tie_word_embeddings)
             lines.append(Line("weights", "rotary cos and sin", 4 * symbols["P"] * symbols["d"],
-                              Formula("4 × {P} (positions) × {d} (head_dim)", symbols), ROPE_SOURCE, device=share.device,
-                              note="one table, shared by the layers"))  # fmt: skip
+                              Formula("4 × {P} (positions) × {d} (rotary width)", symbols), ROPE_SOURCE, device=share.device,
+                              note="one table, shared by the layers" if positions else "none: made in each pass"))  # fmt: skip
+            lines += extra_lines(job, share)
             lines.append(record_line(slack, "load slack", share.device, component="weights"))
         return lines
 
     def cache_lines(self, job: Job, phase: str) -> list[Line]:  # noqa: ARG002
         """Slots of the sequences, in whole pages."""
-        work, rank = job.workload, rank_of(job)
-        slots = align_up(work.context, int(job.deployment.settings["page_size"]))
-        symbols = {"B": work.sequences, "S": slots, "K": rank.num_key_value_heads, "d": rank.head_dim, "e": kv_element_bytes(job)}
-        note = "KV heads are held by several ranks each" if ranks_of(job) > job.model.num_key_value_heads else ""
-        return [
-            Line("kv_cache", "KV slots", work.sequences * slots * cell_bytes(job, share),
-                 Formula("{B} × {S} (tokens) × 2 × {K} × {d} × {e} × {L} (layers)", symbols | {"L": len(share.layers)}),
-                 POOL_SOURCE, device=share.device, note=note)
-            for share in shares_of(job)
-        ]  # fmt: skip
+        slots = align_up(job.workload.context, int(job.deployment.settings["page_size"]))
+        count, mla = ceil_div(job.workload.sequences, attention_groups(job)), job.model.mla
+        note = "the compressed row is on every rank" if mla and ranks_of(job) > 1 else ""
+        if not mla and ranks_of(job) // attention_groups(job) > job.model.num_key_value_heads:
+            note = "KV heads are held by several ranks each"
+        lines = []
+        for share in shares_of(job):
+            full, near = layers_of(job, share)
+            ratio = float(job.deployment.settings["swa_full_tokens_ratio"])
+            symbols = {"B": count, "S": slots, "R": row_bytes(job), "L": full, "W": near, "r": f"{ratio:g}", "C": cell_bytes(job, share)}
+            template = "{B} × {S} (tokens) × {C} (bytes of {L} layers and {r} of {W} with a window)" if near else "{B} × {S} (tokens) × {R} (bytes a layer) × {L} (layers)"
+            lines.append(Line("kv_cache", "KV slots", count * slots * symbols["C"], Formula(template, symbols), MLA_SOURCE if mla else POOL_SOURCE, device=share.device, note=note))  # type: ignore[operator, arg-type]
+        return lines
 
     def activation_lines(self, job: Job, phase: str) -> list[Line]:  # noqa: ARG002
         """One prefill pass of the largest chunk; the engine doesn't measure it."""
-        low, peak, high = (prefill(rank_of(job), prefill_tokens(job), element_bytes(job), copies) for copies in COPIES)
+        low, peak, high = (prefill(rank_spec(job), prefill_tokens(job), element_bytes(job), copies) for copies in COPIES)
         return [
             Line("activations", "peak activation", peak.nbytes, peak.formula, STEPS_SOURCE, basis="modelled", low=low.nbytes, high=high.nbytes,
                  device=share.device, note=f"prefill of {prefill_tokens(job):,} tokens; outside the static fraction")
@@ -133,7 +160,7 @@ class Sglang(Server):
 
     def peak(self, job: Job, phase: str) -> Peak:  # noqa: ARG002
         """The largest step of a prefill pass."""
-        return prefill(rank_of(job), prefill_tokens(job), element_bytes(job), COPIES[1])
+        return prefill(rank_spec(job), prefill_tokens(job), element_bytes(job), COPIES[1])
 
     def kv_bytes_per_token(self, job: Job) -> int:
         """Over all layers and ranks."""
@@ -146,19 +173,19 @@ class Sglang(Server):
 
     def dynamic(self, job: Job, phase: str) -> Dynamic:  # noqa: ARG002
         """The cache: chunk, table and graphs don't follow the requests."""
-        cell, page = self.kv_bytes_per_token(job), int(job.deployment.settings["page_size"])
+        cell, page, groups = self.kv_bytes_per_token(job), int(job.deployment.settings["page_size"]), attention_groups(job)
 
-        def held(context: int, sequences: int) -> tuple[int, int]:
-            cache = sequences * align_up(context, page) * cell
+        def taken(context: int, sequences: int) -> tuple[int, int]:
+            cache = ceil_div(sequences, groups) * align_up(context, page) * cell
             return cache, cache
 
-        return held
+        return taken
 
     def resolved_settings(self, job: Job) -> dict[str, str | int | bool | float]:
         """With the server's choices filled in."""
         tokens = self._tokens(job)
         derived: dict[str, str | int | bool | float] = {
-            "mem_fraction_static": static_fraction(job), "chunked_prefill_size": chunk_of(job) or -1, "context_length": context_length(job),
+            "mem_fraction_static": static_fraction(job), "chunked_prefill_size": whole_chunk(job) or -1, "context_length": context_length(job),
             "max_running_requests": running_requests(job, tokens),
         }  # fmt: skip
         return dict(job.deployment.settings) | derived
@@ -177,7 +204,7 @@ class Sglang(Server):
         """`sglang.launch_server` with the flags of this deployment."""
         settings, scheme, chosen = job.deployment.settings, job.scheme, self.resolved_settings(job)
         words = ["SGLANG_ALLOW_OVERWRITE_LONGER_CONTEXT_LEN=1"] if settings["allow_overwrite_longer_context_len"] else []
-        words += ["python", "-m", "sglang.launch_server", "--model-path", job.checkpoint if scheme.family == "plain" else f"{job.model.id}-{scheme.name}",
+        words += ["python", "-m", "sglang.launch_server", "--model-path", job.checkpoint if scheme.family == "plain" or (job.published and job.hf_id is not None) else f"{job.model.id}-{scheme.name}",
                   "--dtype", compute_dtype(job.model, scheme), "--tensor-parallel-size", str(ranks_of(job))]  # fmt: skip
         if (stages := job.deployment.gpus // ranks_of(job)) > 1:
             words += ["--pipeline-parallel-size", str(stages)]
@@ -187,6 +214,15 @@ class Sglang(Server):
             words += ["--max-total-tokens", str(limit)]
         if job.deployment.kv_dtype == "fp8":
             words += ["--kv-cache-dtype", "fp8_e4m3"]
+        for name in ("ep_size", "dp_size"):
+            words += [f"--{name.replace('_', '-')}", str(settings[name])] if int(settings[name]) > 1 else []
+        if layers_of(job, shares_of(job)[0])[1]:
+            words += ["--swa-full-tokens-ratio", f"{settings['swa_full_tokens_ratio']:g}"]
+        words += ["--enable-dp-attention"] if settings["enable_dp_attention"] else []
+        if settings["enable_lora"]:
+            modules = ["all"] if settings["lora_target_modules"] == "all" else ["q_proj", "k_proj", "v_proj", "o_proj"]
+            words += ["--enable-lora", "--max-lora-rank", str(settings["max_lora_rank"]), "--max-loras-per-batch", str(settings["max_loras_per_batch"]),
+                      "--lora-target-modules", *modules]  # fmt: skip
         if settings["disable_cuda_graph"]:
             words.append("--disable-cuda-graph")
         return shlex.join(words)

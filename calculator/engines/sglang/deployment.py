@@ -7,12 +7,13 @@ from typing import Literal, NamedTuple
 from calculator.engines.base import Job
 from calculator.engines.ranks import ranks_of
 from calculator.engines.releases import History, Release
+from calculator.engines.sglang.ranks import attention_groups
 from calculator.memory import usable_memory
 from calculator.units import MIB
 
-VERSIONS = ("0.4.1", "0.4.3", "0.4.6", "0.4.8", "0.4.9", "0.5.2", "0.5.3", "0.5.6")  # sources read
+VERSIONS = ("0.4.1", "0.4.3", "0.4.6", "0.4.8", "0.4.9", "0.5.2", "0.5.3", "0.5.6", "0.5.9", "0.5.10", "0.5.12")  # sources read
 PREFILL_TOKENS = 16384  # max_prefill_tokens, where prefill isn't chunked
-FRACTION_SOURCE = "sglang v0.4.3 srt/server_args.py L194-205; v0.4.9 L283-321; v0.5.6 L699-861"
+FRACTION_SOURCE = "sglang v0.4.3 srt/server_args.py L194-205; v0.4.9 L283-321; v0.5.6 L699-861; v0.5.10 L1281-1316, v0.5.12 L1540-1590"
 
 
 class Version(NamedTuple):
@@ -22,14 +23,18 @@ class Version(NamedTuple):
     """How mem_fraction_static defaults: by ranks, by a reserve of the card's class, or by chunk and graphs."""
     spare_slot: int
     """Rows of the request table beyond max_running_requests."""
+    piecewise: bool = False
+    """Prefill runs in CUDA graphs by pieces, whose memory the default fraction leaves."""
 
 
 SINCE: dict[Release, Version] = {
     (0, 4, 0): Version("table", 1),
     (0, 4, 8): Version("reserve", 0),
     (0, 5, 3): Version("chunk", 0),
+    (0, 5, 10): Version("chunk", 0, piecewise=True),
 }
-HISTORY = History(SINCE, newest=(0, 5, 6))
+HISTORY = History(SINCE, newest=(0, 5, 12))
+DP_CHUNKS_SINCE = (0, 4, 4)  # before, DP attention halves the chunk
 
 
 def version_of(job: Job) -> Version:
@@ -52,6 +57,14 @@ def card_mib(job: Job) -> int | None:
 
 
 def chunk_of(job: Job) -> int:
+    """chunked_prefill_size in force [tokens], each attention group its part of it; 0 where it is off."""
+    groups = attention_groups(job)
+    if groups > 1 and HISTORY.covered(job.deployment.engine_version) < DP_CHUNKS_SINCE:
+        groups = 2
+    return whole_chunk(job) // groups
+
+
+def whole_chunk(job: Job) -> int:
     """chunked_prefill_size: as set, or by the card [tokens]; 0 where it is off."""
     given = job.deployment.settings.get("chunked_prefill_size")
     if given is not None:
@@ -65,8 +78,8 @@ def chunk_of(job: Job) -> int:
 
 
 def prefill_tokens(job: Job) -> int:
-    """Tokens of one prefill pass."""
-    return chunk_of(job) or PREFILL_TOKENS
+    """Tokens of one prefill pass: attention groups bring theirs together before the feed-forward."""
+    return (chunk_of(job) or PREFILL_TOKENS) * attention_groups(job)
 
 
 def graph_sequences(job: Job) -> int:
@@ -97,14 +110,26 @@ def static_fraction(job: Job) -> float:
         return 0.88
     if kind == "table":
         return _by_ranks(memory, gpus)
+    groups = attention_groups(job)
     if kind == "reserve":
         reserved = (2.8 + gpus / 10 if memory < 35 * 1024 else 9.5 + gpus / 2 if memory < 90 * 1024 else
-                    12 + gpus / 2 if memory < 160 * 1024 else 32) * 1024  # fmt: skip
+                    12 + gpus / 2 if memory < 160 * 1024 else 32) * 1024 + (4096 if groups > 1 else 0)  # fmt: skip
     else:
-        reserved = 512 + max(prefill_tokens(job), 2048) * 1.5 + graph_sequences(job) * 2 + gpus / 8 * 1024
+        graphs = graph_sequences(job)
+        reserved = 512 + max(whole_chunk(job) or PREFILL_TOKENS, 2048) * 1.5 + graphs * 2 + gpus / 8 * 1024
+        if groups > 1:
+            reserved += graphs * groups * (3 if graphs <= 300 else 4.5)
+        elif version_of(job).piecewise and gpus == ranks_of(job):
+            reserved += 1536 if job.model.mla else 8 * piecewise_graphs(whole_chunk(job))
         if memory > 60 * 1024:
             reserved = max(reserved, 10 * 1024)
     return max(round((memory - reserved) / memory, 3), 0.001)
+
+
+def piecewise_graphs(most: int) -> int:
+    """Number of prefill graphs up to `most` tokens. Source: sglang v0.5.10 srt/server_args.py L1397-1415."""
+    sizes = (*range(4, 33, 4), *range(48, 257, 16), *range(288, 513, 32), *range(576, 1025, 64), *range(1280, 4097, 256), *range(4608, most + 1, 512))
+    return sum(size <= most for size in sizes)
 
 
 def _by_ranks(memory: int, gpus: int) -> float:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from calculator.engines.base import Job, Pool
-from calculator.engines.ranks import kv_element_bytes, rank_of, shares_of
-from calculator.engines.sglang.deployment import context_length, static_fraction, version_of
+from calculator.engines.ranks import kv_element_bytes, shares_of
+from calculator.engines.sglang.deployment import HISTORY, context_length, static_fraction, version_of
+from calculator.engines.sglang.families import full_layer, windowed
+from calculator.engines.sglang.ranks import attention_groups, rank_spec
 from calculator.ledger import Ledger
 from calculator.memory import usable_memory
 from calculator.parallelism import Share
@@ -16,13 +18,36 @@ POOL_SOURCE = "sglang v0.4.9 srt/model_executor/model_runner.py profile_max_num_
 TABLE_SOURCE = "sglang v0.4.9 srt/mem_cache/memory_pool.py ReqToTokenPool L48-71; model_runner.py init_memory_pool"
 
 
-def cell_bytes(job: Job, share: Share) -> int:
-    """Keys and values of one token on one GPU [bytes].
+MLA_SOURCE = "sglang v0.5.6 srt/model_executor/model_runner.py L1383-1388: one row of kv_lora_rank + qk_rope_head_dim a layer, on every rank"
 
-    bytes = 2 x K x d x e x L        K the rank's KV heads, L its layers                                   derived
+
+def row_bytes(job: Job) -> int:
+    """What one layer keeps of a token on one GPU [bytes].
+
+    2 x K x d x e        K the rank's KV heads;  latent attention: (kv_lora_rank + rope) x e                derived
     """
-    rank = rank_of(job)
-    return 2 * rank.num_key_value_heads * rank.head_dim * kv_element_bytes(job) * len(share.layers)
+    rank, e = rank_spec(job), kv_element_bytes(job)
+    if rank.mla:
+        return (rank.mla.kv_lora_rank + rank.mla.qk_rope_head_dim) * e
+    return 2 * rank.num_key_value_heads * rank.head_dim * e
+
+
+def layers_of(job: Job, share: Share) -> tuple[int, int]:
+    """Layers that keep all tokens, and those with a pool of their own for the window."""
+    if not windowed(job.model, HISTORY.covered(job.deployment.engine_version)):
+        return len(share.layers), 0
+    full = sum(full_layer(job.model, layer) for layer in share.layers)
+    return full, len(share.layers) - full
+
+
+def cell_bytes(job: Job, share: Share) -> int:
+    """What the pool takes for one token on one GPU [bytes].
+
+    row x (layers that keep all + swa_full_tokens_ratio x windowed layers)                                  derived
+    """
+    full, near = layers_of(job, share)
+    row = row_bytes(job)
+    return row * full + round(row * near * float(job.deployment.settings["swa_full_tokens_ratio"]))
 
 
 def running_requests(job: Job, tokens: int | None) -> int:
@@ -77,7 +102,8 @@ def pool_of(job: Job, static: Callable[[Job], Ledger], before: tuple[int, int, i
     tokens = tokens // page * page
     point, low, high = bounds
     length, work = context_length(job), job.workload
-    at_once = min(tokens / work.context, running_requests(job, tokens))
+    groups = attention_groups(job)
+    at_once = min(groups * tokens / work.context, running_requests(job, tokens))
     said: tuple[str, ...] = ()
     if tokens <= 0:
         said = ("sglang refuses: Not enough memory. Please try to increase --mem-fraction-static.",)
@@ -86,6 +112,8 @@ def pool_of(job: Job, static: Callable[[Job], Ledger], before: tuple[int, int, i
     queues = not said and at_once < work.sequences
     if queues:
         said = (f"{int(at_once):,} of {work.sequences:,} sequences of {work.context:,} tokens run at once; the others queue",)
+    if groups > 1:
+        said = (*said, f"tokens are those of one attention group, as each prints them; {groups} groups hold {groups * tokens:,}")
     reserved = usable.value * job.deployment.gpus or ledger.total_bytes + point * job.deployment.gpus
     room = int((usable_memory(job.gpu).low_value - before[2]) * (1 - static_fraction(job))) if job.gpu else 0
-    return Pool(point, low, high, tokens // page, tokens, tokens / work.context, usable, reserved, room, queues, said)
+    return Pool(point, low, high, tokens // page, tokens, groups * tokens / work.context, usable, reserved, room, queues, said)

@@ -1,0 +1,113 @@
+"""SGLang's newer families and ranks: latent attention, windows with a pool of their own, experts dealt out, DP attention."""
+
+from __future__ import annotations
+
+import pytest
+
+from calculator.engines.sglang.deployment import piecewise_graphs
+from calculator.engines.sglang.families import FAMILIES
+from calculator.errors import BadValue, CalculatorError, NotModelled, Unsupported
+from calculator.estimate import estimate
+from calculator.units import GIB
+
+TP8 = {"tensor_parallel_size": 8}
+
+
+def sized(model, **options):
+    return estimate(model, engine="sglang", context=options.pop("context", 2048), **options)
+
+
+def weights(found, device=0):
+    """Without what the allocator adds."""
+    return sum(line.nbytes for line in found.ledger.lines if line.component == "weights" and line.device == device and line.name != "load slack")
+
+
+def test_latent_attention_keeps_one_row_of_576_a_layer_on_every_rank():
+    found = sized("deepseek-v3", gpu="H200", gpus=8, settings=TP8)
+    assert found.kv_bytes_per_token == 8 * 61 * 576 * 2
+    assert found.pool.tokens == pytest.approx(found.pool.nbytes / (61 * 576 * 2), abs=1)
+
+
+def test_latent_attention_holds_kv_b_again_in_16_bits():
+    found = sized("deepseek-v2-lite", quant="bf16")
+    (line,) = [line for line in found.ledger.lines if line.name == "absorbed key and value matrices"]
+    assert line.nbytes == 27 * 512 * 16 * (128 + 128) * 2
+
+
+def test_deepseek_v3_fits_8_h200_and_not_4_b200():
+    assert weights(sized("deepseek-v3", gpu="H200", gpus=8, settings=TP8)) == pytest.approx(79.57 * GIB, rel=1e-3)
+    refused = sized("deepseek-v3", gpu="B200", gpus=4, settings={"tensor_parallel_size": 4}, engine_version="0.5.0")
+    assert refused.pool.tokens == 0
+
+
+def test_dp_attention_repeats_attention_and_embedding_and_divides_the_sequences():
+    plain, grouped = (sized("deepseek-v3", gpu="H200", gpus=8, sequences=16, settings=TP8 | more) for more in ({}, {"dp_size": 8, "enable_dp_attention": True}))
+    attention = sum(g.nbytes for g in plain.job.stored if g.group.role.startswith("attn") and ("_b_proj" in g.group.name or "o_proj" in g.group.name))
+    absorbed = 61 * 512 * 128 * 256 * 2
+    embedding = 129280 * 7168 * 2
+    assert weights(grouped) - weights(plain) == pytest.approx((attention + absorbed + embedding) * 7 / 8, rel=1e-3)
+    assert 8 * grouped.ledger.on(0).component_bytes("kv_cache") == plain.ledger.on(0).component_bytes("kv_cache")
+    assert grouped.pool.max_concurrency == pytest.approx(8 * grouped.pool.tokens / 2048)
+
+
+def test_experts_dealt_out_weigh_as_much_as_experts_divided():
+    divided, dealt, mixed = (sized("qwen3-30b-a3b", gpus=4, settings={"tensor_parallel_size": 4, "ep_size": ep}) for ep in (1, 4, 2))
+    assert weights(divided) == weights(dealt) == weights(mixed)
+
+
+def test_windowed_layers_have_a_pool_of_their_own_where_the_release_gives_them_one():
+    row, card = 8 * 64 * 2 * 2, "H100 SXM5 80GB"
+    before, since, half = (sized("gpt-oss-20b", gpu=card, engine_version=v, settings=s) for v, s in (("0.5.6", {}), ("0.5.9", {}), ("0.5.9", {"swa_full_tokens_ratio": 0.5})))
+    assert before.kv_bytes_per_token == 24 * row
+    assert since.kv_bytes_per_token == pytest.approx(12 * row * 1.8, abs=1)
+    assert half.kv_bytes_per_token == 12 * row * 1.5
+    assert sized("gemma-2-9b-it", gpu=card).kv_bytes_per_token == 42 * 2 * 8 * 256 * 2  # all layers keep all tokens
+
+
+def test_prefill_graphs_by_pieces_lower_the_fraction_since_0_5_10():
+    assert piecewise_graphs(2048) == 8 + 14 + 8 + 8 + 4
+    older, newer = (sized("llama-3.1-8b", gpu="H100 SXM5 80GB", engine_version=v, settings={"chunked_prefill_size": 16384}) for v in ("0.5.9", "0.5.10"))
+    fractions = [e.engine.resolved_settings(e.job)["mem_fraction_static"] for e in (older, newer)]
+    assert fractions[0] - fractions[1] == pytest.approx(8 * piecewise_graphs(16384) / 81559, abs=1e-3)
+
+
+def test_lora_slots_are_buffers_of_all_layers_taken_from_the_pool():
+    options = {"gpu": "H100 SXM5 80GB", "engine_version": "0.5.6"}
+    plain, slots = (sized("llama-3.1-8b", settings=s, **options) for s in ({}, {"enable_lora": 1, "max_lora_rank": 64, "max_loras_per_batch": 4}))
+    h, q, kv, f = 4096, 4096, 1024, 14336
+    expected = 2 * 32 * 4 * 64 * (3 * h + q + 2 * kv + q + h + 2 * h + 2 * f + f + h)
+    assert weights(slots) - weights(plain) == expected
+    assert plain.pool.nbytes - slots.pool.nbytes == expected
+    assert "--enable-lora --max-lora-rank 64" in slots.start_command
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "error"),
+    [("glm-4.5-air", {"engine_version": "0.4.9"}, NotModelled), ("gpt-oss-20b", {"gpu": "RTX 4090"}, NotModelled),
+     ("llama-3.1-8b", {"settings": {"dp_size": 2}}, NotModelled), ("llama-3.1-8b", {"gpus": 2, "settings": {"tensor_parallel_size": 2, "dp_size": 2, "enable_dp_attention": 1}}, NotModelled),
+     ("deepseek-v3", {"settings": TP8 | {"enable_dp_attention": 1}}, BadValue), ("deepseek-v3", {"settings": TP8 | {"dp_size": 3, "enable_dp_attention": 1}}, BadValue),
+     ("llama-3.1-8b", {"gpus": 2, "settings": {"tensor_parallel_size": 2, "ep_size": 2}}, Unsupported),
+     ("deepseek-v3", {"settings": {"tensor_parallel_size": 32}}, Unsupported), ("llama-3.1-8b", {"settings": {"enable_lora": 1}}, BadValue),
+     ("llama-3.1-8b", {"settings": {"enable_lora": 1, "max_lora_rank": 8}, "engine_version": "0.5.9"}, NotModelled)],
+)  # fmt: skip
+def test_what_is_refused(model, options, error):
+    with pytest.raises(error) as raised:
+        sized(model, **options)
+    assert "\n" not in str(raised.value)
+
+
+def test_every_family_is_sized_or_refused_with_a_reason():
+    from calculator.catalog import load_model, model_ids
+
+    seen = set()
+    for name in model_ids():
+        model = load_model(name)
+        if model.spec.model_type not in FAMILIES or model.spec.model_type in seen or model.spec.vision_parameters:
+            continue
+        try:
+            found = estimate(model, engine="sglang", context=512, gpu="H200")
+        except CalculatorError:
+            continue
+        seen.add(model.spec.model_type)
+        assert found.ledger.component_bytes("weights") >= 0.98 * found.tensor_bytes
+    assert len(seen) >= 15

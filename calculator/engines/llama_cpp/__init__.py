@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any, ClassVar, Literal
 
 from calculator.engines.base import Dynamic, Job
-from calculator.engines.llama_cpp import buffers, kv, lora, ollama, placement
+from calculator.engines.llama_cpp import buffers, fit, kv, lora, ollama, overrides, placement
 from calculator.engines.llama_cpp.command import start_command
 from calculator.engines.llama_cpp.compute import NONE_ON_HOST, Compute, compute, device_bytes
 from calculator.engines.llama_cpp.compute import SOURCE as COMPUTE_SOURCE
+from calculator.engines.llama_cpp.fit import CONTEXTS
 from calculator.engines.llama_cpp.settings import KV_TYPES, RELEASES, SETTINGS, check, context_of
 from calculator.engines.llama_cpp.simulation import Weights
 from calculator.engines.records import Record, record, record_line, residual_band
@@ -84,6 +86,8 @@ class LlamaCpp:
         placed = _placed(job, context)
         lines = [_model_buffer(job, list(held), device, f"{job.scheme.name}: {job.scheme.rule}" if held else "no layer is on this GPU")
                  for device, held in enumerate(placed.gpus)]  # fmt: skip
+        if job.deployment.settings["fit"]:
+            lines = [replace(line, note=f"{line.note}; {fit.note(job, context)}", source=f"{line.source}; {fit.SOURCE}") for line in lines]
         twice = job.model.tie_word_embeddings and context.n_gpu_layers
         tied = "held twice: tied to the output, which is on the GPU" if twice else "always on the host"
         if context.overrides:
@@ -175,6 +179,10 @@ class LlamaCpp:
         if context.cuda:
             all_layers = job.model.num_hidden_layers + 1
             derived["n_gpu_layers"] = all_layers if context.n_gpu_layers < 0 else context.n_gpu_layers
+            if context.overrides:
+                derived["override_tensor"] = overrides.text(context.overrides, context.gpus)
+            if job.deployment.settings["fit"] and context.gpus > 1:
+                derived["tensor_split"] = ",".join(f"{share:g}" for share in context.split)
         return dict(job.deployment.settings) | derived
 
     def start_command(self, job: Job) -> str | None:
@@ -194,7 +202,7 @@ class LlamaCpp:
 def _context_record(vendor: str, cuda: bool) -> Record:
     if not cuda:
         return record("llama_cpp", "cpu_process")
-    return record("llama_cpp", {"AMD": "hip_context", "Apple": "metal_context"}.get(vendor, "cuda_context"))
+    return record("llama_cpp", CONTEXTS.get(vendor, "cuda_context"))
 
 
 def _types_source(job: Job) -> str:

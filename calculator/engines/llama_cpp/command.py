@@ -9,6 +9,7 @@ import shlex
 
 from calculator.engines.base import Job
 from calculator.engines.llama_cpp.buffers import Context
+from calculator.engines.llama_cpp.overrides import text
 
 
 def start_command(job: Job, context: Context) -> str | None:
@@ -34,8 +35,8 @@ def start_command(job: Job, context: Context) -> str | None:
             words.append("--no-kv-offload")
         if not context.op_offload:
             words.append("--no-op-offload")
-        if "override_tensor" in job.deployment.settings:  # before --n-cpu-moe: the first pattern that matches decides
-            words += ["-ot", str(job.deployment.settings["override_tensor"])]
+        if context.overrides:  # before --n-cpu-moe: the first pattern that matches decides
+            words += ["-ot", text(context.overrides, context.gpus)]
         if context.n_cpu_moe:
             words += ["--n-cpu-moe", str(context.n_cpu_moe)]
     if context.adapters:

@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import Any, ClassVar, Literal
 
 from calculator.engines.base import Dynamic, Job
-from calculator.engines.llama_cpp import buffers, fit, kv, lora, ollama, overrides, placement
+from calculator.engines.llama_cpp import buffers, draft, fit, kv, lora, ollama, overrides, placement
 from calculator.engines.llama_cpp.command import start_command
 from calculator.engines.llama_cpp.compute import NONE_ON_HOST, Compute, compute, device_bytes
 from calculator.engines.llama_cpp.compute import SOURCE as COMPUTE_SOURCE
@@ -80,9 +80,10 @@ class LlamaCpp:
         """Model buffers: on the devices, and what the host holds beside them."""
         context = context_of(job)
         if not context.cuda:
-            return [Line("weights", "model buffer", sum(g.nbytes for g in job.stored), stored_formula(list(job.stored)),
+            lines = [Line("weights", "model buffer", sum(g.nbytes for g in job.stored), stored_formula(list(job.stored)),
                          _types_source(job), basis=job.weights_basis, note="CPU, before any repacking"),
                     *lora.lines(context, job.stored)]  # fmt: skip
+            return lines if "draft" not in job.deployment.settings else lines + draft.renamed(self.weight_lines(draft.job_of(job, context)))
         placed = _placed(job, context)
         lines = [_model_buffer(job, list(held), device, f"{job.scheme.name}: {job.scheme.rule}" if held else "no layer is on this GPU")
                  for device, held in enumerate(placed.gpus)]  # fmt: skip
@@ -102,13 +103,16 @@ class LlamaCpp:
         ):
             if part:
                 lines.append(_model_buffer(job, list(part), "host", note, name))
-        return lines + lora.lines(context, placed)
+        lines += lora.lines(context, placed)
+        return lines if "draft" not in job.deployment.settings else lines + draft.renamed(self.weight_lines(draft.job_of(job, context)))
 
-    def cache_lines(self, job: Job, phase: str) -> list[Line]:  # noqa: ARG002
+    def cache_lines(self, job: Job, phase: str) -> list[Line]:
         """KV buffers: padded cells times rows, on the place of each layer."""
-        return kv.lines(job.model, context_of(job))
+        context = context_of(job)
+        found = kv.lines(job.model, context)
+        return found if "draft" not in job.deployment.settings else found + draft.renamed(self.cache_lines(draft.job_of(job, context), phase))
 
-    def activation_lines(self, job: Job, phase: str) -> list[Line]:  # noqa: ARG002
+    def activation_lines(self, job: Job, phase: str) -> list[Line]:
         """Compute buffers of the devices and the host, and the output buffer."""
         context = context_of(job)
         peaks, host = _compute(job, context)
@@ -125,11 +129,16 @@ class LlamaCpp:
             lines.append(Line("activations", "compute buffer, host", host,
                               Formula("{n} (inputs and what is computed on the host)", {"n": host}), source, basis="modelled",
                               low=host * 99 // 100, high=-(-host * 101 // 100), device="host"))  # fmt: skip
-        lines.append(Line("activations", "output buffer", 4 * job.model.vocab_size * context.n_seq_max,
-                          Formula("4 (bytes) × {V} (vocabulary) × {q} (sequences)",
-                                  {"V": job.model.vocab_size, "q": context.n_seq_max}),
+        rows = draft.outputs(job, context.n_seq_max)
+        lines.append(Line("activations", "output buffer", 4 * job.model.vocab_size * rows,
+                          Formula("4 (bytes) × {V} (vocabulary) × {q} (sequences" + (" and what is drafted for them)" if rows > context.n_seq_max else ")"),
+                                  {"V": job.model.vocab_size, "q": rows}),
                           "llama.cpp src/llama-context.cpp output_reserve @0c1e57098", device=beside))  # fmt: skip
-        return lines
+        if "draft" not in job.deployment.settings:
+            return lines
+        beside_it = draft.job_of(job, context)
+        found = draft.renamed(self.activation_lines(beside_it, phase))
+        return lines + draft.sampled(found, beside_it.model.vocab_size, context.n_seq_max)
 
     def overhead_lines(self, job: Job, phase: str) -> list[Line]:  # noqa: ARG002
         """What the process takes beside its buffers."""
@@ -147,14 +156,15 @@ class LlamaCpp:
         context = context_of(job)
         rows = sum(buffers.row_bytes(job.model, FORMATS[t]) for t in (context.type_k, context.type_v))
         window = job.model.full_every and not context.swa_full and job.workload.context >= (job.model.sliding_window or 0)
-        return (job.model.full_layers if window else job.model.num_hidden_layers) * rows
+        own = (job.model.full_layers if window else job.model.num_hidden_layers) * rows
+        return own if "draft" not in job.deployment.settings else own + self.kv_bytes_per_token(draft.job_of(job, context))
 
     def dynamic_key(self, job: Job) -> tuple[Any, ...]:
         """What the buffers depend on beside model, context and sequences."""
         chosen = {k: v for k, v in job.deployment.settings.items() if k not in ("imatrix", "preset")}
         return (self.name, tuple(chosen.items()), job.deployment.gpus, _weights(job, context_of(job)))
 
-    def dynamic(self, job: Job, phase: str) -> Dynamic:  # noqa: ARG002
+    def dynamic(self, job: Job, phase: str) -> Dynamic:
         """KV and compute buffers on the devices."""
         model, gpus = job.model, job.deployment.gpus
         band = residual_band(f"llama.cpp/compute buffer/{job.deployment.settings['backend']}")
@@ -163,12 +173,17 @@ class LlamaCpp:
             where = context_of(job, context, sequences)
             fixed = kv.gpu_bytes(model, where)
             if not where.cuda:
-                fixed += 4 * model.vocab_size * where.n_seq_max
+                fixed += 4 * model.vocab_size * draft.outputs(job, where.n_seq_max)
             if gpus == 1 and where.on_gpus_alone:
                 devices = [device_bytes(model, where)]
             else:
                 devices = [peak.nbytes for peak in _compute(job, where).devices]
-            return fixed + sum(devices), fixed + sum(band.around(nbytes)[1] for nbytes in devices)
+            point, high = fixed + sum(devices), fixed + sum(band.around(nbytes)[1] for nbytes in devices)
+            if "draft" in job.deployment.settings:
+                own = draft.job_of(job, where)
+                beside, beside_high = self.dynamic(own, phase)(context, sequences)
+                return point + beside, high + beside_high + gpus * draft.sampler_bytes(own.model.vocab_size, where.n_seq_max)
+            return point, high
 
         return size
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from calculator.engines.base import Job
-from calculator.engines.llama_cpp import buffers, fit, lora, overrides
+from calculator.engines.llama_cpp import buffers, draft, fit, lora, overrides
 from calculator.engines.settings import COUNT, Setting, Shares, Text
 from calculator.errors import BadValue, NotModelled, Unsupported
 
@@ -40,6 +40,11 @@ SETTINGS: dict[str, Setting] = {
     "lora_targets": Setting("all", Text(200, "attn_q,attn_v"), "matrices that the adapters have: all of the layers, or names as in the file or Hugging Face's"),
     "lora_type": Setting("f32", lora.TYPES, "type that the adapter was converted to"),
     "lora_adapters": Setting(1, range(1, 65), "adapters applied together, all of this rank and these targets"),
+    "draft": Setting(None, Text(400, "qwen3-0.6b"), "draft model of speculative decoding (--model-draft)"),
+    "draft_quant": Setting(None, Text(40, "Q8_0"), "recipe of the draft; default the target's"),
+    "draft_max": Setting(3, range(0, 257), "tokens that the draft proposes at once"),
+    "draft_n_gpu_layers": Setting(None, range(-1, 10_002), "layers of the draft on GPUs; default all"),
+    "draft_type": Setting("f16", KV_TYPES, "type of the draft's cache"),
     "fit": Setting(False, bool, "llama-server's --fit: layers, experts and, with n_ctx=0, cells as free memory allows"),
     "fit_target": Setting(1024, range(0, 10_000_001), "memory that fit leaves free on each GPU [MiB]"),
     "fit_ctx": Setting(4096, COUNT, "cells a sequence that fit doesn't go below"),
@@ -63,7 +68,7 @@ def _asked(job: Job, context: int, sequences: int) -> buffers.Context:
     release = RELEASES[job.deployment.engine_version]
     n_ubatch = min(int(s["n_ubatch"]), max(int(s["n_batch"]), release.least_batch))
     n_seq_max = int(s.get("n_seq_max", sequences))
-    n_outputs = int(s.get("n_outputs_max", n_seq_max if release.outputs_by_slots else 0)) or n_ubatch
+    n_outputs = int(s.get("n_outputs_max", draft.outputs(job, n_seq_max) if release.outputs_by_slots else 0)) or n_ubatch
     wanted = int(s.get("n_gpu_layers", -1))
     n_ctx = int(s.get("n_ctx", context * sequences))
     if not n_ctx:
@@ -103,6 +108,9 @@ def check(job: Job) -> None:
         raise BadValue(f"n_cpu_moe={settings['n_cpu_moe']}: {job.model.id} has no experts", hint="n_gpu_layers")
     overrides.check(job)
     fit.check(job)
+    draft.check(job)
+    if "draft" in settings:
+        check(draft.job_of(job, context_of(job)))
     lora.check(job)
 
 

@@ -10,8 +10,12 @@
 // so that nodes which the model's code pins to a device are forgotten; and the sizes kept are those of one graph, where
 // a buffer keeps the largest of all graphs reserved.
 //
+// With fit=1 the line asks what --fit would choose for devices with so many bytes free (free=, target=, ctx_min=; n_ctx=0: not
+// set by the user), as common/fit.cpp measures them: without those two.
+//
 // Build beside llama.cpp's libraries (GGML_SCHED_MAX_COPIES=4, as CUDA builds have it), with its include, src, ggml/include
-// and ggml/src folders: g++ -std=c++17 -rdynamic llama_cpp_mock.cpp -lllama -lggml -lggml-base -lggml-cpu -ldl
+// and ggml/src folders: g++ -std=c++17 -rdynamic llama_cpp_mock.cpp -lllama -lggml -lggml-base -lggml-cpu -ldl;
+// for fit=1 with -DWITH_FIT, the common folder, and common/fit.cpp, log.cpp, json.cpp.
 
 #include <dlfcn.h>
 
@@ -31,10 +35,13 @@
 #include "llama-context.h"
 #include "llama-ext.h"
 #include "llama.h"
+#ifdef WITH_FIT
+#include "fit.h"
+#endif
 
 // ---- real allocation's sizes in no_alloc ----
 
-static bool reserving = false;
+static bool reserving = false, mending = true;
 static size_t * kept = nullptr;
 static const int MOST = 32;
 
@@ -42,7 +49,7 @@ template <class F> static F next(const char * name) { return (F) dlsym(RTLD_NEXT
 
 extern "C" void ggml_backend_sched_reset(ggml_backend_sched_t s) {
     static auto real = next<void (*)(ggml_backend_sched_t)>("ggml_backend_sched_reset");
-    if (!reserving) real(s);
+    if (!reserving || !mending) real(s);
 }
 
 extern "C" void ggml_backend_sched_reserve_size(ggml_backend_sched_t s, ggml_cgraph * g, size_t * sizes) {
@@ -54,7 +61,7 @@ extern "C" void ggml_backend_sched_reserve_size(ggml_backend_sched_t s, ggml_cgr
 
 extern "C" void ggml_backend_sched_split_graph(ggml_backend_sched_t s, ggml_cgraph * g) {
     static auto real = next<void (*)(ggml_backend_sched_t, ggml_cgraph *)>("ggml_backend_sched_split_graph");
-    if (reserving || !kept) return real(s, g);
+    if (reserving || !kept || !mending) return real(s, g);
     size_t found[MOST] = {}, *largest = kept;
     ggml_backend_sched_reserve_size(s, g, found);
     kept = largest;
@@ -66,6 +73,7 @@ extern "C" void ggml_backend_sched_split_graph(ggml_backend_sched_t s, ggml_cgra
 struct Device { std::string name; ggml_backend_buffer_type buft; ggml_backend_device dev; };
 static std::vector<Device *> devices;
 static ggml_backend_reg registry;
+static size_t free_bytes = size_t(1) << 40;
 static ggml_backend_buffer_type host_buft;
 
 static const char * buft_name(ggml_backend_buffer_type_t b) { return ((Device *) b->context)->name.c_str(); }
@@ -148,7 +156,7 @@ static ggml_backend_t backend_of(ggml_backend_dev_t d, const char *) {
 static void describe(ggml_backend_dev_t d, ggml_backend_dev_props * p) {
     *p = {};
     p->name = p->description = device_name(d);
-    p->memory_free = p->memory_total = size_t(1) << 40;
+    p->memory_free = p->memory_total = free_bytes;
     p->type = GGML_BACKEND_DEVICE_TYPE_GPU;
     p->caps = {true, true, false, true, true};
 }
@@ -164,7 +172,7 @@ static void add_device(int index) {
     b.iface.get_alloc_size = buft_size;
     auto & i = d->dev.iface;
     i.get_name = i.get_description = device_name;
-    i.get_memory = [](ggml_backend_dev_t, size_t * f, size_t * t) { *f = *t = size_t(1) << 40; };
+    i.get_memory = [](ggml_backend_dev_t, size_t * f, size_t * t) { *f = *t = free_bytes; };
     i.get_type = [](ggml_backend_dev_t) { return GGML_BACKEND_DEVICE_TYPE_GPU; };
     i.get_props = describe;
     i.init_backend = backend_of;
@@ -263,7 +271,7 @@ static void print_sizes(const llama_context * ctx, const std::map<std::string, s
     puts("}");
 }
 
-static const char * answer(llama_model * model, const Options & o) {
+static llama_context_params context_params(const Options & o) {
     auto how = llama_context_default_params();
     how.n_ctx = number(o, "n_ctx", 4096);
     how.n_batch = number(o, "n_batch", 2048);
@@ -277,6 +285,11 @@ static const char * answer(llama_model * model, const Options & o) {
     how.type_v = type_of(o, "v");
     how.op_offload = number(o, "opoff", 1);
     how.offload_kqv = number(o, "kqv", 1);
+    return how;
+}
+
+static const char * answer(llama_model * model, const Options & o) {
+    auto how = context_params(o);
     kept = nullptr;
     auto * ctx = llama_init_from_model(model, how);
     if (!ctx) return "context";
@@ -300,6 +313,33 @@ static const char * answer(llama_model * model, const Options & o) {
     return nullptr;
 }
 
+#ifdef WITH_FIT
+bool tty_can_use_colors() { return false; }  // of common/console.cpp, for log.cpp
+
+static void fit(const std::string & path, const Options & o) {
+    mending = false;
+    free_bytes = strtoull(o.at("free").c_str(), nullptr, 10);
+    auto model = llama_model_default_params();
+    model.lazy_mode = LLAMA_LAZY_MODE_OFF;
+    auto context = context_params(o);
+    std::vector<float> split(llama_max_devices(), 0.0f);
+    std::vector<llama_model_tensor_buft_override> moved(llama_max_tensor_buft_overrides(), {nullptr, nullptr});
+    std::vector<size_t> margins(llama_max_devices(), size_t(number(o, "target", 1024)) << 20);
+    auto status = common_fit_params(path.c_str(), &model, &context, split.data(), moved.data(), margins.data(), number(o, "ctx_min", 4096), nullptr, GGML_LOG_LEVEL_ERROR);
+    printf("{\"status\": %d, \"n_ctx\": %u, \"ngl\": %d, \"split\": [", (int) status, context.n_ctx, model.n_gpu_layers);
+    for (size_t i = 0; i < devices.size(); i++) printf("%s%g", i ? ", " : "", split[i]);
+    printf("], \"ot\": \"");
+    for (size_t i = 0; moved[i].pattern; i++) {
+        std::string text = moved[i].pattern;
+        for (size_t at = 0; (at = text.find('\\', at)) != std::string::npos; at += 2) text.insert(at, "\\");
+        printf("%s%s=%s", i ? "," : "", text.c_str(), ggml_backend_buft_name(moved[i].buft));
+    }
+    puts("\"}");
+    free_bytes = size_t(1) << 40;
+    mending = true;
+}
+#endif
+
 int main(int argc, char ** argv) {
     llama_log_set([](ggml_log_level level, const char * text, void *) { if (getenv("LOG") || level >= GGML_LOG_LEVEL_ERROR) fputs(text, stderr); }, nullptr);
     add_devices(argc > 1 ? atoi(argv[1]) : 0);
@@ -313,6 +353,13 @@ int main(int argc, char ** argv) {
         in >> path;
         while (in >> word) o[word.substr(0, word.find('='))] = word.substr(word.find('=') + 1);
         std::string key = path + "|" + o["ngl"] + "|" + o["ts"] + "|" + o["ncmoe"] + "|" + o["ot"];
+#ifdef WITH_FIT
+        if (o.count("fit")) {
+            fit(path, o);
+            fflush(stdout);
+            continue;
+        }
+#endif
         if (o["ot"].empty()) o.erase("ot");
         if (o["lora"].empty()) o.erase("lora");
         if (key != loaded || !model) {

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any, ClassVar, Literal
 
 from calculator.engines.base import Dynamic, Job
-from calculator.engines.llama_cpp import buffers, kv, lora, ollama, placement, rs
+from calculator.engines.llama_cpp import buffers, draft, fit, kv, lora, ollama, overrides, placement, rs
 from calculator.engines.llama_cpp.command import start_command
 from calculator.engines.llama_cpp.compute import NONE_ON_HOST, Compute, compute, device_bytes
 from calculator.engines.llama_cpp.compute import SOURCE as COMPUTE_SOURCE
+from calculator.engines.llama_cpp.fit import CONTEXTS
 from calculator.engines.llama_cpp.settings import KV_TYPES, RELEASES, SETTINGS, check, context_of
 from calculator.engines.llama_cpp.simulation import Weights
 from calculator.engines.records import Record, record, record_line, residual_band
@@ -78,12 +80,15 @@ class LlamaCpp:
         """Model buffers: on the devices, and what the host holds beside them."""
         context = context_of(job)
         if not context.cuda:
-            return [Line("weights", "model buffer", sum(g.nbytes for g in job.stored), stored_formula(list(job.stored)),
+            lines = [Line("weights", "model buffer", sum(g.nbytes for g in job.stored), stored_formula(list(job.stored)),
                          _types_source(job), basis=job.weights_basis, note="CPU, before any repacking"),
                     *lora.lines(context, job.stored)]  # fmt: skip
+            return lines if "draft" not in job.deployment.settings else lines + draft.renamed(self.weight_lines(draft.job_of(job, context)))
         placed = _placed(job, context)
         lines = [_model_buffer(job, list(held), device, f"{job.scheme.name}: {job.scheme.rule}" if held else "no layer is on this GPU")
                  for device, held in enumerate(placed.gpus)]  # fmt: skip
+        if job.deployment.settings["fit"]:
+            lines = [replace(line, note=f"{line.note}; {fit.note(job, context)}", source=f"{line.source}; {fit.SOURCE}") for line in lines]
         twice = job.model.tie_word_embeddings and context.n_gpu_layers
         tied = "held twice: tied to the output, which is on the GPU" if twice else "always on the host"
         if context.overrides:
@@ -98,14 +103,16 @@ class LlamaCpp:
         ):
             if part:
                 lines.append(_model_buffer(job, list(part), "host", note, name))
-        return lines + lora.lines(context, placed)
+        lines += lora.lines(context, placed)
+        return lines if "draft" not in job.deployment.settings else lines + draft.renamed(self.weight_lines(draft.job_of(job, context)))
 
-    def cache_lines(self, job: Job, phase: str) -> list[Line]:  # noqa: ARG002
+    def cache_lines(self, job: Job, phase: str) -> list[Line]:
         """KV buffers: padded cells times rows, on the place of each layer; RS buffers of recurrent layers."""
         context = context_of(job)
-        return kv.lines(job.model, context) + (rs.lines(job.model, context) if job.model.recurrent else [])
+        found = kv.lines(job.model, context) + (rs.lines(job.model, context) if job.model.recurrent else [])
+        return found if "draft" not in job.deployment.settings else found + draft.renamed(self.cache_lines(draft.job_of(job, context), phase))
 
-    def activation_lines(self, job: Job, phase: str) -> list[Line]:  # noqa: ARG002
+    def activation_lines(self, job: Job, phase: str) -> list[Line]:
         """Compute buffers of the devices and the host, and the output buffer."""
         context = context_of(job)
         peaks, host = _compute(job, context)
@@ -122,11 +129,16 @@ class LlamaCpp:
             lines.append(Line("activations", "compute buffer, host", host,
                               Formula("{n} (inputs and what is computed on the host)", {"n": host}), source, basis="modelled",
                               low=host * 99 // 100, high=-(-host * 101 // 100), device="host"))  # fmt: skip
-        lines.append(Line("activations", "output buffer", 4 * job.model.vocab_size * context.n_seq_max,
-                          Formula("4 (bytes) × {V} (vocabulary) × {q} (sequences)",
-                                  {"V": job.model.vocab_size, "q": context.n_seq_max}),
+        rows = draft.outputs(job, context.n_seq_max)
+        lines.append(Line("activations", "output buffer", 4 * job.model.vocab_size * rows,
+                          Formula("4 (bytes) × {V} (vocabulary) × {q} (sequences" + (" and what is drafted for them)" if rows > context.n_seq_max else ")"),
+                                  {"V": job.model.vocab_size, "q": rows}),
                           "llama.cpp src/llama-context.cpp output_reserve @0c1e57098", device=beside))  # fmt: skip
-        return lines
+        if "draft" not in job.deployment.settings:
+            return lines
+        beside_it = draft.job_of(job, context)
+        found = draft.renamed(self.activation_lines(beside_it, phase))
+        return lines + draft.sampled(found, beside_it.model.vocab_size, context.n_seq_max)
 
     def overhead_lines(self, job: Job, phase: str) -> list[Line]:  # noqa: ARG002
         """What the process takes beside its buffers."""
@@ -144,14 +156,15 @@ class LlamaCpp:
         context = context_of(job)
         rows = sum(buffers.row_bytes(job.model, FORMATS[t]) for t in (context.type_k, context.type_v))
         window = job.model.full_every and not context.swa_full and job.workload.context >= (job.model.sliding_window or 0)
-        return (job.model.full_layers if window else len(job.model.attention_layers)) * rows
+        own = (job.model.full_layers if window else len(job.model.attention_layers)) * rows
+        return own if "draft" not in job.deployment.settings else own + self.kv_bytes_per_token(draft.job_of(job, context))
 
     def dynamic_key(self, job: Job) -> tuple[Any, ...]:
         """What the buffers depend on beside model, context and sequences."""
         chosen = {k: v for k, v in job.deployment.settings.items() if k not in ("imatrix", "preset", "quantizer")}
         return (self.name, tuple(chosen.items()), job.deployment.gpus, _weights(job, context_of(job)))
 
-    def dynamic(self, job: Job, phase: str) -> Dynamic:  # noqa: ARG002
+    def dynamic(self, job: Job, phase: str) -> Dynamic:
         """KV and compute buffers on the devices."""
         model, gpus = job.model, job.deployment.gpus
         band = residual_band(f"llama.cpp/compute buffer/{job.deployment.settings['backend']}")
@@ -160,12 +173,17 @@ class LlamaCpp:
             where = context_of(job, context, sequences)
             fixed = kv.gpu_bytes(model, where)
             if not where.cuda:
-                fixed += 4 * model.vocab_size * where.n_seq_max
+                fixed += 4 * model.vocab_size * draft.outputs(job, where.n_seq_max)
             if gpus == 1 and where.on_gpus_alone:
                 devices = [device_bytes(model, where)]
             else:
                 devices = [peak.nbytes for peak in _compute(job, where).devices]
-            return fixed + sum(devices), fixed + sum(band.around(nbytes)[1] for nbytes in devices)
+            point, high = fixed + sum(devices), fixed + sum(band.around(nbytes)[1] for nbytes in devices)
+            if "draft" in job.deployment.settings:
+                own = draft.job_of(job, where)
+                beside, beside_high = self.dynamic(own, phase)(context, sequences)
+                return point + beside, high + beside_high + gpus * draft.sampler_bytes(own.model.vocab_size, where.n_seq_max)
+            return point, high
 
         return size
 
@@ -176,6 +194,10 @@ class LlamaCpp:
         if context.cuda:
             all_layers = job.model.num_hidden_layers + 1
             derived["n_gpu_layers"] = all_layers if context.n_gpu_layers < 0 else context.n_gpu_layers
+            if context.overrides:
+                derived["override_tensor"] = overrides.text(context.overrides, context.gpus)
+            if job.deployment.settings["fit"] and context.gpus > 1:
+                derived["tensor_split"] = ",".join(f"{share:g}" for share in context.split)
         return dict(job.deployment.settings) | derived
 
     def start_command(self, job: Job) -> str | None:
@@ -195,7 +217,7 @@ class LlamaCpp:
 def _context_record(vendor: str, cuda: bool) -> Record:
     if not cuda:
         return record("llama_cpp", "cpu_process")
-    return record("llama_cpp", {"AMD": "hip_context", "Apple": "metal_context"}.get(vendor, "cuda_context"))
+    return record("llama_cpp", CONTEXTS.get(vendor, "cuda_context"))
 
 
 def _types_source(job: Job) -> str:

@@ -88,6 +88,7 @@ class Context(NamedTuple):
     release: Release = NEWEST
     overrides: tuple[Override, ...] = ()  # --override-tensor
     adapters: Adapters | None = None  # --lora
+    no_alloc: bool = False  # as --fit measures: nodes aren't pinned, and a full micro-batch's graph alone is reserved
 
     @property
     def gpus(self) -> int:

@@ -9,13 +9,15 @@ import shlex
 
 from calculator.engines.base import Job
 from calculator.engines.llama_cpp.buffers import Context
+from calculator.engines.llama_cpp.draft import job_of, outputs
+from calculator.engines.llama_cpp.overrides import text
 
 
 def start_command(job: Job, context: Context) -> str | None:
     """`llama-server` with the flags that give this context, none left to --fit; None where no flag gives a setting."""
     if not context.release.outputs_by_slots:
         return _in_2025(job, context)
-    if min(context.n_outputs, context.n_ubatch) != min(context.n_seq_max, context.n_ubatch):
+    if min(context.n_outputs, context.n_ubatch) != min(outputs(job, context.n_seq_max), context.n_ubatch):
         return None
     layers = job.model.num_hidden_layers + 1 if context.n_gpu_layers < 0 else context.n_gpu_layers
     words = [
@@ -34,13 +36,23 @@ def start_command(job: Job, context: Context) -> str | None:
             words.append("--no-kv-offload")
         if not context.op_offload:
             words.append("--no-op-offload")
-        if "override_tensor" in job.deployment.settings:  # before --n-cpu-moe: the first pattern that matches decides
-            words += ["-ot", str(job.deployment.settings["override_tensor"])]
+        if context.overrides:  # before --n-cpu-moe: the first pattern that matches decides
+            words += ["-ot", text(context.overrides, context.gpus)]
         if context.n_cpu_moe:
             words += ["--n-cpu-moe", str(context.n_cpu_moe)]
+    if "draft" in job.deployment.settings:
+        words += _draft(job, context)
     if context.adapters:
         words += ["--lora", ",".join(f"adapter-{i}.gguf" for i in range(1, context.adapters.number + 1))]
     return shlex.join([*words, "--fit", "off"])
+
+
+def _draft(job: Job, context: Context) -> list[str]:
+    own, s = job_of(job, context), job.deployment.settings
+    words = ["-md", f"{own.model.id.replace('/', '_')}-{own.scheme.recipe}.gguf", "--spec-draft-n-max", str(s["draft_max"])]
+    if context.cuda:
+        words += ["-ngld", str(s.get("draft_n_gpu_layers", own.model.num_hidden_layers + 1))]
+    return [*words, "-ctkd", str(s["draft_type"]), "-ctvd", str(s["draft_type"])]
 
 
 def _in_2025(job: Job, context: Context) -> str:

@@ -54,6 +54,11 @@ def parse(text: str, gpus: int) -> tuple[Override, ...]:
     return tuple(found)
 
 
+def text(overrides: tuple[Override, ...], gpus: int) -> str:
+    """As --override-tensor takes it."""
+    return ",".join(f"{o.pattern}={'CPU' if o.place == gpus else f'CUDA{o.place}'}" for o in overrides)
+
+
 @lru_cache(maxsize=256)
 def _compiled(pattern: str) -> re.Pattern[str]:
     return re.compile(pattern, re.ASCII)
@@ -110,8 +115,9 @@ def check(job: Job) -> None:
                 if override.place < gpus:
                     _check_kernel(name, group.format)
                 break
+    behind = rf"blk\.{job.model.num_hidden_layers}\."  # --fit itself names the layer behind the last
     for override in overrides:
-        if override in unused:
+        if override in unused and not override.pattern.startswith(behind):
             raise BadValue(f"override_tensor pattern {override.pattern[:40]!r} matches no tensor of {job.model.id}, or none that an earlier one leaves",
                            hint="names as in the file: token_embd.weight, blk.0.ffn_up.weight, blk.0.ffn_up_exps.weight")  # fmt: skip
 

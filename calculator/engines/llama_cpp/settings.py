@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from calculator.engines.base import Job
-from calculator.engines.llama_cpp import buffers, lora, overrides
+from calculator.engines.llama_cpp import buffers, draft, fit, lora, overrides
 from calculator.engines.settings import COUNT, Setting, Shares, Text
 from calculator.errors import BadValue, NotModelled, Unsupported
 from calculator.quantization.gguf import QUANTIZERS
@@ -20,7 +20,7 @@ MAX_GPUS = 16  # GGML_CUDA_MAX_DEVICES, ggml/include/ggml-cuda.h @0c1e57098
 SETTINGS: dict[str, Setting] = {
     "backend": Setting("cuda", ("cuda", "cpu"), "CUDA (any GPU, by CUDA's rules), or the CPU as device 0"),
     "preset": Setting("llama-server", ("llama-server", "ollama"), "whose defaults: llama-server's, or those that ollama passes to it"),
-    "n_ctx": Setting(None, COUNT, "total cells over all sequences; default context x sequences"),
+    "n_ctx": Setting(None, range(0, COUNT.stop), "total cells over all sequences; default context x sequences; 0: the model's own, or what fit leaves"),
     "flash_attn": Setting(True, bool, "flash attention"),
     "n_batch": Setting(2048, COUNT, "logical batch [tokens]"),
     "n_ubatch": Setting(512, COUNT, "micro-batch that the compute buffer is sized for [tokens]"),
@@ -41,6 +41,15 @@ SETTINGS: dict[str, Setting] = {
     "lora_targets": Setting("all", Text(200, "attn_q,attn_v"), "matrices that the adapters have: all of the layers, or names as in the file or Hugging Face's"),
     "lora_type": Setting("f32", lora.TYPES, "type that the adapter was converted to"),
     "lora_adapters": Setting(1, range(1, 65), "adapters applied together, all of this rank and these targets"),
+    "draft": Setting(None, Text(400, "qwen3-0.6b"), "draft model of speculative decoding (--model-draft)"),
+    "draft_quant": Setting(None, Text(40, "Q8_0"), "recipe of the draft; default the target's"),
+    "draft_max": Setting(3, range(0, 257), "tokens that the draft proposes at once"),
+    "draft_n_gpu_layers": Setting(None, range(-1, 10_002), "layers of the draft on GPUs; default all"),
+    "draft_type": Setting("f16", KV_TYPES, "type of the draft's cache"),
+    "fit": Setting(False, bool, "llama-server's --fit: layers, experts and, with n_ctx=0, cells as free memory allows"),
+    "fit_target": Setting(1024, range(0, 10_000_001), "memory that fit leaves free on each GPU [MiB]"),
+    "fit_ctx": Setting(4096, COUNT, "cells a sequence that fit doesn't go below"),
+    "fit_free": Setting(None, range(1, 10_000_001), "memory free on each GPU before loading [MiB]; default the GPU's less a CUDA context"),
     "imatrix": Setting(False, bool, "the file was quantized with an importance matrix"),
     "quantizer": Setting(None, QUANTIZERS, "whose rules the file's types follow, where those of 2025 and 2026 differ; default those of the model's published files"),
 }  # fmt: skip
@@ -48,15 +57,26 @@ SETTINGS: dict[str, Setting] = {
 
 def context_of(job: Job, context: int = 0, sequences: int = 0) -> buffers.Context:
     """The context that llama-server would make for the job's workload, or for another."""
+    asked = _asked(job, context, sequences)
+    if not job.deployment.settings["fit"] or not asked.cuda:
+        return asked
+    return fit.fitted(job.model, job.stored, asked, fit.asked(job))
+
+
+def _asked(job: Job, context: int, sequences: int) -> buffers.Context:
+    """The context before anything is fitted."""
     s = job.deployment.settings
     context, sequences = context or job.workload.context, sequences or job.workload.sequences
     release = RELEASES[job.deployment.engine_version]
     n_ubatch = min(int(s["n_ubatch"]), max(int(s["n_batch"]), release.least_batch))
     n_seq_max = int(s.get("n_seq_max", sequences))
-    n_outputs = int(s.get("n_outputs_max", n_seq_max if release.outputs_by_slots else 0)) or n_ubatch
+    n_outputs = int(s.get("n_outputs_max", draft.outputs(job, n_seq_max) if release.outputs_by_slots else 0)) or n_ubatch
     wanted = int(s.get("n_gpu_layers", -1))
+    n_ctx = int(s.get("n_ctx", context * sequences))
+    if not n_ctx:
+        n_ctx = job.model.max_position_embeddings * (n_seq_max if s["fit"] and not s["kv_unified"] else 1)
     return buffers.Context(
-        n_ctx=int(s.get("n_ctx", context * sequences)), n_batch=int(s["n_batch"]), n_ubatch=n_ubatch,
+        n_ctx=n_ctx, n_batch=int(s["n_batch"]), n_ubatch=n_ubatch,
         n_seq_max=n_seq_max, n_outputs=n_outputs, kv_unified=bool(s["kv_unified"]), flash_attn=bool(s["flash_attn"]),
         type_k=str(s["type_k"]).upper(), type_v=str(s["type_v"]).upper(), cuda=s["backend"] == "cuda", swa_full=bool(s["swa_full"]),
         split=split_of(job), n_gpu_layers=-1 if wanted > job.model.num_hidden_layers else wanted, n_cpu_moe=int(s["n_cpu_moe"]),
@@ -89,6 +109,10 @@ def check(job: Job) -> None:
     if int(settings["n_cpu_moe"]) and not job.model.num_experts:
         raise BadValue(f"n_cpu_moe={settings['n_cpu_moe']}: {job.model.id} has no experts", hint="n_gpu_layers")
     overrides.check(job)
+    fit.check(job)
+    draft.check(job)
+    if "draft" in settings:
+        check(draft.job_of(job, context_of(job)))
     lora.check(job)
 
 

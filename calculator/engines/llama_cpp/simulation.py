@@ -77,7 +77,7 @@ def compute_buffers(model: Decoder, context: Context, weights: Weights = Weights
     """
     whole = task(model, context, weights)
     buffers = run(whole)
-    if not context.on_gpus_alone:
+    if not context.on_gpus_alone and not context.no_alloc:
         n = context.n_seq_max
         pin = whole.batch.pin or n < OFFLOAD_MIN_BATCH
         decode = run(whole._replace(batch=whole.batch._replace(tokens=n, outputs=n, pin=pin)))
@@ -106,8 +106,9 @@ def task(model: Decoder, context: Context, weights: Weights = Weights()) -> Task
     )
     machine = Machine((*(cuda(i) for i in range(host)), CPU), context.op_offload, on_gpus and context._replace(n_gpu_layers=-1).pipelined)
     rows = align_up(tokens, context.n_seq_max if context.release.outputs_by_slots else where.streams)
-    batch = Batch(rows, min(tokens, context.n_outputs), context.flash_attn, pin=on_gpus or (context.cuda and rows < OFFLOAD_MIN_BATCH),
-                  attend_on_host=not context.kv_offload, release=context.release, adapters=context.adapters)  # fmt: skip
+    pin = (on_gpus or (context.cuda and rows < OFFLOAD_MIN_BATCH)) and not context.no_alloc
+    batch = Batch(rows, min(tokens, context.n_outputs), context.flash_attn, pin=pin,
+                  attend_on_host=not context.kv_offload and not context.no_alloc, release=context.release, adapters=context.adapters)  # fmt: skip
     return Task(model, batch, caches, layers, Layer(False, homes[-1], host, host, (("output", weights.output),), weights.outer), machine)
 
 

@@ -37,6 +37,16 @@ class Indexer:
 
 
 @dataclass(frozen=True, slots=True)
+class Routing:
+    """How a router's choice becomes weights: what llama.cpp's graph depends on beside the numbers of experts."""
+
+    normalized: bool = False  # norm_topk_prob
+    scale: float = 1.0  # routed_scaling_factor
+    groups: int = 1  # n_group: experts are chosen from the best of them
+    groups_used: int = 1  # topk_group
+
+
+@dataclass(frozen=True, slots=True)
 class ByLayer:
     """What Gemma 3n and 4 have by layer: inputs from a table of their own, shared caches, full layers of another width [elements]."""
 
@@ -116,6 +126,7 @@ class ModelSpec:
     expert_every: int = 1  # each n-th layer has experts
     mtp_layers: int = 0  # layers that predict further tokens, in the checkpoint
     mla: LatentAttention | None = None
+    routing: Routing = Routing()
     qk_norm: bool = False  # norms over queries and keys, where a model type may or may not have them
     head_bias: bool = False
     vision_parameters: int = 0  # of a vision tower and its projector, where the config has them

@@ -92,7 +92,9 @@ static ggml_backend_buffer_t buft_alloc(ggml_backend_buffer_type_t b, size_t siz
 static size_t buft_size(ggml_backend_buffer_type_t, const ggml_tensor * t) {
     size_t size = ggml_nbytes(t);
     if (t->op == GGML_OP_FLASH_ATTN_EXT) {
-        for (int i = 1; i < 3; i++) {
+        const auto * k = t->src[1], * v = t->src[2];
+        const bool is_part = v->view_src && v->view_src == k->view_src && v->view_offs == k->view_offs;  // latent attention
+        for (int i = 1; i < (is_part ? 2 : 3); i++) {
             if (t->src[i]->type != GGML_TYPE_F16) size = GGML_PAD(size, 128) + 2 * ggml_nelements(t->src[i]);
         }
     }
@@ -102,6 +104,7 @@ static size_t buft_size(ggml_backend_buffer_type_t, const ggml_tensor * t) {
 
 static bool has_attention_kernel(const ggml_tensor * op) {
     const auto * k = op->src[1];
+    const int64_t grouped = op->src[0]->ne[2] / k->ne[2], values = op->src[2]->ne[0];
     for (int i = 1; i < 3; i++) {
         switch (op->src[i]->type) {
             case GGML_TYPE_F32: case GGML_TYPE_F16: case GGML_TYPE_BF16: case GGML_TYPE_Q4_0: case GGML_TYPE_Q4_1:
@@ -110,8 +113,11 @@ static bool has_attention_kernel(const ggml_tensor * op) {
         }
     }
     switch (k->ne[0]) {
-        case 40: case 64: case 72: case 80: case 96: case 112: case 128: case 256: return true;
-        case 512: return op->src[0]->ne[2] / k->ne[2] >= 2;
+        case 40: case 64: case 72: case 80: case 96: case 112: case 128: case 256: return values == k->ne[0];
+        case 192: return values == 128 && grouped % 8 == 0;
+        case 320: return values == 256 && grouped % 32 == 0;
+        case 512: return values == 512 && grouped >= 2;
+        case 576: return values == 512 && grouped >= 2;
         default: return false;
     }
 }

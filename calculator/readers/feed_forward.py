@@ -7,6 +7,7 @@ from typing import Any
 
 from calculator.architectures import Architecture
 from calculator.errors import NotModelled, UnknownArchitecture, UnreadableFile
+from calculator.spec import Routing
 
 _COUNTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 _USED = ("num_experts_per_tok", "moe_topk", "moe_k")
@@ -34,6 +35,7 @@ def experts(config: Mapping[str, Any], row: Architecture, id: str) -> dict[str, 
         raise NotModelled(f"{id}: mlp_only_layers come in a later version", hint="vram trace, with its config.json")
     if kind in ("mixtral", "olmoe", "granitemoe", "phimoe", "gpt_oss", "minimax_m2") and config.get("n_shared_experts"):
         raise NotModelled(f"{id}: shared experts in {kind} come in a later version", hint="vram trace, with its config.json")
+    found["routing"] = _routing(config, kind, id)
     found |= {"shared_expert_intermediate_size": _shared(config, kind, width, id), **_layers(config, kind, id)}
     if kind == "llama4_text":  # its intermediate_size is an expert's; dense layers have their own
         found["intermediate_size"] = config.get("intermediate_size_mlp") or config["intermediate_size"]
@@ -92,6 +94,18 @@ def _layers(config: Mapping[str, Any], kind: str, id: str) -> dict[str, Any]:
         raise NotModelled(f"{id}: moe_layer_freq {str(config['moe_layer_freq'])[:20]} comes in a later version", hint="vram trace, with its config.json")
     mtp = config.get("num_nextn_predict_layers") or 0
     return {"first_dense_layers": config.get("first_k_dense_replace") or 0, "mtp_layers": mtp}
+
+
+def _routing(config: Mapping[str, Any], kind: str, id: str) -> Routing:
+    """Of families with a say in it: the config's, and what an absent field means (configuration_deepseek_v3.py)."""
+    if not kind.startswith(("deepseek", "kimi", "glm4_moe", "glm_moe")):
+        return Routing()
+    normalized, scale = config.get("norm_topk_prob"), config.get("routed_scaling_factor")
+    groups, used = config.get("n_group") or 1, config.get("topk_group") or 1
+    for name, value, kinds in (("norm_topk_prob", normalized, bool), ("routed_scaling_factor", scale, (int, float)), ("n_group", groups, int), ("topk_group", used, int)):
+        if value is not None and (not isinstance(value, kinds) or (isinstance(value, bool) and kinds is not bool)):
+            raise UnreadableFile(f"{id}: {name} {str(value)[:30]!r} is not understood", hint=_HINT)
+    return Routing(normalized=bool(normalized), scale=float(scale or 1.0), groups=groups, groups_used=used)
 
 
 def _first_dense(config: Mapping[str, Any], id: str) -> Any:

@@ -30,6 +30,8 @@ def _shared(metadata: Metadata, shapes: Shapes) -> dict[str, Any]:
         "n_shared_experts": shared, "moe_num_shared_experts": shared, "num_shared_expert": shared,
         "moe_layer_interval": metadata.get("interleave_moe_layer_step", 1), "num_nextn_predict_layers": mtp,
         "num_hidden_layers": layers - mtp if isinstance(layers, int) and isinstance(mtp, int) else layers,
+        "norm_topk_prob": metadata.get("expert_weights_norm", False), "routed_scaling_factor": metadata.get("expert_weights_scale"),
+        "n_group": metadata.get("expert_group_count"), "topk_group": metadata.get("expert_group_used_count"),
         "use_qk_norm": "blk.0.attn_q_norm.weight" in shapes,
     }  # fmt: skip
 

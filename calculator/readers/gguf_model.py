@@ -57,7 +57,7 @@ def config_of(header: Header) -> dict[str, Any]:
     key_length, value_length = own.get("attention.key_length", config.get("head_dim")), own.get("attention.value_length")
     if value_length is not None and value_length != key_length:
         raise NotModelled(f"{name}: values of {str(value_length)[:20]} elements a head beside keys of {str(key_length)[:20]}", hint="vram inspect")
-    if architecture(config["model_type"]).engines:
+    if "transformers" in architecture(config["model_type"]).engines:
         _check_rotary(config, own.get("rope.dimension_count"), name)
     return config
 

@@ -73,7 +73,7 @@ def model_from_config(config: Mapping[str, Any], *, id: str, trusted: bool = Fal
         **own_fields(config, id),
         **state(config, row, id),
     }
-    if config.get("partial_rotary_factor") not in (None, 1, 1.0) and row.engines:
+    if config.get("partial_rotary_factor") not in (None, 1, 1.0) and "transformers" in row.engines:
         raise NotModelled(f"{id}: rotary embeddings over a part of head_dim come in a later version", hint="vram trace, with its config.json")
     for name in ("use_qk_norm", "qk_layernorm"):
         if config["model_type"] in ("cohere", "stablelm") and config.get(name):
@@ -148,7 +148,7 @@ def _windows(config: Mapping[str, Any], row: Architecture, id: str) -> dict[str,
     if not row.full_every:
         return {"sliding_window": window}
     if not window:
-        if row.engines or chunked:
+        if chunked or config["model_type"].startswith(("gemma", "gpt_oss")):
             raise UnreadableFile(f"{id}: sliding_window is missing or not a number", hint="the config as published")
         return {"sliding_window": None}  # all layers see everything: exaone4, olmo3 and cohere2 without a window
     types, count = config.get("layer_types"), config["num_hidden_layers"]

@@ -36,6 +36,21 @@ class LatentAttentionInput(_Input):
     v_head_dim: Dimension
 
 
+class RoutingInput(_Input):
+    """Routing, checked."""
+
+    normalized: bool = False
+    scale: Annotated[float, Field(gt=0, le=1e6)] = 1.0
+    groups: Annotated[int, Field(ge=1, le=100_000)] = 1
+    groups_used: Annotated[int, Field(ge=1, le=100_000)] = 1
+
+    @model_validator(mode="after")
+    def _groups_are_there(self) -> RoutingInput:
+        if self.groups_used > self.groups:
+            raise ValueError(f"topk_group {self.groups_used} of n_group {self.groups}")
+        return self
+
+
 class IndexerInput(_Input):
     """Indexer, checked."""
 
@@ -102,6 +117,7 @@ class ModelInput(_Input):
     expert_every: Annotated[int, Field(ge=1, le=10_000)] = 1
     mtp_layers: Annotated[int, Field(ge=0, le=100)] = 0
     mla: LatentAttentionInput | None = None
+    routing: RoutingInput = RoutingInput()
     qk_norm: bool = False
     head_bias: bool = False
     vision_parameters: Annotated[int, Field(ge=0, le=2**40)] = 0

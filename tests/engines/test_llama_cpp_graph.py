@@ -48,7 +48,7 @@ def test_recorded_contexts_are_exact_to_the_byte():
 def golden():
     with (Path(__file__).parent / "compute_buffers.csv").open() as f:
         for row in csv.DictReader(f):
-            decoder = Decoder(row["family"], *(int(row[k]) for k in Decoder._fields[1:13]), *(row[k] == "1" for k in Decoder._fields[13:]))
+            decoder = Decoder(row["family"], *(int(row[k]) for k in Decoder._fields[1:13]), *(row[k] == "1" for k in Decoder._fields[13:17]))
             context = Context(*(int(row[k]) for k in Context._fields[:5]), row["kv_unified"] == "1", row["flash_attn"] == "1",
                               row["type_k"], row["type_v"], row["cuda"] == "1", row["swa_full"] == "1")  # fmt: skip
             yield decoder, context, int(row["compute_bytes"]), int(row["compute_host_bytes"])

@@ -52,11 +52,12 @@ class LlamaCpp:
                 f"a quantized V cache ({settings['type_v']}) needs flash attention",
                 hint="--set flash_attn=1, or --set type_v=f16",
             )
-        row = model.num_key_value_heads * model.head_dim
+        row = buffers.row_elements(model)["k"]
+        width = row if model.mla else model.head_dim
         for name in ("type_k", "type_v"):
             block = FORMATS[settings[name].upper()].block_elements
-            if model.head_dim % block:
-                raise Unsupported(f"{name}={settings[name]} needs head_dim to be a multiple of {block}; it is {model.head_dim} (row {row})",
+            if width % block:
+                raise Unsupported(f"{name}={settings[name]} needs head_dim to be a multiple of {block}; it is {width} (row {row})",
                                   hint="f16 or bf16")  # fmt: skip
         same = settings["type_k"] == settings["type_v"]
         return str(settings["type_k"]) if same else f"{settings['type_k']}/{settings['type_v']}"
@@ -154,7 +155,7 @@ class LlamaCpp:
     def kv_bytes_per_token(self, job: Job) -> int:
         """Rows of K and V over the layers that still grow at this context."""
         context = context_of(job)
-        rows = sum(buffers.row_bytes(job.model, FORMATS[t]) for t in (context.type_k, context.type_v))
+        rows = sum(buffers.row_bytes(job.model, kv.types_of(context)).values())
         window = job.model.full_every and not context.swa_full and job.workload.context >= (job.model.sliding_window or 0)
         own = (job.model.full_layers if window else len(job.model.attention_layers)) * rows
         return own if "draft" not in job.deployment.settings else own + self.kv_bytes_per_token(draft.job_of(job, context))

@@ -19,7 +19,7 @@ from calculator.formats import Format
 
 _ENDLESS = 2**62
 # results that may take over a source's memory
-IN_PLACE = frozenset({"add", "mul", "div", "sub", "scale", "unary", "rope", "rms_norm", "clamp", "soft_max", "add_id"})
+IN_PLACE = frozenset({"add", "mul", "div", "sub", "scale", "unary", "rope", "rms_norm", "clamp", "soft_max", "add_id", "sqr", "fill"})
 
 
 class Place(NamedTuple):

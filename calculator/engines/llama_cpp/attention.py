@@ -13,6 +13,7 @@ from calculator.engines.llama_cpp.families import Base, Cache, Layer
 from calculator.engines.llama_cpp.graph import F16, F32, I64, Tensor
 from calculator.units import align_up
 
+_NO_PLAIN_NORM = 128  # experts of the one Llama 4 that has none: src/models/llama4.cpp use_kq_norm
 _MASK_ROWS = 64  # GGML_KQ_MASK_PAD, until 2025
 
 
@@ -79,6 +80,8 @@ class Attention(Base):
                 t = g.mul_mat(name, self.weight(weight, m.hidden, d * heads), cur)
                 if m.qkv_bias:
                     t = g.like(name, "add", t, self.weight(weight + ".bias", d * heads, fmt=F32))
+                if self.family.whole_qk_norm and name != "Vcur":
+                    t = self.norm(name + "_normed", t)
                 found.append(g.reshape(t, d, heads, b.tokens))
         q, k, v = found
         return q, k, v
@@ -88,16 +91,20 @@ class Attention(Base):
         g, m, family = self.g, self.m, self.family
         q, k, v = self.qkv(cur)
         factors = (self.rope_factors(),) if m.rope_factors else ()
-        if family.qk_norm:
-            q = self.norm("Qcur_normed", q)
-        q = g.like("Qcur", "rope", q, positions, *factors)
-        if family.qk_norm:
-            k = self.norm("Kcur_normed", k)
-        k = g.like("Kcur", "rope", k, positions, *factors)
+        if family.qk_norm or m.head_norms:
+            q, k = self.norm("Qcur_normed", q), self.norm("Kcur_normed", k)
+        if layer.kind.rotated:
+            q, k = g.like("Qcur", "rope", q, positions, *factors), g.like("Kcur", "rope", k, positions, *factors)
+        if self.scales is not None and not (family.temperature and layer.kind.rotated):
+            q = g.like("Qcur", "mul", q, self.scales)
+        if family.late_qk_norm:
+            q, k = self.norm("Qcur_normed", q), self.norm("Kcur_normed", k)
+        if family.plain_qk_norm and m.experts != _NO_PLAIN_NORM and layer.kind.rotated:
+            q, k = g.like("Qcur_normed", "rms_norm", q), g.like("Kcur_normed", "rms_norm", k)
         if family.q_scaled:
             q = g.like("Qcur", "scale", q)
         q, k, v = self.rotate(q, inputs.k_rot), self.rotate(k, inputs.k_rot), self.rotate(v, inputs.v_rot)
-        for t in (q, k, v) if family.windows or self.b.release.key_before_value else (q, v, k):
+        for t in (q, k, v) if m.two_caches or self.b.release.key_before_value else (q, v, k):
             g.forward(t)
         keys, values = self.stored(k, v, inputs, layer)
         cur = self.attend(q, keys, values, inputs)
@@ -106,6 +113,10 @@ class Attention(Base):
         if m.output_bias:
             cur = g.like("attn_out", "add", cur, self.weight("attn_output.bias", m.hidden, fmt=F32))
         return cur
+
+    def sinks(self) -> tuple[Tensor, ...]:
+        """A logit a head that each softmax has beside the scores."""
+        return (self.weight("attn_sinks", self.m.heads, fmt=F32),) if self.family.sinks else ()
 
     def rope_factors(self) -> Tensor:
         """The one tensor that all layers of a place share, and with it one copy on each GPU that reads the host's."""
@@ -163,15 +174,15 @@ class Attention(Base):
         q, k, v = g.swap(q, 1, 2), g.swap(k, 1, 2), g.swap(v, 1, 2)
         if b.flash:
             k, v = (g.new("K (f16)" if t is k else "V (f16)", "cpy", t.ne, t, fmt=F16) if t.fmt is F32 else t for t in (k, v))
-            cur = g.new("kqv_out", "flash_attn", (v.ne[0], q.ne[2], q.ne[1], q.ne[3]), q, k, v, inputs.mask)
-            cur.scratch = _converted(cur, k, v) if b.release.scratch else 0
+            cur = g.new("kqv_out", "flash_attn", (v.ne[0], q.ne[2], q.ne[1], q.ne[3]), q, k, v, inputs.mask, *self.sinks())
+            cur.scratch = converted(cur, k, v) if b.release.scratch else 0
             cur = g.reshape(cur, cur.ne[0] * cur.ne[1], b.tokens)
             g.forward(cur)
             return cur
         scores = g.mul_mat("kq", k, q)
         if self.family.attention_softcap:
             scores = self.softcap("kq", scores)
-        scores = g.like("kq_soft_max", "soft_max", scores, inputs.mask)
+        scores = g.like("kq_soft_max", "soft_max", scores, inputs.mask, *self.sinks())
         cur = g.swap(g.mul_mat("kqv", v, scores), 1, 2)
         cur = g.new("kqv_out", "cont", (cur.ne[0] * cur.ne[1], b.tokens), cur)
         if b.attend_on_host:
@@ -180,10 +191,10 @@ class Attention(Base):
         return cur
 
 
-def _converted(result: Tensor, k: Tensor, v: Tensor) -> int:
+def converted(result: Tensor, *parts: Tensor) -> int:
     """Bytes behind CUDA's result for 16-bit copies of K and V, where they are kept in another type; aligned to 128."""
     end = result.nbytes
-    for t in (k, v):
+    for t in parts:
         if t.fmt is not F16:
             end = align_up(end, 128) + 2 * t.ne[0] * t.ne[1] * t.ne[2] * t.ne[3]
     return end - result.nbytes

@@ -151,18 +151,28 @@ def window_cells(window: int, context: Context) -> int:
     return align_up(min(cells, window * sharing + micro_batch(context)), padding_of(context))
 
 
-def row_bytes(model: ModelSpec, fmt: Format) -> int:
-    """Bytes that one token adds to one layer's keys, or values: blocks(K d) x block bytes."""
-    return fmt.nbytes(model.num_key_value_heads * model.head_dim)
+def row_elements(model: ModelSpec) -> dict[str, int]:
+    """Elements that one token adds to one layer's keys and values; of latent attention one row, which is both.
+
+    Source: src/llama-kv-cache.cpp @0c1e57098: with MLA there is a K tensor of kv_lora_rank + qk_rope_head_dim a layer and no V.
+    """
+    if model.mla:
+        return {"k": model.mla.kv_lora_rank + model.mla.qk_rope_head_dim}
+    return dict.fromkeys("kv", model.num_key_value_heads * model.head_dim)
 
 
-def kv_tensor_bytes(model: ModelSpec, fmt: Format, where: Layout, *, cuda: bool, rows: bool = True) -> int:
-    """Bytes of one layer's K, or V, tensor: streams x cells x row, and CUDA's padding of a quantized last row.
+def row_bytes(model: ModelSpec, types: dict[str, Format]) -> dict[str, int]:
+    """Bytes that one token adds to one layer's keys and values: blocks of a row x block bytes."""
+    return {part: types[part].nbytes(n) for part, n in row_elements(model).items()}
+
+
+def kv_tensor_bytes(elements: int, fmt: Format, where: Layout, *, cuda: bool, rows: bool = True) -> int:
+    """Bytes of one layer's K, or V, tensor: streams x cells x row of `elements`, and CUDA's padding of a quantized last row.
 
     Without `rows` the tensor is one row of all elements, as in February 2025.
     """
-    nbytes = where.streams * where.cells * row_bytes(model, fmt)
-    row = model.num_key_value_heads * model.head_dim * (1 if rows else where.cells)
+    nbytes = where.streams * where.cells * fmt.nbytes(elements)
+    row = elements * (1 if rows else where.cells)
     return cuda_tensor_bytes(nbytes, row, fmt) if cuda else nbytes
 
 

@@ -10,13 +10,15 @@ from calculator.architectures import architecture
 from calculator.engines.llama_cpp import simulation
 from calculator.engines.llama_cpp.allocator import Live
 from calculator.engines.llama_cpp.buffers import CELL_PADDING, NEWEST, Context, layout
-from calculator.engines.llama_cpp.families import Decoder
+from calculator.engines.llama_cpp.families import FAMILIES, Decoder, Latent, Routes
 from calculator.spec import ModelSpec
 from calculator.steps import Buffer, Peak, Step
 
 SOURCE = "llama.cpp src/llama-graph.cpp, ggml/src/ggml-backend.cpp and ggml-alloc.c @0c1e57098, simulated node by node"
 NONE_ON_HOST = simulation.Weights()
 _LARGE = 2**18  # cells
+# whose router has a bias of its choice (exp_probs_b)
+_CORRECTED = frozenset({"deepseek_v3", "kimi_k2", "glm4_moe", "glm4_moe_lite", "minimax_m2", "ernie4_5_moe"})
 
 
 class Compute(NamedTuple):
@@ -95,12 +97,20 @@ def _device(model: ModelSpec, context: Context, cells: int) -> simulation.Buffer
 @lru_cache(maxsize=256)
 def decoder(model: ModelSpec) -> Decoder:
     """What a model's graph is built from."""
+    name, mla = architecture(model.model_type).gguf, model.mla
+    family = FAMILIES[name]
     return Decoder(
-        architecture(model.model_type).gguf, model.num_hidden_layers, model.hidden_size, model.num_attention_heads, model.num_key_value_heads,
-        model.head_dim, model.intermediate_size, model.vocab_size, model.num_experts, model.num_experts_per_tok,
-        model.expert_intermediate_size, window=model.sliding_window or 0 if model.full_every else 0, full_every=model.full_every or 1,
+        name, model.num_hidden_layers, model.hidden_size, model.num_attention_heads, 1 if mla else model.num_key_value_heads,
+        mla.kv_lora_rank + mla.qk_rope_head_dim if mla else model.head_dim, model.intermediate_size, model.vocab_size, model.num_experts,
+        model.num_experts_per_tok, model.expert_intermediate_size, window=model.sliding_window or 0 if model.full_every else 0, full_every=model.full_every or 1,
         qkv_bias=model.attention_bias != "none", output_bias=model.attention_bias == "qkvo", mlp_bias=model.mlp_bias,
-        rope_factors=model.rope_type in ("llama3", "longrope", "su"),
+        rope_factors=model.rope_type in ("llama3", "longrope", "su"), head_norms=model.qk_norm, head_bias=model.head_bias,
+        routes=Routes(
+            model.shared_expert_intermediate_size, model.first_dense_layers, model.expert_every,
+            model.routing.normalized if family.normalizes is None else family.normalizes, model.routing.scale not in (0.0, 1.0),
+            model.model_type in _CORRECTED, model.routing.groups, model.routing.groups_used,
+        ),
+        latent=Latent(mla.q_lora_rank, mla.kv_lora_rank, mla.qk_nope_head_dim, mla.qk_rope_head_dim, mla.v_head_dim) if mla else None,
     )  # fmt: skip
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from calculator.engines.llama_cpp import buffers, placement
-from calculator.formats import FORMATS
+from calculator.formats import FORMATS, Format
 from calculator.ledger import Formula, Line
 from calculator.spec import ModelSpec
 
@@ -17,8 +17,9 @@ Place = int | Literal["host"]
 def lines(model: ModelSpec, context: buffers.Context) -> list[Line]:
     """KV buffers: padded cells times rows, on the place of each layer."""
     where = buffers.layout(context)
-    rows = {"k": buffers.row_bytes(model, FORMATS[context.type_k]), "v": buffers.row_bytes(model, FORMATS[context.type_v])}
-    note = "no layer attends" if model.layer_types and not model.attention_layers else f"K {context.type_k}, V {context.type_v}; cells are padded to {buffers.padding_of(context)}"
+    rows = buffers.row_bytes(model, types_of(context))
+    kept = f"K {context.type_k}, V {context.type_v}" if len(rows) == 2 else f"K {context.type_k}; values are a part of it"
+    note = "no layer attends" if model.layer_types and not model.attention_layers else f"{kept}; cells are padded to {buffers.padding_of(context)}"
     found = []
     for device, layers in places(model, context).items():
         for name, cells, count in kinds(model, context, layers):
@@ -26,11 +27,16 @@ def lines(model: ModelSpec, context: buffers.Context) -> list[Line]:
             padding = total - where.streams * cells * count * sum(rows.values())
             symbols = {"s": where.streams, "c": cells, "L": count, **rows, "p": padding}
             template = (
-                "{s} (streams) × {c} (cells) × {L} (layers) × ({k} + {v}) (bytes a row of K and V)"
+                "{s} (streams) × {c} (cells) × {L} (layers) × " + ("({k} + {v}) (bytes a row of K and V)" if len(rows) == 2 else "{k} (bytes a row of K)")
                 + (" + {p} (CUDA's padding of last rows)" if padding else "")
             )
             found.append(Line("kv_cache", name, total, Formula(template, symbols), SOURCE, device=device, note=note))
     return found
+
+
+def types_of(context: buffers.Context) -> dict[str, Format]:
+    """Formats of K and V."""
+    return {"k": FORMATS[context.type_k], "v": FORMATS[context.type_v]}
 
 
 def gpu_bytes(model: ModelSpec, context: buffers.Context) -> int:
@@ -73,4 +79,5 @@ def layer_bytes(model: ModelSpec, context: buffers.Context, cells: int, place: P
     where = buffers.layout(context)._replace(cells=cells)
     on_gpu = context.cuda and place != "host"
     rows = context.release.row_indices
-    return sum(buffers.kv_tensor_bytes(model, FORMATS[t], where, cuda=on_gpu, rows=rows) for t in (context.type_k, context.type_v))
+    types = types_of(context)
+    return sum(buffers.kv_tensor_bytes(n, types[part], where, cuda=on_gpu, rows=rows) for part, n in buffers.row_elements(model).items())

@@ -87,7 +87,7 @@ def place(stored: Stored, *, layers: int, tied: bool, context: Context) -> Place
         elif group.layers:
             by_place: dict[int, list[int]] = {}
             for layer in group.layers:
-                moved = layer < context.n_cpu_moe and len(group.group.shape) == 3 and group.group.role.startswith("ffn") and places[layer] != host
+                moved = layer < context.n_cpu_moe and is_of_experts(group) and places[layer] != host
                 by_place.setdefault(-1 if moved else places[layer], []).append(layer)
             for where, on in by_place.items():
                 part = group if len(on) == len(group.layers) else replace(group, layers=tuple(on))
@@ -197,10 +197,19 @@ def host_bytes(group: StoredGroup) -> int:
     return align_up(group.tensor_nbytes, HOST_ALIGNMENT) * group.count
 
 
-_MATRICES = {
-    "attn_q": ("attn_q",), "attn_k": ("attn_k",), "attn_v": ("attn_v",), "attn_qkv": ("attn_qkv",), "attn_output": ("attn_output",),
-    "ffn_gate": ("ffn_gate", "ffn_gate_exps"), "ffn_up": ("ffn_up", "ffn_up_exps"), "ffn_down": ("ffn_down", "ffn_down_exps"),
-}  # fmt: skip
+def is_of_experts(group: StoredGroup) -> bool:
+    """Whether --n-cpu-moe keeps a tensor on the host: matrices and biases of the experts that are chosen among."""
+    return ".experts." in group.group.name or "_exps." in group.group.name
+
+
+def _graph_name(group: StoredGroup) -> str:
+    """A matrix of a layer by its name in the graph; empty for others."""
+    role, name = group.group.role, group.group.name
+    if role in ("ffn_gate", "ffn_up", "ffn_down"):
+        return role + ("_exps" if len(group.group.shape) == 3 else "_shexp" if "shared_" in name or "_shexp" in name else "")
+    if role == "attn_kv_b":
+        return "attn_v_b" if "v_b" in name else "attn_k_b"
+    return {"attn_kv_a": "attn_kv_a_mqa"}.get(role, role) if role.startswith("attn_") else ""
 
 
 @lru_cache(maxsize=1024)
@@ -213,8 +222,8 @@ def formats_on_host(stored: Stored, layers: int, n_gpu_layers: int, n_cpu_moe: i
     outer = {g.group.role: FORMATS[g.format] for g in stored if not g.layers}
     found: list[dict[str, Format]] = [{} for _ in range(layers)]
     for group in stored:
-        if group.group.role in _MATRICES:
+        if name := _graph_name(group):
             for layer in group.layers:
                 if layer < max(first, n_cpu_moe):
-                    found[layer] |= dict.fromkeys(_MATRICES[group.group.role], FORMATS[group.format])
+                    found[layer][name] = FORMATS[group.format]
     return tuple(tuple(sorted(f.items())) for f in found), outer.get("output") or outer["embedding"]

@@ -20,6 +20,7 @@ MAX_COPIES = 4  # GGML_SCHED_MAX_COPIES
 OFFLOAD_MIN_BATCH = 32  # rows from which CUDA takes over an operation whose weight is on the host
 _VIEWS = frozenset({"view", "reshape", "permute", "transpose"})
 _FLASH_HEADS = frozenset({40, 64, 72, 80, 96, 112, 128, 256})
+_GROUPED_HEADS = {192: (128, 8), 320: (256, 32), 512: (512, 1), 576: (512, 1)}  # width of keys: of values, and what the group is a multiple of
 _FLASH_TYPES = frozenset({"F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"})
 _ROW_PADDING = 512  # MATRIX_ROW_PADDING, elements
 
@@ -115,12 +116,14 @@ def _supports(t: Tensor, backend: int, host: int) -> bool:
 
 
 def flash_attention_on_cuda(q: Tensor, k: Tensor, v: Tensor) -> bool:
-    """Whether CUDA has a kernel for these head sizes and types; a head of 512 needs grouped queries."""
+    """Whether CUDA has a kernel for these head sizes and types; wide heads need grouped queries."""
     if k.fmt.name not in _FLASH_TYPES or v.fmt.name not in _FLASH_TYPES:
         return False
-    if k.ne[0] == 512:
-        return q.ne[2] // k.ne[2] >= 2 and k.ne[1] % 256 == 0
-    return k.ne[0] in _FLASH_HEADS
+    if k.ne[0] in _GROUPED_HEADS:
+        values, group = _GROUPED_HEADS[k.ne[0]]
+        grouped = q.ne[2] // k.ne[2]
+        return v.ne[0] == values and grouped >= 2 and grouped % group == 0 and k.ne[1] % 256 == 0
+    return k.ne[0] in _FLASH_HEADS and v.ne[0] == k.ne[0]
 
 
 def _at(t: Tensor) -> int:

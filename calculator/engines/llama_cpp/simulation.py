@@ -20,7 +20,7 @@ from calculator.engines.llama_cpp.buffers import (
     micro_batch,
     window_cells,
 )
-from calculator.engines.llama_cpp.families import FAMILIES, Batch, Cache, Decoder, Formats, Layer, Moved
+from calculator.engines.llama_cpp.families import Batch, Cache, Decoder, Formats, Kind, Layer, Moved
 from calculator.engines.llama_cpp.graph import F16
 from calculator.engines.llama_cpp.models import Builder
 from calculator.engines.llama_cpp.placement import places_of_layers
@@ -101,7 +101,8 @@ def task(model: Decoder, context: Context, weights: Weights = Weights()) -> Task
     formats = weights.layers or ((),) * model.layers
     moved = weights.moved or ((),) * model.layers
     layers = tuple(
-        Layer(model.windowed(i), homes[i], homes[i] if context.kv_offload else host, host if i < context.n_cpu_moe else homes[i], formats[i], moved[i])
+        Layer(Kind(model.windowed(i), model.sparse(i), model.rotated(i)), homes[i], homes[i] if context.kv_offload else host, host if i < context.n_cpu_moe else homes[i],
+              formats[i], moved[i], i < model.routes.first_dense)
         for i in range(model.layers)
     )
     machine = Machine((*(cuda(i) for i in range(host)), CPU), context.op_offload, on_gpus and context._replace(n_gpu_layers=-1).pipelined)
@@ -109,12 +110,12 @@ def task(model: Decoder, context: Context, weights: Weights = Weights()) -> Task
     pin = (on_gpus or (context.cuda and rows < OFFLOAD_MIN_BATCH)) and not context.no_alloc
     batch = Batch(rows, min(tokens, context.n_outputs), context.flash_attn, pin=pin,
                   attend_on_host=not context.kv_offload and not context.no_alloc, release=context.release, adapters=context.adapters)  # fmt: skip
-    return Task(model, batch, caches, layers, Layer(False, homes[-1], host, host, (("output", weights.output),), weights.outer), machine)
+    return Task(model, batch, caches, layers, Layer(Kind(), homes[-1], host, host, (("output", weights.output),), weights.outer), machine)
 
 
 def run(task: Task) -> list[Buffer]:
     """Simulate with as few layers as prove enough; the compute buffers, the host's last."""
-    period = 2 * (task.model.full_every if FAMILIES[task.model.family].windows and task.model.window else 1)
+    period = 2 * task.model.period
     copies = 0  # with pipelining what each layer copies would be held from the start: then no layer can be left out
     for few in (2, 4, 8):
         kept = _reduced(task.layers, period, few)

@@ -112,7 +112,7 @@ def test_experts_are_in_the_layers_that_have_them():
 @pytest.mark.parametrize(
     ("config", "words"),
     [
-        ({"model_type": "mllama_text_model"}, "cross_attention_layers"), ({"model_type": "gemma3n_text"}, "hidden_size_per_layer_input"),
+        ({"model_type": "mllama_text_model"}, "cross_attention_layers"), ({"model_type": "gemma3n_text", "sliding_window": 64}, "hidden_size_per_layer_input"),
         ({"model_type": "gemma4_text", "layer_types": ["full_attention", "sliding_attention"]}, "last layer"), ({"model_type": "opt", "word_embed_proj_dim": 8}, "350M"),
         ({"model_type": "mpt", "no_bias": False}, "MPT with biases"), ({"model_type": "phi", "qk_layernorm": True}, "norms of queries"),
         ({"model_type": "zamba2"}, "has no formulas"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from calculator.engines.base import Job
 from calculator.engines.llama_cpp import buffers, draft, fit, lora, overrides
+from calculator.engines.llama_cpp.fit_search import fitted
 from calculator.engines.settings import COUNT, Setting, Shares, Text
 from calculator.errors import BadValue, NotModelled, Unsupported
 from calculator.quantization.gguf import QUANTIZERS
@@ -60,7 +61,7 @@ def context_of(job: Job, context: int = 0, sequences: int = 0) -> buffers.Contex
     asked = _asked(job, context, sequences)
     if not job.deployment.settings["fit"] or not asked.cuda:
         return asked
-    return fit.fitted(job.model, job.stored, asked, fit.asked(job))
+    return fitted(job.model, job.stored, asked, fit.asked(job))
 
 
 def _asked(job: Job, context: int, sequences: int) -> buffers.Context:

@@ -8,6 +8,7 @@ from calculator.architectures import build_inventory
 from calculator.catalog import Model
 from calculator.engines import Job
 from calculator.engines.partial import whole_rows_bytes
+from calculator.engines.transformers.placement import layers_on_gpus
 from calculator.ledger import Ledger
 from calculator.quantization import quantize, stored_nbytes
 from calculator.quantization.gguf import NEEDS_IMATRIX, QUANTIZERS, quantizer_of
@@ -29,6 +30,7 @@ def caveats(model: Model, job: Job, peak: Peak, ledger: Ledger) -> tuple[str, ..
                      "scores; 16 bits on a newer card, or --engine llama.cpp, avoids it")  # fmt: skip
     if any(line.name == "not modelled" for line in ledger.lines):
         found.append(f"{job.deployment.engine} has no formula for the activations of {job.model.model_type}: this is weights and cache, a lower bound")
+    found += _map_warnings(job)
     found += _file_warnings(model, job)
     if job.model.vision_parameters:
         where = "is a file of its own (mmproj) and not counted" if job.scheme.recipe else "is counted, what it computes with is not"
@@ -47,6 +49,17 @@ def caveats(model: Model, job: Job, peak: Peak, ledger: Ledger) -> tuple[str, ..
     for other in model.related:
         found.append(f"see also {other['id']}: {other['why']}")
     return tuple(found)
+
+
+def _map_warnings(job: Job) -> list[str]:
+    """What a device map depends on beside the model."""
+    settings = job.deployment.settings
+    if job.deployment.engine != "transformers" or not settings.get("device_map") or settings.get("max_memory") or job.gpu is None:
+        return []
+    least, most = layers_on_gpus(job)
+    if least == most:
+        return []
+    return [f"device_map fills what is free: {least} to {most} of {job.model.num_hidden_layers} layers stay on the GPU by the size of the CUDA context; max_memory settles it"]
 
 
 def _file_warnings(model: Model, job: Job) -> list[str]:

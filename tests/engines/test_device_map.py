@@ -97,6 +97,12 @@ def test_an_8b_on_an_8_gb_card_leaves_layers_and_head_on_the_host():
     assert found.peak.step.name == "lm_head, offloaded"
 
 
+def test_what_the_map_leaves_open_is_said_unless_max_memory_settles_it():
+    free, set_ = (estimate("llama-3.1-8b", quant="bf16", gpu="RTX 4060", settings=AUTO | more) for more in ({}, {"max_memory": "0:6GiB,cpu:30GiB"}))
+    assert any("of 32 layers stay on the GPU" in w for w in free.warnings)
+    assert not any("layers stay on the GPU" in w for w in set_.warnings)
+
+
 def test_the_host_has_a_limit_and_the_rest_is_on_disk():
     found = estimate("llama-3.1-8b", quant="bf16", gpu="RTX 4060", settings={**AUTO, "host_memory_bytes": 8 * GIB})
     assert found.ledger.host_bytes <= 8 * GIB * CPU_SHARE

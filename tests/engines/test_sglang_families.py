@@ -81,6 +81,13 @@ def test_lora_slots_are_buffers_of_all_layers_taken_from_the_pool():
     assert "--enable-lora --max-lora-rank 64" in slots.start_command
 
 
+def test_releases_to_0_5_15_are_sized_where_their_fraction_is_stated():
+    older, newer = (sized("llama-3.1-8b", gpu="H100 SXM5 80GB", engine_version=v, settings={"mem_fraction_static": 0.85}) for v in ("0.5.12", "0.5.15"))
+    assert older.pool.tokens == newer.pool.tokens
+    with pytest.raises(NotModelled, match="mem_fraction_static"):
+        sized("llama-3.1-8b", gpu="H100 SXM5 80GB", engine_version="0.5.15")
+
+
 @pytest.mark.parametrize(
     ("model", "options", "error"),
     [("glm-4.5-air", {"engine_version": "0.4.9"}, NotModelled), ("gpt-oss-20b", {"gpu": "RTX 4090"}, NotModelled),

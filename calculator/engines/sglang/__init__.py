@@ -85,6 +85,7 @@ class Sglang(Server):
         """Refuse what the engine refuses, and what the formulas don't cover."""
         model, settings, length, context = job.model, job.deployment.settings, context_length(job), job.workload.context
         self.check_card(job)
+        static_fraction(job)
         allowed = settings["allow_overwrite_longer_context_len"]
         if max(length, context) > model.max_position_embeddings and not allowed:
             raise Unsupported(

@@ -8,6 +8,7 @@ from calculator.engines.base import Job
 from calculator.engines.ranks import ranks_of
 from calculator.engines.releases import History, Release
 from calculator.engines.sglang.ranks import attention_groups
+from calculator.errors import NotModelled
 from calculator.memory import usable_memory
 from calculator.units import MIB
 
@@ -19,8 +20,8 @@ FRACTION_SOURCE = "sglang v0.4.3 srt/server_args.py L194-205; v0.4.9 L283-321; v
 class Version(NamedTuple):
     """What differs between releases."""
 
-    fraction: Literal["table", "reserve", "chunk"]
-    """How mem_fraction_static defaults: by ranks, by a reserve of the card's class, or by chunk and graphs."""
+    fraction: Literal["table", "reserve", "chunk", "stated"]
+    """How mem_fraction_static defaults: by ranks, by a reserve of the card's class, by chunk and graphs; or in a way without a formula."""
     spare_slot: int
     """Rows of the request table beyond max_running_requests."""
     piecewise: bool = False
@@ -32,8 +33,10 @@ SINCE: dict[Release, Version] = {
     (0, 4, 8): Version("reserve", 0),
     (0, 5, 3): Version("chunk", 0),
     (0, 5, 10): Version("chunk", 0, piecewise=True),
+    (0, 5, 11): Version("chunk", 1, piecewise=True),
+    (0, 5, 13): Version("stated", 1),
 }
-HISTORY = History(SINCE, newest=(0, 5, 12))
+HISTORY = History(SINCE, newest=(0, 5, 15))
 DP_CHUNKS_SINCE = (0, 4, 4)  # before, DP attention halves the chunk
 
 
@@ -70,7 +73,7 @@ def whole_chunk(job: Job) -> int:
     if given is not None:
         return max(int(given), 0)
     memory = card_mib(job)
-    if version_of(job).fraction != "chunk":
+    if version_of(job).fraction in ("table", "reserve"):
         return 2048 if memory is not None and memory < 25_000 else 8192
     if memory is None:
         return 4096
@@ -86,7 +89,7 @@ def graph_sequences(job: Job) -> int:
     """cuda_graph_max_bs: the largest captured batch, by card, ranks and release [sequences]."""
     memory, few = card_mib(job), ranks_of(job) < 4
     kind = version_of(job).fraction
-    if kind != "chunk":
+    if kind in ("table", "reserve"):
         return (8 if few else 80) if memory is not None and memory < 25_000 else 160
     if memory is None:
         return 160
@@ -108,6 +111,8 @@ def static_fraction(job: Job) -> float:
     kind = version_of(job).fraction
     if memory is None:
         return 0.88
+    if kind == "stated":
+        raise NotModelled(f"sglang {job.deployment.engine_version}'s own mem_fraction_static, which follows from its prefill graphs", hint="--set mem_fraction_static, or --engine-version 0.5.12")
     if kind == "table":
         return _by_ranks(memory, gpus)
     groups = attention_groups(job)

@@ -51,12 +51,12 @@ def rotary_bytes(model: ModelSpec) -> int:
     return _TABLES.get(model.model_type, 1) * 2 * 4 * (model.head_dim // 2)
 
 
-def spread(job: Job) -> DeviceMap | None:
+def spread(job: Job, context_bytes: int | None = None) -> DeviceMap | None:
     """The device map; None for a model that is moved to one GPU whole."""
     settings, gpus = job.deployment.settings, job.deployment.gpus
     if gpus == 1 and not settings.get("device_map"):
         return None
-    return _map(_Key(job.model, job.scheme.name, job.stored, gpus), str(settings.get("device_map") or "auto"), limits_of(job), given=bool(settings.get("max_memory")))
+    return _map(_Key(job.model, job.scheme.name, job.stored, gpus), str(settings.get("device_map") or "auto"), limits_of(job, record("torch", "cuda_context").value if context_bytes is None else context_bytes), given=bool(settings.get("max_memory")))
 
 
 def check_map(job: Job) -> None:
@@ -83,7 +83,17 @@ def check_map(job: Job) -> None:
         raise NotModelled(f"offloaded modules in {job.scheme.name}", hint="--quant bf16, or a GPU that holds all")
 
 
-def limits_of(job: Job) -> Limits:
+def layers_on_gpus(job: Job) -> tuple[int, int]:
+    """Layers that the map leaves on GPUs with the most and the least that a CUDA context may hold before."""
+    context = record("torch", "cuda_context")
+    counts = []
+    for held in (context.high, context.low):
+        found = spread(job, context_bytes=held)
+        counts.append(sum(isinstance(device, int) for device in found.layers) if found else job.model.num_hidden_layers)
+    return counts[0], counts[1]
+
+
+def limits_of(job: Job, context_bytes: int) -> Limits:
     """What the map may use: max_memory, else what is free on an empty card and the host; unbounded where nobody says."""
     settings, gpus = job.deployment.settings, job.deployment.gpus
     if given := Budgets.of(settings.get("max_memory")):
@@ -91,7 +101,7 @@ def limits_of(job: Job) -> Limits:
     if not settings.get("device_map"):  # several GPUs and nothing else: what doesn't fit is seen by the verdict
         return Limits(tuple((i, float("inf")) for i in range(gpus)), float("inf"))
     host = settings.get("host_memory_bytes")
-    free = float(usable_memory(job.gpu).value - record("torch", "cuda_context").value) if job.gpu else float("inf")
+    free = float(usable_memory(job.gpu).value - context_bytes) if job.gpu else float("inf")
     return Limits(tuple((i, max(free, 0.0)) for i in range(gpus)), float("inf") if host is None else int(host) * CPU_SHARE)
 
 

@@ -116,6 +116,7 @@ class ModelSpec:
     expert_every: int = 1  # each n-th layer has experts
     mtp_layers: int = 0  # layers that predict further tokens, in the checkpoint
     mla: LatentAttention | None = None
+    rotary_dim: int = 0  # elements of a head that rotary embeddings turn; 0: all
     qk_norm: bool = False  # norms over queries and keys, where a model type may or may not have them
     head_bias: bool = False
     vision_parameters: int = 0  # of a vision tower and its projector, where the config has them

@@ -102,6 +102,7 @@ class ModelInput(_Input):
     expert_every: Annotated[int, Field(ge=1, le=10_000)] = 1
     mtp_layers: Annotated[int, Field(ge=0, le=100)] = 0
     mla: LatentAttentionInput | None = None
+    rotary_dim: Annotated[int, Field(ge=0, le=1_000_000)] = 0
     qk_norm: bool = False
     head_bias: bool = False
     vision_parameters: Annotated[int, Field(ge=0, le=2**40)] = 0

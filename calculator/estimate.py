@@ -15,6 +15,7 @@ from calculator.engines import Engine, Job
 from calculator.engines.base import HasPresets, Pool, Reserves, Starts
 from calculator.engines.partial import Partial
 from calculator.engines.settings import parse_settings
+from calculator.engines.transformers.small import NAMES as HELD_BESIDE
 from calculator.errors import BadValue, NotModelled, Unsupported
 from calculator.ledger import Ledger
 from calculator.memory import with_total
@@ -62,7 +63,7 @@ class Estimate:
     @property
     def tensor_bytes(self) -> int:
         """All stored tensors, wherever they sit [bytes]."""
-        extra = [line.nbytes for line in self.ledger.lines if line.name in ("rotary inverse frequencies", "embedding scale")]
+        extra = [line.nbytes for line in self.ledger.lines if line.name in HELD_BESIDE]
         return stored_nbytes(self.job.stored) + sum(extra)
 
     @property
@@ -164,7 +165,7 @@ def resolve(
     wanted = wanted or ("llama.cpp" if scheme.recipe else "transformers")
     engines.check_runs(scheme, wanted)
     runner, version = engines.load(wanted, engine_version)
-    runner = engines.for_family(runner, spec, partial=partial)
+    runner = engines.for_family(runner, spec, scheme, partial=partial)
 
     if kv_dtype is not None and (kv_dtype := kv_dtype.strip().lower()) not in KV_DTYPES:
         raise BadValue(f"kv-dtype {kv_dtype[:30]!r} is not known", allowed=", ".join(KV_DTYPES))

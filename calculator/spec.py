@@ -127,6 +127,7 @@ class ModelSpec:
     mtp_layers: int = 0  # layers that predict further tokens, in the checkpoint
     mla: LatentAttention | None = None
     routing: Routing = Routing()
+    rotary_dim: int = 0  # elements of a head that rotary embeddings turn; 0: all
     qk_norm: bool = False  # norms over queries and keys, where a model type may or may not have them
     head_bias: bool = False
     vision_parameters: int = 0  # of a vision tower and its projector, where the config has them

@@ -127,6 +127,10 @@ class _WithoutCuda(TorchFunctionMode):
             return args[0] if args[0].is_contiguous() else aten.clone(args[0], memory_format=torch.contiguous_format)
         if func is torch.Tensor.__setitem__ and args[0].device.type == "cuda" and isinstance(args[1], torch.Tensor):
             return aten.index_put_(args[0], [args[1]], args[2])
+        if func is torch.Tensor.__setitem__ and args[0].device.type == "cuda" and isinstance(args[1], tuple) and isinstance(args[1][-1], torch.Tensor):
+            return aten.index_put_(args[0], [*(None for _ in args[1][:-1]), args[1][-1]], args[2])
+        if func is torch.Tensor.copy_ and args[0].device.type == "cuda":
+            return aten.copy_(*args)
         if func is torch.Tensor.__invert__ and args[0].device.type == "cuda":
             return aten.bitwise_not(*args)
         return func(*args, **kwargs)
@@ -247,9 +251,11 @@ def fill_cache(config: Any, cache: Any, batch: int, tokens: int, dtype: torch.dt
     """Put `tokens` tokens of each sequence in every layer."""
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    widths = (dim, dim)
+    if latent := getattr(config, "kv_lora_rank", None):  # one compressed row and a rotary key for all heads
+        heads, widths = 1, (latent, config.qk_rope_head_dim)
     for layer in range(config.num_hidden_layers):
-        new = [torch.zeros(batch, heads, tokens, dim, dtype=dtype, device=device) for _ in range(2)]
-        cache.update(*new, layer)
+        cache.update(*(torch.zeros(batch, heads, tokens, width, dtype=dtype, device=device) for width in widths), layer)
 
 
 def trace(config: dict[str, Any], *, phase: str = "prefill", batch: int = 1, seq: int = 1024, attn: str = "sdpa",

@@ -8,7 +8,7 @@ from calculator.architectures import ARCHITECTURES, architecture
 from calculator.engines.base import Engine, HasFamilies, Job, Releases
 from calculator.engines.llama_cpp import LlamaCpp
 from calculator.engines.partial import ENGINES as PARTIAL
-from calculator.engines.partial import Partial, PartialServer
+from calculator.engines.partial import Partial, PartialServer, as_published
 from calculator.engines.sglang import Sglang
 from calculator.engines.transformers import Transformers
 from calculator.engines.vllm import Vllm
@@ -63,7 +63,7 @@ def check_runs(scheme: Scheme, engine: str) -> None:
     raise Unsupported(f"{engine} can't run {scheme.name}", hint=f"{recipe}--engine {' or '.join(scheme.engines)}")
 
 
-def for_family(runner: Engine, model: ModelSpec, *, partial: bool) -> Engine:
+def for_family(runner: Engine, model: ModelSpec, scheme: Scheme, *, partial: bool) -> Engine:
     """The engine for a model type; `partial`: weights and cache alone where its activations have no formula.
 
     Raises NotModelled with the types that have one.
@@ -74,7 +74,9 @@ def for_family(runner: Engine, model: ModelSpec, *, partial: bool) -> Engine:
         if partial and model.model_type in own:
             return PartialServer(runner)
         raise NotModelled(f"{engine} with a vision tower ({model.id}): its profiling run of images has no formula yet", hint="--engine transformers or llama.cpp")
-    if engine in having or model.model_type in own:
+    if model.rotary_dim and engine in ("vllm", "sglang"):
+        raise NotModelled(f"{engine} with rotary embeddings over a part of head_dim ({model.id}): its table has no formula yet", hint="--engine transformers or llama.cpp")
+    if (engine in having or model.model_type in own) and not (partial and engine == "transformers" and as_published(model, scheme)):
         return runner
     if partial and engine in PARTIAL:
         return Partial(runner)

@@ -14,6 +14,7 @@ from calculator.engines import kinds
 from calculator.engines.base import Dynamic, Engine, Job, Pool
 from calculator.engines.llama_cpp.settings import context_of
 from calculator.engines.settings import Setting
+from calculator.engines.transformers.small import NAMES as HELD_BESIDE
 from calculator.errors import NotModelled
 from calculator.formats import FORMATS
 from calculator.ledger import Formula, Line
@@ -23,11 +24,8 @@ from calculator.spec import ModelSpec
 from calculator.steps import Peak, Step
 
 ENGINES = ("transformers", "llama.cpp")
-# tables that each family has in its own number and size
-_UNKNOWN_BUFFERS = frozenset({"rotary inverse frequencies", "embedding scale"})
 _NOT_IN_LLAMA_CPP = frozenset({"olmo_hybrid"})  # src/models @0c1e57098
 _STATES = frozenset({"recurrent state", "RS buffer"})  # beside the cache, and of one size
-LATENT_SOURCE = "transformers v5.23.0 models/deepseek_v3/modeling_deepseek_v3.py DeepseekV3Attention.forward: the compressed row and the rotary key are cached"
 
 WHOLE_SOURCE = "ollama 0.32.13 on deepseek-coder-v2:16b-lite-instruct-q5_K_M, August 2026: 540, 1,080 and 2,160 MiB at 2,048, 4,096 and 8,192 cells"
 NO_VALUES = "llama.cpp src/llama-kv-cache.cpp: with MLA there is a K tensor of kv_lora_rank + qk_rope_head_dim a layer and no V"
@@ -44,6 +42,11 @@ def whole_rows_bytes(job: Job) -> int:
     assert mla is not None
     widths = {"type_k": mla.qk_nope_head_dim + mla.qk_rope_head_dim, "type_v": mla.v_head_dim}
     return len(job.model.attention_layers) * sum(FORMATS[str(settings[name]).upper()].nbytes(heads * width) for name, width in widths.items())
+
+
+def as_published(model: ModelSpec, scheme: Scheme) -> bool:
+    """Whether this is the format that makers of models with experts publish them in: weights are known, what its kernels hold isn't."""
+    return model.num_experts > 0 and (scheme.name == "fp8-block" or (scheme.name == "mxfp4" and model.model_type == "gpt_oss"))
 
 
 class Partial:
@@ -93,8 +96,7 @@ class Partial:
             raise NotModelled(f"{what}: only a dynamic cache has a formula", hint="leaving cache_implementation and --kv-dtype out")
         if model.recurrent and job.scheme.family != "plain" and not job.from_headers:
             raise NotModelled(f"{job.scheme.name} of a model with recurrent layers: what each library leaves unquantized differs", hint="--quant bf16, or a GGUF recipe")
-        own = job.scheme.name == "fp8-block" or (job.scheme.name == "mxfp4" and model.model_type == "gpt_oss")  # as their makers publish them
-        if model.num_experts and job.scheme.family != "plain" and not own:
+        if model.num_experts and job.scheme.family != "plain" and not as_published(model, job.scheme):
             raise NotModelled(f"{job.scheme.name} of a model with experts: what each library leaves unquantized differs", hint="--quant bf16, or a GGUF recipe")
         if model.sliding_window and not model.full_every and job.workload.context > model.sliding_window:
             raise NotModelled(f"{what} beyond its window of {model.sliding_window:,} tokens", hint=f"--context {model.sliding_window}")
@@ -105,7 +107,7 @@ class Partial:
             own, n = job.model.by_layer, job.model.num_hidden_layers
             held = ((g, tuple(i for i in g.layers if kinds.loaded(own, g.group.name, i, n))) for g in job.stored)
             job = replace(job, stored=tuple(replace(g, layers=layers) for g, layers in held if layers or not g.layers))
-        return [line for line in self.inner.weight_lines(job) if line.name not in _UNKNOWN_BUFFERS]
+        return [line for line in self.inner.weight_lines(job) if line.name not in HELD_BESIDE]
 
     def cache_lines(self, job: Job, phase: str) -> list[Line]:
         """The engine's own for each kind of layer; with latent attention the compressed row of each token, and the indexer's key."""
@@ -130,16 +132,7 @@ class Partial:
         if self.name == "llama.cpp":
             return [line if line.name in _STATES else replace(line, nbytes=line.nbytes // 2, formula=Formula("{n} / 2 (keys alone: values are read from them)", {"n": line.nbytes}), source=NO_VALUES)
                     for line in self.inner.cache_lines(self._latent(job), phase)]  # fmt: skip
-        lines = []
-        for line in self.inner.cache_lines(job, phase):
-            if line.name in _STATES:
-                lines.append(line)
-                continue
-            row, old = self._latent_row(job), job.model.num_key_value_heads * job.model.head_dim * 2
-            symbols = {"c": job.model.mla.kv_lora_rank, "r": job.model.mla.qk_rope_head_dim, "e": self._element_bytes(job), "n": line.nbytes // (old * self._element_bytes(job))}
-            lines.append(replace(line, nbytes=row * symbols["n"], low=-1, high=-1, source=LATENT_SOURCE,
-                                 formula=Formula("({c} (compressed row) + {r} (rotary key)) × {e} (bytes) × {n} (tokens of all layers and sequences)", symbols)))  # fmt: skip
-        return lines
+        return self.inner.cache_lines(job, phase)
 
     def activation_lines(self, job: Job, phase: str) -> list[Line]:  # noqa: ARG002
         """Nothing, and why."""

@@ -57,9 +57,7 @@ def config_of(header: Header) -> dict[str, Any]:
     key_length, value_length = own.get("attention.key_length", config.get("head_dim")), own.get("attention.value_length")
     if value_length is not None and value_length != key_length:
         raise NotModelled(f"{name}: values of {str(value_length)[:20]} elements a head beside keys of {str(key_length)[:20]}", hint="vram inspect")
-    if "transformers" in architecture(config["model_type"]).engines:
-        _check_rotary(config, own.get("rope.dimension_count"), name)
-    return config
+    return config | _rotary(config, own.get("rope.dimension_count"), name)
 
 
 def _head_dim(config: dict[str, Any]) -> Any:
@@ -111,7 +109,13 @@ def _rope(own: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> str:
     return kind if isinstance(kind, str) and kind != "none" else "default"
 
 
-def _check_rotary(config: dict[str, Any], dimensions: Any, name: str) -> None:
-    head_dim = config.get("head_dim")
-    if dimensions is not None and head_dim is not None and dimensions != head_dim:
+def _rotary(config: dict[str, Any], dimensions: Any, name: str) -> dict[str, float]:
+    """The share of a head that is turned, where a model type may turn a part."""
+    head_dim, row = config.get("head_dim"), architecture(config["model_type"])
+    if not isinstance(dimensions, int) or not isinstance(head_dim, int) or head_dim < 1 or dimensions == head_dim:
+        return {}
+    if row.partial_rotary:
+        return {"partial_rotary_factor": dimensions / head_dim}
+    if "transformers" in row.engines:
         raise NotModelled(f"{name}: rotary embeddings over {str(dimensions)[:20]} of {head_dim} elements of a head come in a later version", hint="vram inspect")
+    return {}

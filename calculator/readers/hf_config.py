@@ -50,13 +50,15 @@ def model_from_config(config: Mapping[str, Any], *, id: str, trusted: bool = Fal
         raise UnreadableFile(f"{id}: config lacks {', '.join(missing)}", hint="the model's own config.json, as published")
     heads, tied = config["num_attention_heads"], config.get("tie_word_embeddings")
     mla = _latent_attention(config)
+    head_dim = mla.qk_nope_head_dim + mla.qk_rope_head_dim if mla else _head_dim(config, row, id)
     fields: dict[str, Any] = {
         **{name: config[name] for name in _REQUIRED},
         "id": id,
         "model_type": config["model_type"],
         # absent means multi-head attention, and hidden_size / heads: configuration_llama.py __post_init__
         "num_key_value_heads": heads if config.get("num_key_value_heads") is None or mla else config["num_key_value_heads"],
-        "head_dim": mla.qk_nope_head_dim + mla.qk_rope_head_dim if mla else _head_dim(config, row, id),
+        "head_dim": head_dim,
+        "rotary_dim": _rotary_dim(config, row, head_dim, id),
         # transformers' base class ties unless told otherwise; each config class says what absence means
         "tie_word_embeddings": False if row.encoder else row.tied if tied is None else tied,
         "dtype": _dtype(config, id, absent="bfloat16" if config.get("quantization_config") else None),
@@ -73,9 +75,7 @@ def model_from_config(config: Mapping[str, Any], *, id: str, trusted: bool = Fal
         **own_fields(config, id),
         **state(config, row, id),
     }
-    if config.get("partial_rotary_factor") not in (None, 1, 1.0) and "transformers" in row.engines:
-        raise NotModelled(f"{id}: rotary embeddings over a part of head_dim come in a later version", hint="vram trace, with its config.json")
-    for name in ("use_qk_norm", "qk_layernorm"):
+    for name in ("use_qk_norm", "qk_layernorm", "use_parallel_residual"):
         if config["model_type"] in ("cohere", "stablelm") and config.get(name):
             raise NotModelled(f"{id}: {name} in {config['model_type']} comes in a later version", hint="vram trace, with its config.json")
     if not trusted:
@@ -98,6 +98,25 @@ def _head_dim(config: Mapping[str, Any], row: Architecture, id: str) -> Any:
             hint="adding head_dim to the config",
         )
     return hidden // heads
+
+
+def _rotary_dim(config: Mapping[str, Any], row: Architecture, head_dim: Any, id: str) -> int:
+    """Elements of a head that rotary embeddings turn; 0: all."""
+    rope = config.get("rope_parameters") or config.get("rope_scaling")
+    share = config.get("partial_rotary_factor", rope.get("partial_rotary_factor") if isinstance(rope, dict) else None)
+    if share is None and config["model_type"] == "minimax_m2" and isinstance(head_dim, int) and head_dim > 0:
+        turned = config.get("rotary_dim")
+        share = turned / head_dim if isinstance(turned, int) else None
+    share = row.partial_rotary or 1 if share is None else share
+    if share in (1, 1.0):
+        return 0
+    if not row.partial_rotary:
+        if "transformers" not in row.engines:
+            return 0
+        raise NotModelled(f"{id}: rotary embeddings over a part of head_dim come in a later version", hint="vram trace, with its config.json")
+    if not isinstance(share, (int, float)) or not isinstance(head_dim, int) or not 0 < share < 1:
+        raise UnreadableFile(f"{id}: partial_rotary_factor {str(share)[:30]!r} is not above 0 and up to 1", hint="the config as published")
+    return int(head_dim * share + 1e-9)  # 1/49 of 49 is less than 1 in floating point
 
 
 def _latent_attention(config: Mapping[str, Any]) -> LatentAttention | None:

@@ -118,6 +118,7 @@ class ModelInput(_Input):
     mtp_layers: Annotated[int, Field(ge=0, le=100)] = 0
     mla: LatentAttentionInput | None = None
     routing: RoutingInput = RoutingInput()
+    rotary_dim: Annotated[int, Field(ge=0, le=1_000_000)] = 0
     qk_norm: bool = False
     head_bias: bool = False
     vision_parameters: Annotated[int, Field(ge=0, le=2**40)] = 0

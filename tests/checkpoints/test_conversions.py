@@ -32,7 +32,8 @@ CONTEXTS = ((1024, 1, 512), (2048, 4, 64))
 U32, BOOL, STR, ARR = 4, 7, 8, 9
 NAMED_OTHERWISE = {"mistral": "llama", "glm4_moe_lite": "deepseek_v3", "solar_open": "glm4_moe", "roberta": "bert", "xlm-roberta": "bert"}
 # not written; always 8192 in llama.cpp; from a field that transformers' own configs lack
-UNKNOWN_TO_THE_FILE = {"mistral": {"sliding_window"}, "llama4_text": {"sliding_window"}, "bloom": {"max_position_embeddings"}}
+UNKNOWN_TO_THE_FILE = {"mistral": {"sliding_window"}, "llama4_text": {"sliding_window"}, "bloom": {"max_position_embeddings"},
+                       "solar_open": {"rotary_dim"}}  # the file is read as glm4_moe, half of whose heads turn  # fmt: skip
 
 
 def payload(value) -> tuple[int, bytes]:

@@ -96,6 +96,13 @@ def test_what_isnt_known_of_the_cache_or_the_file_is_refused():
             estimate("deepseek-v3.2", **options, partial=True)
 
 
+def test_formats_that_makers_publish_experts_in_have_weights_and_no_activations():
+    """What mxfp4 and fp8 kernels hold isn't known; the weights are."""
+    found = estimate("gpt-oss-20b", quant="mxfp4", context=1024, partial=True)
+    assert found.partial
+    assert not estimate("gpt-oss-20b", quant="bf16", context=1024, partial=True).partial
+
+
 def test_every_catalog_model_has_a_size_in_some_engine():
     """Each one's weights, whatever is known of the rest."""
     for id in ("llama-4-scout-17b-16e-instruct", "glm-4.5-air", "olmo-3-7b-instruct", "starcoder2-7b", "qwen2-57b-a14b-instruct", "gemma-2b-it", "minimax-m2"):

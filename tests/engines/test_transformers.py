@@ -65,9 +65,17 @@ def test_what_transformers_refuses(kw):
     assert "\n" not in str(error.value)
 
 
-def test_sliding_windows_are_not_guessed():
+def test_a_window_that_is_not_full_costs_a_counter_a_layer():
     spec = replace(load_model("llama-3.2-1b").spec, sliding_window=4096)
     model = Model(spec, {"name": "x", "family": "x", "sources": {"config": "x"}})
-    assert estimate(model, context=4096).total_bytes == estimate("llama-3.2-1b", context=4096).total_bytes
-    with pytest.raises(CalculatorError, match="sliding-window"):
-        estimate(model, context=4097)
+    before, full = (estimate(model, context=n, settings={"phase": "prefill"}).ledger for n in (4095, 4096))
+    plain = estimate("llama-3.2-1b", context=4095, settings={"phase": "prefill"}).ledger
+    assert before.component_bytes("kv_cache") - plain.component_bytes("kv_cache") == 8 * 16
+    assert before.component_bytes("activations") == plain.component_bytes("activations")
+    assert full.component_bytes("activations") > before.component_bytes("activations") + 4096**2  # sdpa gets a mask
+
+
+def test_windows_of_some_layers_by_a_list_are_not_guessed():
+    spec = replace(load_model("qwen2.5-0.5b").spec, sliding_window=4096)
+    with pytest.raises(CalculatorError, match="beyond its window"):
+        estimate(Model(spec, {"name": "x", "family": "x", "sources": {"config": "x"}}), context=4097)

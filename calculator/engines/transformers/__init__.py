@@ -6,10 +6,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, ClassVar
 
+from calculator.architectures import architecture
 from calculator.engines.base import Dynamic, Job
 from calculator.engines.records import Record, record_line
 from calculator.engines.settings import COUNT, Budgets, Setting
-from calculator.engines.transformers import cache, steps
+from calculator.engines.transformers import cache, small, steps
 from calculator.engines.transformers.copies import (
     DECOMPRESSED,
     DECOMPRESSED_SOURCE,
@@ -19,6 +20,7 @@ from calculator.engines.transformers.copies import (
     records_of,
 )
 from calculator.engines.transformers.device_map import AWAY, HOOK_SOURCE, MAP_SOURCE
+from calculator.engines.transformers.families import FAMILIES, Family
 from calculator.engines.transformers.offload import Matrices, with_hooks
 from calculator.engines.transformers.placement import (
     Held,
@@ -27,7 +29,6 @@ from calculator.engines.transformers.placement import (
     main_gpu,
     matrices_of,
     placed_text,
-    rotary_bytes,
     spread,
     stored_on,
 )
@@ -40,7 +41,7 @@ from calculator.quantization.hf import DTYPE_BYTES, KV_NAMES
 from calculator.spec import ModelSpec
 from calculator.steps import Peak
 
-SOURCE = "transformers v5.23.0 models/llama/modeling_llama.py; FakeTensor runs, torch 2.13.0"
+TRACED = "FakeTensor runs, torch 2.13.0"
 MATH_SOURCE = ("pytorch aten/src/ATen/native/transformers/cuda/sdp_utils.cpp: flash needs compute capability 8.0, the "
                "memory-efficient kernel has no grouped heads; math attention computes in float32")  # fmt: skip
 CACHE_SOURCE = "transformers v5.23.0 cache_utils.py"
@@ -56,7 +57,7 @@ class Transformers:
     name = "transformers"
     versions = ("5.23",)
     settings: ClassVar[dict[str, Setting]] = {
-        "attn_implementation": Setting("sdpa", ("sdpa", "eager"), "attention kernel"),
+        "attn_implementation": Setting(None, ("sdpa", "eager"), "attention kernel; default sdpa, or eager where the model type has no other"),
         "logits_to_keep": Setting(1, range(0, COUNT.stop), "positions with logits; 0 is all"),
         "cache_implementation": Setting(None, ("dynamic", "static", "quantized"), "kind of KV cache; default dynamic"),
         "phase": Setting(None, ("prefill", "decode"), "size this phase; default the larger of the two"),
@@ -84,6 +85,7 @@ class Transformers:
         if kind is not None and (kv_dtype == own) == (kind == "quantized"):
             raise Unsupported(f"kv_dtype {kv_dtype} and cache_implementation={kind} contradict each other",
                               hint="leaving one of them out")  # fmt: skip
+        settings.setdefault("attn_implementation", "sdpa" if FAMILIES.get(model.model_type, Family()).sdpa else "eager")
         settings["cache_implementation"] = kind or ("dynamic" if kv_dtype == own else "quantized")
         return kv_dtype
 
@@ -91,27 +93,21 @@ class Transformers:
         """Refuse what this engine's formulas don't cover."""
         model = job.model
         check_map(job)
-        if model.full_every:
-            self._check_windows(job)
+        settings = job.deployment.settings
+        if settings["attn_implementation"] == "sdpa" and not FAMILIES[model.model_type].sdpa:
+            raise Unsupported(f"transformers has no sdpa for {model.model_type}", hint="--set attn_implementation=eager")
+        beyond = model.sliding_window is not None and job.workload.context >= model.sliding_window
+        if model.sliding_window and ((settings["cache_implementation"] == "quantized" and (model.full_every or beyond)) or (job.deployment.gpus > 1 and model.full_every)):
+            raise NotModelled(f"{model.model_type} in transformers: windows in a quantized cache, or over several GPUs, have no formula", hint="--engine llama.cpp")
         if model.num_experts and compute_dtype(model, job.scheme) != "bfloat16":
             raise NotModelled(f"{model.model_type} in {job.scheme.name}: torch's grouped product of experts takes bfloat16 only", hint="--quant bf16")
         if model.num_experts and job.scheme.family != "plain":
             raise NotModelled(f"{job.scheme.name} of a model with experts: what each library leaves unquantized differs",
                               hint="--quant bf16, or a GGUF recipe")  # fmt: skip
-        if not model.full_every and model.sliding_window and job.workload.context > model.sliding_window:
-            raise NotModelled(
-                f"transformers with sliding-window attention beyond its window of {model.sliding_window:,} tokens",
-                hint=f"--context {model.sliding_window} or --engine llama.cpp",
-            )
-
-    def _check_windows(self, job: Job) -> None:
-        settings = job.deployment.settings
-        if job.model.model_type != "gemma3_text":
-            raise NotModelled(f"{job.model.model_type} in transformers has no formula yet", hint="vram trace, which runs the real code, or --engine llama.cpp")
-        if settings["cache_implementation"] != "dynamic" or job.deployment.gpus > 1:
-            raise NotModelled(f"{job.model.model_type} in transformers: only a dynamic cache on one GPU has formulas", hint="--engine llama.cpp")
-        if math_kernel(compute_dtype(job.model, job.scheme), job) and settings["attn_implementation"] == "sdpa":
-            raise NotModelled(f"{job.model.model_type} with sdpa in float32 or before Ampere has no formula yet", hint="--set attn_implementation=eager")
+        mixed = architecture(model.model_type).windows == "use_sliding_window"  # its later layers see everything
+        if mixed and model.sliding_window and job.workload.context > model.sliding_window:
+            raise NotModelled(f"{model.model_type} in transformers beyond its window of {model.sliding_window:,} tokens",
+                              hint=f"--context {model.sliding_window} or --engine llama.cpp")  # fmt: skip
 
     def weight_lines(self, job: Job) -> list[Line]:
         """Stored tensors and the rotary tables; what the map keeps on the host, and what it leaves on disk."""
@@ -129,16 +125,8 @@ class Transformers:
                               note=f"{placed_text(found, 'disk')}: {nbytes:,} bytes read from the checkpoint's files at each pass"))  # fmt: skip
         main = main_gpu(found) if found else 0
         where = found.rotary if found and isinstance(found.rotary, int) else main  # buffers aren't offloaded
-        half, tables = model.head_dim // 2, rotary_bytes(model) // (8 * (model.head_dim // 2) or 1)
-        lines.append(Line("weights", "rotary inverse frequencies", tables * 2 * 4 * half,
-                          Formula("{n} (tables) × 2 (current and original) × 4 (bytes) × {half}", {"half": half, "n": tables}),
-                          "transformers v5.23.0 modeling_rope_utils.py, buffers inv_freq and original_inv_freq", device=where))  # fmt: skip
-        if model.model_type == "gemma3_text":
-            size = DTYPE_BYTES[compute_dtype(model, job.scheme)]
-            lines.append(Line("weights", "embedding scale", size, Formula("{e}", {"e": size}),
-                              "transformers v5.23.0 modeling_gemma3.py Gemma3TextScaledWordEmbedding",
-                              device=found.embedding if found and isinstance(found.embedding, int) else main))  # fmt: skip
-        return lines
+        near = found.embedding if found and isinstance(found.embedding, int) else main
+        return [*lines, *small.lines(job, rotary=where, embedding=near)] if model.model_type in FAMILIES else lines
 
     def cache_lines(self, job: Job, phase: str) -> list[Line]:
         """The KV cache at the end of the phase; that of offloaded layers is where they run."""
@@ -157,12 +145,13 @@ class Transformers:
     def activation_lines(self, job: Job, phase: str) -> list[Line]:
         """The peak of the pass, on every device that runs something."""
         peak, how = self._peak(job, phase, self._pass(job)), self._pass(job)
-        basis, low, source, note = "derived", peak.nbytes, SOURCE, f"peak at {peak.step.name}, {phase}"
+        own = f"{architecture(job.model.model_type).source}; {TRACED}"
+        basis, low, source, note = "derived", peak.nbytes, own, f"peak at {peak.step.name}, {phase}"
         if how.copies != "never":
             low = self._peak(job, phase, how._replace(copies="never")).nbytes
-            basis, source = "modelled", f"{SOURCE}; {copies_of(job.scheme)[2]}"
+            basis, source = "modelled", f"{own}; {copies_of(job.scheme)[2]}"
         if peak.step.name == "attention (math kernel)" and how.element_bytes < 4:
-            basis, source = "modelled", f"{SOURCE}; {MATH_SOURCE}"
+            basis, source = "modelled", f"{own}; {MATH_SOURCE}"
             low = min(low, self._peak(job, phase, how._replace(math_bytes=how.element_bytes)).nbytes)
         if job.vendor != "NVIDIA" or job.scheme.family == "exl2" or job.deployment.kv_dtype in cache.QUANTIZED or job.deployment.gpus > 1:
             basis = "modelled"
@@ -219,11 +208,10 @@ class Transformers:
         """Cache, activations, their slack, and input ids."""
         slack, how, model = self._records(job)[0], self._pass(job), job.model
         hold = self._cache_of(job, phase)
-        run = steps.prefill if phase == "prefill" else steps.decode
         shares, matrices = [(attending(model, share.layers), share.runs, share.main) for share in self._held(job)], self._matrices(job)
 
         def size(context: int, sequences: int) -> tuple[int, int]:
-            plain = run(model, how, tokens=context, sequences=sequences).nbytes
+            plain = steps.nbytes(model, how, phase, tokens=context, sequences=sequences)
             hooked = _hooked(model, how, phase, matrices, plain, context, sequences) if matrices else None
             point = high = 8 * sequences * self._inputs(job, phase, context)
             for count, runs, main in shares:

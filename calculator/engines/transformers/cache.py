@@ -1,4 +1,4 @@
-"""KV cache of transformers: dynamic, static and quantized, exact for full attention.
+"""KV cache of transformers: dynamic, static and quantized, of full attention, windows and latent attention.
 
 Source: transformers v5.23.0 cache_utils.py DynamicCache, StaticCache, QuantizedCache; equals every measured cache.
 """
@@ -27,43 +27,40 @@ class Cache(NamedTuple):
 
 
 def element_count(model: ModelSpec, layers: int, sequences: int) -> int:
-    """Elements that one position adds over `layers` layers: 2 L B K d."""
+    """Elements that one position adds over `layers` layers: 2 L B K d; latent attention keeps a compressed row and a rotary key."""
+    if model.mla:
+        return layers * sequences * (model.mla.kv_lora_rank + model.mla.qk_rope_head_dim)
     return 2 * layers * sequences * model.num_key_value_heads * model.head_dim
 
 
 def plain(model: ModelSpec, *, layers: int, sequences: int, tokens: int, element_bytes: int, static: bool,
           decoding: bool = False) -> Cache:  # fmt: skip
     """DynamicCache: 2 L B K d e S; StaticCache: 8 bytes a layer more for its position counter."""
-    counters = 8 * layers if static else 0
-    if model.full_every:
-        return _windowed(model, layers=layers, sequences=sequences, tokens=tokens, element_bytes=element_bytes, decoding=decoding)
-    nbytes = element_count(model, layers, sequences) * element_bytes * tokens + counters
+    if model.sliding_window:
+        return _windowed(model, layers=layers, sequences=sequences, tokens=tokens, element_bytes=element_bytes, shrunk=static or decoding, static=static)
+    nbytes = element_count(model, layers, sequences) * element_bytes * tokens + (8 * layers if static else 0)
 
     def render() -> Formula:
-        return Formula(
-            "2 (keys and values) × {L} (layers) × {B} (sequences) × {K} (KV heads) × {d} (head_dim) × {e} (bytes) × "
-            "{S} (tokens)" + (" + 8 × {L} (position counters)" if static else ""),
-            _symbols(model, layers, sequences, tokens) | {"e": element_bytes},
-        )
+        return Formula("{L} (layers) × {B} (sequences) × " + _row(model) + " × {e} (bytes) × {S} (tokens)" + (" + 8 × {L} (position counters)" if static else ""),
+                       _symbols(model, layers, sequences, tokens) | {"e": element_bytes})  # fmt: skip
 
     return Cache(nbytes, nbytes, render)
 
 
-def _windowed(model: ModelSpec, *, layers: int, sequences: int, tokens: int, element_bytes: int, decoding: bool) -> Cache:
-    """DynamicCache with sliding-window layers: after a prefill they still hold the whole prompt, later the window.
+def _windowed(model: ModelSpec, *, layers: int, sequences: int, tokens: int, element_bytes: int, shrunk: bool, static: bool) -> Cache:
+    """Sliding-window layers: in a dynamic cache they still hold the whole prompt after a prefill, later the window.
 
-    2 B K d e (F S + N min(S, W)) + 8 N      F layers that see everything, N with a window; W is S in a prefill
+    2 B K d e (F S + N min(S, W)) + 8 N      F layers that see everything, N with a window; W is S in a dynamic prefill;
+    a counter in each layer with a window, in a static cache in every layer
     """
-    full = layers // model.full_every
-    near = min(tokens, model.sliding_window or 0) if decoding else tokens
-    nbytes = element_count(model, 1, sequences) * element_bytes * (full * tokens + (layers - full) * near) + 8 * (layers - full)
+    full = layers // model.full_every if model.full_every else 0
+    near, counters = min(tokens, model.sliding_window or 0) if shrunk else tokens, layers if static else layers - full
+    nbytes = element_count(model, 1, sequences) * element_bytes * (full * tokens + (layers - full) * near) + 8 * counters
 
     def render() -> Formula:
-        return Formula(
-            "2 (keys and values) × {B} (sequences) × {K} (KV heads) × {d} (head_dim) × {e} (bytes) × ({F} (full layers) × {S} (tokens) + "
-            "{N} (layers with a window) × {near} (tokens kept)) + 8 × {N} (counters)",
-            _symbols(model, layers, sequences, tokens) | {"e": element_bytes, "F": full, "N": layers - full, "near": near},
-        )
+        return Formula("{B} (sequences) × " + _row(model) + " × {e} (bytes) × ({F} (full layers) × {S} (tokens) + "
+                       "{N} (layers with a window) × {near} (tokens kept)) + 8 × {counters} (counters)",
+                       _symbols(model, layers, sequences, tokens) | {"e": element_bytes, "F": full, "N": layers - full, "near": near, "counters": counters})  # fmt: skip
 
     return Cache(nbytes, nbytes, render)
 
@@ -81,14 +78,19 @@ def quantized(model: ModelSpec, *, layers: int, sequences: int, cached: int, new
     def render() -> Formula:
         scales = "{g} / 64 (scale and zero point)" if scale_bytes else "0"
         return Formula(
-            "2 × {L} × {B} × {K} × {d} × {S} × ({b} / 8 (codes) + " + scales + ")"
+            "{L} × {B} × " + _row(model) + " × {S} × ({b} / 8 (codes) + " + scales + ")"
             + ("" if scale_bytes else " + 8 × {L} (scales)")
-            + " + 2 × {L} × {B} × {K} × {d} × {e} × {new} (recent tokens in 16 bits)",
+            + " + {L} × {B} × " + _row(model) + " × {e} × {new} (recent tokens in 16 bits)",
             _symbols(model, layers, sequences, cached) | {"b": bits, "g": scale_bytes, "e": element_bytes, "new": new},
         )  # fmt: skip
 
     return Cache(nbytes, high, render)
 
 
+def _row(model: ModelSpec) -> str:
+    return "({c} (compressed row) + {r} (rotary key))" if model.mla else "2 (keys and values) × {K} (KV heads) × {d} (head_dim)"
+
+
 def _symbols(model: ModelSpec, layers: int, sequences: int, tokens: int) -> dict[str, int | str]:
-    return {"L": layers, "B": sequences, "K": model.num_key_value_heads, "d": model.head_dim, "S": tokens}
+    row = {"c": model.mla.kv_lora_rank, "r": model.mla.qk_rope_head_dim} if model.mla else {"K": model.num_key_value_heads, "d": model.head_dim}
+    return {"L": layers, "B": sequences, "S": tokens, **row}

@@ -1,4 +1,4 @@
-"""What a layer of experts holds: tokens gathered for their experts, products of all of them, and the way back.
+"""What a layer of experts holds beside its own offloaded weights: tokens gathered for their experts, products of all of them, and the way back.
 
 M = n u rows, one for each of the u experts of a token; W bytes of a weight: mixtral keeps its routing weights in float32,
 which makes the weighted products float32 too.

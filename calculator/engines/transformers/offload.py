@@ -7,10 +7,13 @@ from typing import NamedTuple
 
 from calculator.engines.transformers.device_map import DeviceMap
 from calculator.engines.transformers.experts import expert_steps, weight_bytes
-from calculator.engines.transformers.steps import FUSED, Pass, rotary_buffer
+from calculator.engines.transformers.run import Pass
 from calculator.quantization import Stored
 from calculator.spec import ModelSpec
 from calculator.steps import Buffer, Peak, Step, largest
+
+# whose steps beside an offloaded module are known; the others' differ from Llama's in what they keep meanwhile
+HOOKED = frozenset({"llama", "mistral", "ministral3", "qwen2", "qwen3", "phi3", "granite", "smollm3", "seed_oss", "mixtral", "qwen3_moe", "gemma3_text"})
 
 
 class Matrices(NamedTuple):
@@ -52,10 +55,10 @@ def with_hooks(model: ModelSpec, how: Pass, phase: str, matrices: Matrices, plai
     b, q, t, e = sequences, new, seen, how.element_bytes
     n, h, f, d, heads = b * q, model.hidden_size, model.intermediate_size, model.head_dim, model.num_attention_heads
     r, eager, k = 3 if model.num_hidden_layers > 1 else 2, how.attention == "eager", min(how.logits_to_keep or q, q)
-    wide = 4 if model.model_type in FUSED else 3
+    wide, p = 4 if model.model_type == "phi3" else 3, b if how.own_positions else 1
     alive = (
         Buffer("residual stream and normed input", (r + 1) * h * n * e, "({r} + 1) × {h} × {n} × {e}"),
-        rotary_buffer(q, b if how.own_positions else 1, d, e),
+        Buffer("cos, sin and positions", p * q * (2 * d * e + 8), "{p} × {q} × (2 × {d} × {e} + 8)"),
         Buffer("attention weights", heads * n * t * e if eager else 0, "{H} × {n} × {T} × {e}"),
         Buffer("mask", b * q * t * e if eager else 0, "{B} × {q} × {T} × {e}"),
     )
@@ -77,5 +80,5 @@ def with_hooks(model: ModelSpec, how: Pass, phase: str, matrices: Matrices, plai
     if nbytes <= plain:
         return None
     return Peak(phase, step, nbytes, {f"w_{name}": size for name, size in matrices._asdict().items()} | {
-        "q": q, "T": t, "B": b, "n": n, "h": h, "f": model.expert_intermediate_size or f, "V": model.vocab_size, "H": heads, "d": d, "e": e, "r": r, "k": k,
+        "p": p, "q": q, "T": t, "B": b, "n": n, "h": h, "f": model.expert_intermediate_size or f, "V": model.vocab_size, "H": heads, "d": d, "e": e, "r": r, "k": k,
         "M": n * model.num_experts_per_tok, "E": model.num_experts, "W": weight_bytes(model, e)})  # fmt: skip

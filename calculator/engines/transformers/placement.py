@@ -20,7 +20,8 @@ from calculator.engines.transformers.device_map import (
     balanced,
     place,
 )
-from calculator.engines.transformers.offload import Matrices, offloaded_matrices
+from calculator.engines.transformers.offload import HOOKED, Matrices, offloaded_matrices
+from calculator.engines.transformers.small import rotary_bytes
 from calculator.errors import BadValue, NotModelled, Unsupported
 from calculator.memory import usable_memory
 from calculator.quantization import Stored, StoredGroup
@@ -28,7 +29,6 @@ from calculator.quantization.hf import DTYPE_BYTES
 from calculator.spec import ModelSpec
 
 _SCALED_EMBEDDING = frozenset({"gemma", "gemma2", "gemma3_text"})
-_TABLES = {"gemma3_text": 2, "olmo3": 2}  # rotary tables of windowed and of other layers
 _COUNTED = {"bnb-nf4": 0.5, "bnb-fp4": 0.5, "bnb-int8": 1.0}  # bytes an element that the map counts, by the quantizer's word
 _TIGHTER = ("bnb", "torchao", "quanto")
 
@@ -44,11 +44,6 @@ class Held(NamedTuple):
     """Offloaded modules run here."""
     note: str = ""
     """Which layers it holds."""
-
-
-def rotary_bytes(model: ModelSpec) -> int:
-    """Inverse frequencies, current and original, in float32. Source: transformers v5.23.0 modeling_rope_utils.py."""
-    return _TABLES.get(model.model_type, 1) * 2 * 4 * (model.head_dim // 2)
 
 
 def spread(job: Job, context_bytes: int | None = None) -> DeviceMap | None:
@@ -76,6 +71,8 @@ def check_map(job: Job) -> None:
         return
     if not any(isinstance(device, int) for device in found.pieces):
         raise Unsupported("no module fits on a GPU beside the room kept for the largest one: the model would run on the CPU", hint="a smaller format, a larger GPU or max_memory")
+    if job.model.model_type not in HOOKED:
+        raise NotModelled(f"{job.model.model_type} with modules on the host or the disk has no formula yet", hint="--quant of fewer bytes, or a GPU that holds all")
     if job.scheme.name.startswith("bnb"):
         raise Unsupported("Some modules are dispatched on the CPU or the disk. Make sure you have enough GPU RAM to fit the quantized model.",
                           hint="a larger GPU, --gpus N, or --quant bf16")  # fmt: skip

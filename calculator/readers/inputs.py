@@ -180,7 +180,7 @@ class GpuInput(_Input):
 def check_model(fields: Mapping[str, Any]) -> None:
     """Raise UnreadableFile for the first field that can't be, in one line."""
     try:
-        ModelInput.model_validate({name: asdict(value) if isinstance(value, (LatentAttention, Indexer, ByLayer)) else value for name, value in fields.items()})
+        ModelInput.model_validate({name: asdict(value) if isinstance(value, (LatentAttention, Indexer, ByLayer, Routing)) else value for name, value in fields.items()})
     except ValidationError as e:
         first = e.errors()[0]
         where = ".".join(str(part) for part in first["loc"])

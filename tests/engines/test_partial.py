@@ -70,7 +70,7 @@ def test_gpt_oss_20b_caches_as_llama_cpp_prints_them(cells, n_ubatch, full, wind
 
 
 @pytest.mark.parametrize(("model", "quant", "gpu", "verdict"), [
-    ("gpt-oss-20b", "MXFP4_MOE", "h100", None), ("gpt-oss-120b", "MXFP4_MOE", "rtx 4090", "does_not_fit"), ("glm-4-9b-0414", "bf16", "h100", None),
+    ("gpt-oss-20b", "mxfp4", "h100", None), ("gpt-oss-120b", "mxfp4", "rtx 4090", "does_not_fit"), ("glm-4-9b-0414", "bf16", "h100", None),
 ])  # fmt: skip
 def test_a_lower_bound_never_fits(model, quant, gpu, verdict):
     found = estimate(model, quant=quant, context=4096, gpu=gpu, partial=True)
@@ -85,9 +85,9 @@ def test_a_lower_bound_never_fits(model, quant, gpu, verdict):
 
 def test_only_a_single_estimate_takes_half_an_answer():
     with pytest.raises(CalculatorError, match="activations have no formula"):
-        estimate("gpt-oss-20b", quant="MXFP4_MOE")
+        estimate("gpt-oss-20b", quant="mxfp4")
     with pytest.raises(CalculatorError, match="activations have no formula"):
-        sweep([load_model("gpt-oss-20b")], ["MXFP4_MOE"], [1024], [1])
+        sweep([load_model("gpt-oss-20b")], ["mxfp4"], [1024], [1])
 
 
 def test_what_isnt_known_of_the_cache_or_the_file_is_refused():

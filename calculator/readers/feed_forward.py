@@ -98,7 +98,7 @@ def _layers(config: Mapping[str, Any], kind: str, id: str) -> dict[str, Any]:
 
 def _routing(config: Mapping[str, Any], kind: str, id: str) -> Routing:
     """Of families with a say in it: the config's, and what an absent field means (configuration_deepseek_v3.py)."""
-    if not kind.startswith(("deepseek", "kimi", "glm4_moe", "glm_moe", "solar_open")):
+    if not kind.startswith(("deepseek", "kimi", "glm4_moe", "glm_moe", "solar_open", "dots1", "exaone_moe")):
         return Routing()
     normalized, scale = config.get("norm_topk_prob"), config.get("routed_scaling_factor")
     groups, used = config.get("n_group") or 1, config.get("topk_group") or 1

@@ -55,6 +55,8 @@ SETTINGS: dict[str, Setting] = {
     "quantizer": Setting(None, QUANTIZERS, "whose rules the file's types follow, where those of 2025 and 2026 differ; default those of the model's published files"),
 }  # fmt: skip
 
+_EXAONE4_WINDOWED, _LLAMA4_CHUNK = 64, 8192  # src/models/{exaone4,llama4}.cpp load_arch_hparams @0c1e57098
+
 
 def context_of(job: Job, context: int = 0, sequences: int = 0) -> buffers.Context:
     """The context that llama-server would make for the job's workload, or for another."""
@@ -109,12 +111,26 @@ def check(job: Job) -> None:
     _check_release(job, context_of(job))
     if int(settings["n_cpu_moe"]) and not job.model.num_experts:
         raise BadValue(f"n_cpu_moe={settings['n_cpu_moe']}: {job.model.id} has no experts", hint="n_gpu_layers")
+    _check_model(job, context_of(job))
     overrides.check(job)
     fit.check(job)
     draft.check(job)
     if "draft" in settings:
         check(draft.job_of(job, context_of(job)))
     lora.check(job)
+
+
+def _check_model(job: Job, context: buffers.Context) -> None:
+    """What llama.cpp takes for granted of a model type."""
+    model = job.model
+    if model.mla and context.type_k != context.type_v:
+        raise NotModelled("keys and values of two types with latent attention, which keeps no values", hint="--kv-dtype")
+    if model.mla and job.deployment.settings["lora_rank"]:
+        raise NotModelled("LoRA adapters with latent attention", hint="leaving lora_rank out")
+    if model.model_type == "exaone4" and (model.num_hidden_layers == _EXAONE4_WINDOWED) != bool(model.full_every and model.sliding_window):
+        raise NotModelled(f"{model.id}: llama.cpp gives EXAONE 4 a window in {_EXAONE4_WINDOWED} layers, and in no other number", hint="--engine transformers")
+    if model.model_type == "llama4_text" and model.sliding_window != _LLAMA4_CHUNK:
+        raise NotModelled(f"{model.id}: llama.cpp's chunks have {_LLAMA4_CHUNK:,} tokens, whatever the config says", hint="--engine transformers")
 
 
 def _check_release(job: Job, context: buffers.Context) -> None:

@@ -72,12 +72,13 @@ class Task(NamedTuple):
 def compute_buffers(model: Decoder, context: Context, weights: Weights = Weights()) -> tuple[Buffer, ...]:  # noqa: B008
     """Compute buffers of the devices, in order, and the host's last; without a GPU the host's alone.
 
-    A second graph is reserved after the first, of one token a sequence. Where the host computes it without the GPU's
-    help, its buffer may be the larger; each buffer keeps the largest (src/llama-context.cpp L673 to L722).
+    A second graph is reserved after the first, of one token a sequence, and each buffer keeps the largest
+    (src/llama-context.cpp L673 to L722). The second's may be the larger where the host computes it without the GPU's
+    help, and where the logits, which both have, decide.
     """
     whole = task(model, context, weights)
     buffers = run(whole)
-    if not context.on_gpus_alone and not context.no_alloc:
+    if not context.no_alloc and (not context.on_gpus_alone or any(buffer.node.startswith("result") for buffer in buffers)):
         n = context.n_seq_max
         pin = whole.batch.pin or n < OFFLOAD_MIN_BATCH
         decode = run(whole._replace(batch=whole.batch._replace(tokens=n, outputs=n, pin=pin)))
@@ -115,9 +116,9 @@ def task(model: Decoder, context: Context, weights: Weights = Weights()) -> Task
 
 def run(task: Task) -> list[Buffer]:
     """Simulate with as few layers as prove enough; the compute buffers, the host's last."""
-    period = 2 * task.model.period
+    once = task.model.period
     copies = 0  # with pipelining what each layer copies would be held from the start: then no layer can be left out
-    for few in (2, 4, 8):
+    for few, period in ((2, once), (2, 2 * once), (4, 2 * once), (8, 2 * once)):
         kept = _reduced(task.layers, period, few)
         if len(kept) == len(task.layers):
             break
@@ -156,12 +157,12 @@ def _reduced(layers: tuple[Layer, ...], period: int, few: int) -> tuple[Layer, .
 
 
 def _repeats(layers: tuple[Layer, ...], kept: tuple[Layer, ...], states: list[object], period: int) -> bool:
-    """Whether each shortened run came back to a state a period later, before its last layer."""
+    """Whether each shortened run came back to a state a period later, before its last layer: there all periods left out fit in."""
     start = 0
     for whole, short in zip(_segments(layers), _segments(kept), strict=True):
         if len(short) < len(whole):
             inner = states[start : start + len(short) - 1]
-            if len(inner) <= period or inner[-1] != inner[-1 - period]:
+            if not any(state == before for state, before in zip(inner[period:], inner, strict=False)):
                 return False
         start += len(short)
     return True

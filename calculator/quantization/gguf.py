@@ -63,7 +63,7 @@ class _File(NamedTuple):
 def quantizer_of(model: ModelSpec) -> str:
     """Whose rules the files have that are published of a model.
 
-    Phi-3 mini as Microsoft's q4 is 2,393,231,072 bytes and Phi 4 as bartowski's Q4_K_M 9,053,114,464, which the rules of 2025
+    Phi-3 mini as Microsoft's q4 is 2,393,231,072 bytes and Phi 4 as ollama's Q4_K_M 9,053,114,464, which the rules of 2025
     give; Gemma 4 E2B as Q4_K_M and Q3_K_S 3.412 and 3.094 GB, which those of 2026 give.
     """
     return "2025" if model.model_type in _PUBLISHED_IN_2025 else "2026"

@@ -27,6 +27,8 @@ def experts(config: Mapping[str, Any], row: Architecture, id: str) -> dict[str, 
         return {}
     if row.recurrent and not count:  # Granite 4, Nemotron-H and Jamba have dense sizes under the same name
         return {"shared_expert_intermediate_size": _shared(config, kind, 0, id)} if kind == "granitemoehybrid" else {}
+    if not isinstance(config.get("num_hidden_layers"), int):
+        raise UnreadableFile(f"{id}: num_hidden_layers {str(config.get('num_hidden_layers'))[:30]!r} is not a whole number", hint=_HINT)
     width = _same(config.get(row.expert_width) if kind != "hunyuan_v1_moe" else config.get("moe_intermediate_size") or config["intermediate_size"], id)
     found = {"num_experts": count, "num_experts_per_tok": _same(_first(config, _USED), id), "expert_intermediate_size": width}
     if missing := [name for name, value in found.items() if value is None]:

@@ -38,7 +38,10 @@ def config_of(header: Header) -> dict[str, Any]:
         raise UnreadableFile(f"{name} holds a {quoted(str(metadata['general.type']))}, not a model", hint="the model's own file")
     family, own = FAMILIES[arch], {k.removeprefix(f"{arch}."): v for k, v in metadata.items() if k.startswith(f"{arch}.")}
     shapes = {t.name: t.shape for t in header.tensors}
-    said = family.fields(own, shapes)
+    try:
+        said = family.fields(own, shapes)
+    except (KeyError, TypeError, ValueError, IndexError) as e:
+        raise UnreadableFile(f"{name}: metadata of {arch} that can't be: {str(e)[:60]}", hint="the model's own file, as published") from None
     config = {field: said[field] if field in said else _uniform(own.get(key), key, name) for field, key in _KEYS.items()}
     config = {field: value for field, value in config.items() if value is not None and not (field in ("num_experts", "sliding_window") and value == 0)}
     if missing := [f"{arch}.{_KEYS[field]}" for field in _REQUIRED if field not in config]:

@@ -46,7 +46,7 @@ def text_config(config: Mapping[str, Any], id: str) -> tuple[dict[str, Any], int
         raise UnreadableFile(f"{id}: vision_config.{str(bad[0])[:40]} is out of range", hint="the config as published")
     try:
         count = _TOWERS[outer](vision, inner, config)
-    except (KeyError, TypeError, ZeroDivisionError) as e:
+    except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError) as e:
         raise UnreadableFile(f"{id}: vision_config lacks or misstates {str(e)[:60]}", hint="the config as published") from None
     if outer == "mllama":  # rows of an image of the most tiles, which cross-attention caches
         merged["image_tokens"] = vision["max_num_tiles"] * ((vision["image_size"] // vision["patch_size"]) ** 2 + 1)

@@ -136,7 +136,8 @@ def _by_layer(config: Mapping[str, Any], id: str) -> dict[str, Any]:
 def _full_layers(config: Mapping[str, Any]) -> dict[str, Any]:
     """The overrides of one layer that sees everything, as newer configs list them."""
     listed = config.get("per_layer_config")
-    return next(iter(listed.values()), {}) if isinstance(listed, dict) else {}
+    first: Any = next(iter(listed.values()), {}) if isinstance(listed, dict) else {}
+    return first if isinstance(first, dict) else {}
 
 
 def _refused(kind: str, config: Mapping[str, Any]) -> str:
@@ -154,6 +155,6 @@ def _refused(kind: str, config: Mapping[str, Any]) -> str:
     if kind == "modernbert" and any(config.get(name) for name in ("attention_bias", "mlp_bias", "norm_bias")):
         return "ModernBERT with biases comes in a later version"
     types = config.get("indexer_types")
-    if kind == "glm_moe_dsa" and (config.get("index_topk_pattern") or (config.get("index_topk_freq") or 1) != 1 or (isinstance(types, list) and set(types) - {"full"})):
+    if kind == "glm_moe_dsa" and (config.get("index_topk_pattern") or (config.get("index_topk_freq") or 1) != 1 or (isinstance(types, list) and any(t != "full" for t in types))):
         return "layers that share another layer's choice of tokens come in a later version"
     return ""

@@ -22,6 +22,7 @@ from calculator.errors import Unsupported
 from calculator.formats import FORMATS
 from calculator.ledger import Formula, Line
 from calculator.quantization import Scheme, StoredGroup
+from calculator.quantization.gguf import OLD_SOURCE
 from calculator.quantization.gguf import SOURCE as RECIPE_SOURCE
 from calculator.spec import GpuSpec, ModelSpec, Workload
 from calculator.steps import Peak
@@ -222,7 +223,8 @@ def _context_record(vendor: str, cuda: bool) -> Record:
 
 
 def _types_source(job: Job) -> str:
-    return job.scheme.source if job.from_headers else RECIPE_SOURCE
+    recipe = OLD_SOURCE if job.deployment.settings.get("quantizer") == "2025" else RECIPE_SOURCE
+    return job.scheme.source if job.from_headers else recipe
 
 
 def _placed(job: Job, context: buffers.Context) -> placement.Placed:

@@ -116,7 +116,7 @@ def _latent(rng: random.Random, config: dict[str, Any]) -> None:
     """Multi-head latent attention."""
     heads = rng.choice([1, 2, 8, 16, 32])
     config |= {
-        "num_attention_heads": heads, "num_key_value_heads": heads, "hidden_size": heads * max(1, config["hidden_size"] // heads),
+        "num_attention_heads": heads, "num_key_value_heads": heads, "hidden_size": 8 * heads * max(1, config["hidden_size"] // (8 * heads)),
         "q_lora_rank": rng.choice([None, 256, 1536]), "kv_lora_rank": rng.choice([128, 512]), "qk_rope_head_dim": rng.choice([32, 64]),
         "qk_nope_head_dim": rng.choice([64, 128, 192]), "v_head_dim": rng.choice([64, 128, 256]),
     }  # fmt: skip

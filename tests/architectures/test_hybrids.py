@@ -100,7 +100,7 @@ def test_infinity_that_limits_nothing_is_read_and_nan_is_not(tmp_path):
 
     from calculator.catalog import load_model
 
-    config = {k: v for k, v in (BASE | {"model_type": "nemotron_h"} | REAL["nemotron_h"][1]).items()}
+    config = BASE | {"model_type": "nemotron_h"} | REAL["nemotron_h"][1]
     (tmp_path / "config.json").write_text(json.dumps(config | {"time_step_limit": [0.0, float("inf")]}))
     assert load_model(str(tmp_path)).spec.recurrent.heads == 4
     (tmp_path / "config.json").write_text(json.dumps(config | {"hidden_size": float("inf")}))

@@ -76,7 +76,7 @@ def mamba(model: ModelSpec, *, layers: Sequence[int], at: str = LAYER + "mamba."
     r, h = _of(model), model.hidden_size
     v, s, t = r.inner, r.state_size, r.dt_rank
     groups = [_matrix(at, "in_proj", 2 * v, h, "ssm_in", layers), _matrix(at, "x_proj", t + 2 * s, v, "ssm_in", layers),
-              _matrix(at, "dt_proj", v, t, "ssm_in", layers), _vector(at + "dt_proj.bias", v, layers, "bias"),
+              _matrix(at, "dt_proj", v, t, "ssm_in", layers), _vector(at + "dt_proj.bias", v, layers, "ssm"),
               _matrix(at, "out_proj", h, v, "ssm_out", layers)]  # fmt: skip
     groups += [_vector(at + f"{name}.bias", size, layers, "bias") for name, size, has in (("in_proj", 2 * v, r.in_bias), ("out_proj", h, r.out_bias)) if has]
     if norms:

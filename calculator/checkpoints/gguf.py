@@ -42,11 +42,15 @@ _MATRICES: dict[str, Role] = {
     "indexer.attn_k": "attn_k", "indexer.attn_q_b": "projection", "indexer.proj": "projection", "inp_gate": "projection", "proj": "projection",
     "ffn_gate_up_exps": "ffn_gate", "altup_correct_coef": "small", "altup_predict_coef": "small", "altup_correct_scale": "small",
     "altup_router": "side", "laurel_l": "side", "laurel_r": "side", "layer_output_scale": "small", "attn_k_b": "attn_kv_b", "attn_v_b": "attn_kv_b", "attn_kv_b": "attn_kv_b",
+    "attn_gate": "ssm_in", "ssm_in": "ssm_in", "ssm_ba": "ssm_in", "ssm_alpha": "ssm_in", "ssm_beta": "ssm_in", "ssm_x": "ssm_in", "ssm_dt": "ssm_in",
+    "ssm_out": "ssm_out", "ssm_conv1d": "ssm", "shortconv.conv": "ssm", "shortconv.in_proj": "ssm_in", "shortconv.out_proj": "ssm_out",
+    "ffn_latent_down": "ssm_in", "ffn_latent_up": "ssm_in",
 }  # fmt: skip
 _ROPE = frozenset({"rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"})
 _OUTER: dict[str, Role] = {"token_embd.weight": "embedding", "output.weight": "output", "output_norm.weight": "norm",
                           "position_embd.weight": "position", "token_types.weight": "position", "per_layer_token_embd.weight": "layer_embedding",
                           "per_layer_model_proj.weight": "side", "altup_proj.weight": "side", "altup_unembd_proj.weight": "side"}  # fmt: skip
+_BARE: dict[str, Role] = {"ssm_a": "ssm", "ssm_d": "ssm", "ffn_norm": "norm"}  # without a suffix; Falcon-H1 leaves it out of ffn_norm
 _NORM = re.compile(r"_norm(_\d)?$")
 _LAYER = re.compile(r"blk\.(\d{1,5})\.(.+)")
 
@@ -115,6 +119,10 @@ def _role(name: str) -> Role:
     if name in _ROPE:
         return "norm"
     stem, _, kind = name.removeprefix("blk.{layer}.").rpartition(".")
+    if not stem and kind in _BARE:
+        return _BARE[kind]
+    if (stem, kind) == ("ssm_dt", "bias"):
+        return "ssm"
     if _NORM.search(stem):
         return "norm"
     if kind in ("bias", "scale"):

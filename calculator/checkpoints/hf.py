@@ -30,6 +30,8 @@ RUN_AS_STORED = ("gptq", "awq", "bnb", "fp8", "compressed-tensors")  # of these 
 
 _LAYER = re.compile(r"\.layers\.(\d{1,5})\.")
 _EXPERT = re.compile(r"\.experts\.\d{1,5}\.")
+_MTP = ("mtp.", "model.mtp.")  # Qwen3-Next, Qwen3.5, Nemotron 3: _keys_to_ignore_on_load_unexpected of their classes
+_STACKS = ("model.layers.", "backbone.layers.")
 _PREFIXES = ("language_model.", "model.language_model.")
 _MIXTRAL = {"w1": "gate_proj", "w3": "up_proj", "w2": "down_proj"}
 _VISION = re.compile(r"(^|\.)(visual|vision_tower|vision_model|multi_modal_projector|vision_encoder|merger)\.")
@@ -127,6 +129,9 @@ def checkpoint_of(header: Header, spec: ModelSpec, scheme: Scheme, *, warnings: 
     if beyond := [t for t in kept if _pattern(t.name)[1] >= spec.num_hidden_layers]:
         kept = [t for t in kept if _pattern(t.name)[1] < spec.num_hidden_layers]
         said.append(f"{len(beyond):,} tensors of layers beyond the {spec.num_hidden_layers} of the config are not loaded and not counted")
+    if ahead := [t for t in kept if t.name.startswith(_MTP)]:
+        kept = [t for t in kept if not t.name.startswith(_MTP)]
+        said.append(f"{len(ahead):,} tensors of MTP layers are not loaded and not counted")
     plain = scheme.family == "plain"
     stored = _groups(kept, inventory, scheme)
     said += differences(kinds_of_inventory(inventory), kinds_of_stored(stored))
@@ -140,7 +145,7 @@ def checkpoint_of(header: Header, spec: ModelSpec, scheme: Scheme, *, warnings: 
 
 
 def _groups(tensors: list[Tensor], inventory: Inventory, scheme: Scheme) -> Stored:
-    known = {g.name.removesuffix(".weight") if g.role not in ("norm", "bias") else g.name: g for g in inventory.groups}
+    known = {g.name.removesuffix(".weight") if g.role not in ("norm", "bias", "ssm") else g.name: g for g in inventory.groups}
     modules: dict[tuple[str, int], list[tuple[str, Tensor]]] = {}
     for t in tensors:
         pattern, layer = _pattern(t.name)
@@ -165,7 +170,7 @@ def _pattern(name: str) -> tuple[str, int]:
             name = rest if rest.startswith(("model.", "lm_head.")) else "model." + rest
             break
     match = _LAYER.search(name)
-    if match and name.startswith("model.layers."):
+    if match and name.startswith(_STACKS):
         name = _EXPERT.sub(".experts.", _LAYER.sub(".layers.{layer}.", name, count=1))
         for old, new in _MIXTRAL.items():
             name = name.replace(f".experts.{old}.", f".experts.{new}.")

@@ -53,6 +53,8 @@ def _recurrent(r: Recurrent, group: TensorGroup) -> tuple[TensorGroup, ...]:
     if name.endswith("shared_mlp.input_linear.weight"):
         half = replace(group, shape=(shape[0] // 2, shape[1]))
         return replace(half, role="ffn_gate"), half
+    if name.endswith("shared_expert_gate.weight"):
+        return (replace(group, shape=shape[1:]),)
     if group.role == "ssm" and len(shape) == 3:
         parts = 3 if r.kind == "kda" else 1  # of queries, keys and values
         return (replace(group, shape=(shape[0] // parts, shape[2])),) * parts

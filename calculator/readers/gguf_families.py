@@ -6,7 +6,10 @@ Source: llama.cpp @0c1e57098 src/llama-arch.cpp (names, keys), src/models/*.cpp 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
+
+from calculator.readers import gguf_hybrid
 
 Metadata = Mapping[str, Any]  # without the architecture's prefix
 Shapes = Mapping[str, tuple[int, ...]]
@@ -128,5 +131,6 @@ FAMILIES: dict[str, Family] = {
     "deepseek32": Family("deepseek_v32", _LATENT | _INDEX, lambda m, s: _indexed(m, s) | {"model_type": "deepseek_v32"}),
     "glm-dsa": Family("glm_moe_dsa", _LATENT | _INDEX, lambda m, s: _indexed(m, s) | {"model_type": "glm_moe_dsa"}),
     "gemma3n": Family("gemma3n_text", _INPUTS, _gemma3n), "gemma4": Family("gemma4_text", _INPUTS, _gemma4),
+    **{arch: Family(kind, gguf_hybrid.READS, partial(gguf_hybrid.fields, arch)) for arch, kind in gguf_hybrid.MODEL_TYPES.items()},
     "bert": Family("bert", fields=_bert), "nomic-bert": Family("nomic_bert", fields=_bert), "modern-bert": Family("modernbert"),
 }  # fmt: skip

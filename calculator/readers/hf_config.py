@@ -29,7 +29,7 @@ def read_config(path: Path) -> dict[str, Any]:
     if not file.is_file():
         raise UnreadableFile(f"{shown(file)} is not a file", hint="a config.json or a folder that holds one")
     with LocalFile(file) as source:
-        return read_json(source, limit=MAX_BYTES)
+        return read_json(source, limit=MAX_BYTES, unlimited=True)
 
 
 def model_from_config(config: Mapping[str, Any], *, id: str, trusted: bool = False) -> ModelSpec:

@@ -64,7 +64,7 @@ def read_hub(name: str) -> Remote:
         ggufs = [n for n in names if n.endswith(".gguf")]
         what = "no config.json" + (f"; GGUF files: {', '.join(printable(n) for n in ggufs[:6])}" if ggufs else "")
         raise UnreadableFile(f"{name} holds {what}", hint=f"hf:{place.repository}/{printable(ggufs[0])}" if ggufs else "another repository")
-    config = read_json(RemoteFile(session, place, "config.json"), limit=2 * 2**20)
+    config = read_json(RemoteFile(session, place, "config.json"), limit=2 * 2**20, unlimited=True)
     return Remote(config, _read_safetensors(session, place, names))
 
 

@@ -107,13 +107,13 @@ def _layers(config: Mapping[str, Any], count: int, id: str) -> list[Any]:
         return ["hybrid"] * count
     if kind == "nemotron_h":
         return _nemotron_pattern(config, id)
-    if kind == "jamba":
+    if kind == "jamba" and not isinstance(config.get("layers_block_type"), list):
         period, offset = _whole(config, "attn_layer_period", id), _whole(config, "attn_layer_offset", id, low=0)
         return ["attention" if i % period == offset else "mamba" for i in range(count)]
     if kind == "kimi_linear" and isinstance(config.get("linear_attn_config"), dict):
         own = config["linear_attn_config"].get("full_attn_layers")
         return _listed([i - 1 for i in own if isinstance(i, int)] if isinstance(own, list) else own, count, id)  # counted from 1
-    listed = config.get("layer_types") or (config.get("layers_block_type") if kind == "granitemoehybrid" else None)
+    listed = config.get("layer_types") or (config.get("layers_block_type") if kind in ("granitemoehybrid", "jamba") else None)
     if isinstance(listed, list):
         return listed
     if kind == "bamba":

@@ -69,25 +69,25 @@ class LocalFile:
         os.close(self._handle)
 
 
-def read_json(source: Source, *, limit: int = MAX_JSON_BYTES) -> dict[str, Any]:
-    """The JSON object that a file holds. Raises UnreadableFile."""
+def read_json(source: Source, *, limit: int = MAX_JSON_BYTES, unlimited: bool = False) -> dict[str, Any]:
+    """The JSON object that a file holds; `unlimited`: Infinity, which configs give as a limit, is read as null. Raises UnreadableFile."""
     if source.size > limit:
         raise UnreadableFile(f"{source.name} is larger than {limit // 2**20} MiB", hint="the model's own file, as published")
-    return parse_json(source.read_at(0, limit), name=source.name)
+    return parse_json(source.read_at(0, limit), name=source.name, unlimited=unlimited)
 
 
-def parse_json(data: bytes, *, name: str) -> dict[str, Any]:
+def parse_json(data: bytes, *, name: str, unlimited: bool = False) -> dict[str, Any]:
     """One object of strict JSON: UTF-8, finite numbers, each key once, nesting that Python can hold.
 
     Raises UnreadableFile.
     """
-    found = loads(data, name=name)
+    found = loads(data, name=name, unlimited=unlimited)
     if not isinstance(found, dict):
         raise UnreadableFile(f"{name} doesn't hold a JSON object", hint="the model's own file, as published")
     return found
 
 
-def loads(data: bytes, *, name: str, hook: Any = None, nested: int = MAX_NESTED) -> Any:
+def loads(data: bytes, *, name: str, hook: Any = None, nested: int = MAX_NESTED, unlimited: bool = False) -> Any:
     """Strict JSON of any kind; `hook` makes an object of its pairs, after the check that no key comes twice.
 
     Counted before it is parsed, so that what it becomes in memory has a bound.
@@ -103,7 +103,7 @@ def loads(data: bytes, *, name: str, hook: Any = None, nested: int = MAX_NESTED)
         return hook(found) if hook else found
 
     try:
-        return json.loads(data.decode("utf-8"), object_pairs_hook=unique, parse_constant=_refuse_constant, parse_float=_finite)
+        return json.loads(data.decode("utf-8"), object_pairs_hook=unique, parse_constant=_no_limit if unlimited else _refuse_constant, parse_float=_finite)
     except UnicodeDecodeError as e:
         raise UnreadableFile(f"{name} is not UTF-8 at byte {e.start}", hint="the model's own file, as published") from None
     except RecursionError:
@@ -157,6 +157,12 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def _no_limit(constant: str) -> None:
+    """Nemotron's time_step_limit ends at Infinity; NaN is refused like anywhere."""
+    if constant == "NaN":
+        _refuse_constant(constant)
 
 
 def _refuse_constant(constant: str) -> None:

@@ -92,3 +92,22 @@ def test_a_config_that_cant_be_is_refused_in_one_line(model_type, config, words)
     with pytest.raises(CalculatorError, match=words) as error:
         read(model_type, **config)
     assert "\n" not in str(error.value)
+
+
+def test_infinity_that_limits_nothing_is_read_and_nan_is_not(tmp_path):
+    """Nemotron's published config.json ends time_step_limit at Infinity."""
+    import json
+
+    from calculator.catalog import load_model
+
+    config = BASE | {"model_type": "nemotron_h"} | REAL["nemotron_h"][1]
+    (tmp_path / "config.json").write_text(json.dumps(config | {"time_step_limit": [0.0, float("inf")]}))
+    assert load_model(str(tmp_path)).spec.recurrent.heads == 4
+    (tmp_path / "config.json").write_text(json.dumps(config | {"hidden_size": float("inf")}))
+    load_model.cache_clear()
+    with pytest.raises(CalculatorError, match="lacks hidden_size"):
+        load_model(str(tmp_path))
+    (tmp_path / "config.json").write_text(json.dumps(config | {"hidden_size": float("nan")}))
+    load_model.cache_clear()
+    with pytest.raises(CalculatorError, match="NaN"):
+        load_model(str(tmp_path))

@@ -144,6 +144,22 @@ def test_only_layers_that_attend_cache_keys_and_values():
     assert round(mib(found, "RS buffer"), 2) == 75.38
 
 
+@pytest.mark.parametrize(("id", "quant", "slots", "printed"), [
+    ("qwen3.5-0.8b", "Q8_0", 4, {"model buffer": 763.78, "model buffer, token_embd": 257.66, "KV buffer": 24.00, "RS buffer": 77.06}),  # 2,048 cells
+    ("qwen3.5-27b", "Q4_K_M", 4, {"RS buffer": 598.50}),  # with KV of 131,072 cells in q8_0 over 16 layers: 4352.00
+    ("qwen3.5-35b-a3b", "Q4_K_M", 4, {"RS buffer": 251.25}), ("qwen3.5-35b-a3b", "Q4_K_M", 1, {"RS buffer": 62.81}),
+])  # fmt: skip
+def test_buffers_of_public_logs_to_the_last_digit(id, quant, slots, printed):
+    """Start-up logs of llama-server on CUDA, May to September 2026; found after the formulas."""
+    found = estimate(id, quant=quant, context=2048 // slots, sequences=slots, settings={"kv_unified": True}, partial=True)
+    assert {name: round(mib(found, name), 2) for name in printed} == printed
+
+
+def test_the_27bs_cache_of_a_public_log():
+    found = estimate("qwen3.5-27b", quant="Q4_K_M", context=131_072, kv_dtype="q8_0", partial=True)
+    assert round(mib(found, "KV buffer"), 2) == 4352.00
+
+
 def test_layers_on_several_gpus_keep_their_own_state():
     one, two = (estimate("nemotron-nano-9b-v2", quant="Q8_0", context=4096, gpus=n, gpu="h100", engine="llama.cpp", partial=True) for n in (1, 2))
     held = [line.nbytes for line in two.ledger.lines if line.name == "RS buffer"]

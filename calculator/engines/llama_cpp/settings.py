@@ -125,6 +125,8 @@ def _check_model(job: Job, context: buffers.Context) -> None:
     model = job.model
     if model.mla and context.type_k != context.type_v:
         raise NotModelled("keys and values of two types with latent attention, which keeps no values", hint="--kv-dtype")
+    if model.mla and not context.kv_offload and context.cuda and context.flash_attn and context.type_k != "F16":
+        raise NotModelled("a cache of latent attention on the host in another type than f16: what CUDA converts of its copies", hint="--kv-dtype f16")
     if model.mla and job.deployment.settings["lora_rank"]:
         raise NotModelled("LoRA adapters with latent attention", hint="leaving lora_rank out")
     if model.model_type == "exaone4" and (model.num_hidden_layers == _EXAONE4_WINDOWED) != bool(model.full_every and model.sliding_window):

@@ -49,8 +49,8 @@ $(VENV)/.torch: $(VENV)/.ready
 real: $(VENV)/.torch  ## a short slice of real torch runs: what was exact stays exact
 	$(BIN)/pytest -m real tests/real
 
-oracle: $(VENV)/.torch  ## 200 random configs: the closed forms against traces of the real code
-	$(BIN)/python tests/real/oracle.py
+oracle: $(VENV)/.torch  ## 20 random configs of each family: the closed forms against traces of the real code
+	$(BIN)/python -m tests.real.oracle
 
 fuzz: $(VENV)/.ready  ## a million executions of the readers under coverage guidance
 	$(INSTALL) -e '.[fuzz]'

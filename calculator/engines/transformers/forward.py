@@ -158,8 +158,9 @@ def _masks(run: Run, family: Family) -> None:
     for wide, t in wanted.items():
         if not (run.eager or (run.static and run.course.one_token) or (wide and (run.course.window_reached or family.unused_mask))):
             continue
+        queries = run.new("numbers of sequences", "B8"), run.new("number of a head", "8"), run.new("positions of queries", "q8")
         keys = run.new("positions of keys, from 0", t + "8")
-        keys, queries = run.new("positions of keys", t + "8"), run.new("positions of queries", "q8")
+        keys = run.new("positions of keys", t + "8")
         mask = run.new("bool mask", "q" + t)
         if wide:  # tokens before, and of them those in the window
             both = mask, run.new("bool mask", "q" + t)

@@ -92,8 +92,10 @@ def sdpa(run: Run, mask: Tensor | None, t: str, heads: tuple[int, int], *, conti
             floats = None
         else:
             wide = None
+        zero = run.new("zero of the float mask", "e") if mask is not None else None
         output = run.new("attention output", "nHve")
-        del wide
+        run.new("a seed and an offset", "8", 2)
+        del wide, zero
     else:
         output = _math(run, t, contiguous)
     del repeated, floats

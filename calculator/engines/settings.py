@@ -109,6 +109,7 @@ NOT_MODELLED: Mapping[str, Mapping[str, str]] = {
         **dict.fromkeys(("data_parallel_size", "decode_context_parallel_size"), "ranks that don't split the layers"),
         **dict.fromkeys(("cpu_offload_gb", "kv_transfer_config", "kv_offloading_size"), "weights or cache outside of the GPU"),
     },
+    "llama.cpp": dict.fromkeys(("mmproj", "mmproj_offload"), "a projector's weights and the buffer that images are encoded in"),
     "sglang": {
         **dict.fromkeys(("speculative_algorithm", "speculative_draft_model_path", "speculative_num_steps"), "speculative decoding: the draft's weights, cache and pass"),
         **dict.fromkeys(("data_parallel_size", "enable_dp_lm_head"), "ranks that don't split the layers"),

@@ -56,6 +56,7 @@ def test_a_quantized_cache_makes_the_compute_buffer_larger():
         ({"settings": {"n_ubatch": "x" * 100}}, "allowed"),
         ({"settings": {"backend": "cpu"}, "gpu": "rtx 4090"}, "doesn't use"),
         ({"engine_version": "b1"}, "not a modelled version"),
+        ({"settings": {"mmproj": "f16"}}, "projector"),
     ],
 )
 def test_what_is_refused(kw, words):

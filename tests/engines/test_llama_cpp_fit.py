@@ -4,10 +4,12 @@ import shlex
 
 import pytest
 
+from calculator.catalog import load_model
 from calculator.engines.llama_cpp.settings import context_of
 from calculator.errors import CalculatorError
 from calculator.estimate import estimate
 from calculator.report.documents import estimate_document
+from calculator.sweep import sweep
 
 
 def fitted(model, gpus=1, gpu=None, quant="Q8_0", **settings):
@@ -70,3 +72,14 @@ def test_what_is_refused(options, words):
         fitted("llama-3.1-8b", **options)
     with pytest.raises(CalculatorError, match="4227c9be"):
         estimate("llama-3.1-8b", quant="Q8_0", gpu="h100", engine_version="4227c9be", settings={"fit": True})
+
+
+@pytest.mark.parametrize("settings", [{"fit": True, "lora_rank": 8}, {"draft": "llama-3.2-1b"}, {"override_tensor": r"blk\.(1|2)\.=CPU", "lora_rank": 8}])
+def test_a_sweep_chooses_cell_by_cell(settings):
+    quants, contexts = ("Q4_K_M", "Q8_0"), (2048, 65536)
+    found = sweep([load_model("llama-3.1-8b")], quants, contexts, (1, 2), {"settings": settings, "gpu": "rtx 3060"})
+    for q, quant in enumerate(quants):
+        for c, context in enumerate(contexts):
+            for s, sequences in enumerate((1, 2)):
+                alone = estimate("llama-3.1-8b", quant=quant, context=context, sequences=sequences, gpu="rtx 3060", settings=settings)
+                assert found.total_bytes[0, q, c, s] == alone.total_bytes

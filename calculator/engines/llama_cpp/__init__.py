@@ -164,7 +164,9 @@ class LlamaCpp:
     def dynamic_key(self, job: Job) -> tuple[Any, ...]:
         """What the buffers depend on beside model, context and sequences."""
         chosen = {k: v for k, v in job.deployment.settings.items() if k not in ("imatrix", "preset", "quantizer")}
-        return (self.name, tuple(chosen.items()), job.deployment.gpus, _weights(job, context_of(job)))
+        context = context_of(job)
+        key = (self.name, tuple(chosen.items()), job.deployment.gpus, _weights(job, context), job.stored if chosen["fit"] else None)
+        return (*key, self.dynamic_key(draft.job_of(job, context))) if "draft" in chosen else key
 
     def dynamic(self, job: Job, phase: str) -> Dynamic:
         """KV and compute buffers on the devices."""
@@ -174,6 +176,10 @@ class LlamaCpp:
         def size(context: int, sequences: int) -> tuple[int, int]:
             where = context_of(job, context, sequences)
             fixed = kv.gpu_bytes(model, where)
+            if job.deployment.settings["fit"]:  # then weights depend on the context too
+                placed = _placed(job, where)
+                fixed += sum(placement.gpu_bytes(g) for part in placed.gpus for g in part)
+                fixed += sum(line.nbytes for line in lora.lines(where, placed) if line.device != "host")
             if not where.cuda:
                 fixed += 4 * model.vocab_size * draft.outputs(job, where.n_seq_max)
             if gpus == 1 and where.on_gpus_alone:

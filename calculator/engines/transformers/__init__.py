@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from calculator.architectures import architecture
 from calculator.engines.base import Dynamic, Job
 from calculator.engines.records import Record, record_line
-from calculator.engines.settings import COUNT, Budgets, Setting
+from calculator.engines.settings import Setting
 from calculator.engines.transformers import cache, small, steps
 from calculator.engines.transformers.copies import (
     DECOMPRESSED,
@@ -20,11 +20,10 @@ from calculator.engines.transformers.copies import (
     records_of,
 )
 from calculator.engines.transformers.device_map import AWAY, HOOK_SOURCE, MAP_SOURCE
-from calculator.engines.transformers.families import FAMILIES, Family
+from calculator.engines.transformers.families import FAMILIES
 from calculator.engines.transformers.offload import Matrices, with_hooks
 from calculator.engines.transformers.placement import (
     Held,
-    check_map,
     held_by_gpus,
     main_gpu,
     matrices_of,
@@ -32,12 +31,12 @@ from calculator.engines.transformers.placement import (
     spread,
     stored_on,
 )
+from calculator.engines.transformers.settings import SETTINGS, check, resolve_kv_dtype
 from calculator.engines.transformers.state import attending, state_lines
 from calculator.engines.weights import weight_lines
-from calculator.errors import NotModelled, Unsupported
 from calculator.ledger import Formula, Line
 from calculator.quantization import Scheme, compute_dtype, stored_nbytes
-from calculator.quantization.hf import DTYPE_BYTES, KV_NAMES
+from calculator.quantization.hf import DTYPE_BYTES
 from calculator.spec import ModelSpec
 from calculator.steps import Peak
 
@@ -56,16 +55,7 @@ class Transformers:
 
     name = "transformers"
     versions = ("5.23",)
-    settings: ClassVar[dict[str, Setting]] = {
-        "attn_implementation": Setting(None, ("sdpa", "eager"), "attention kernel; default sdpa, or eager where the model type has no other"),
-        "logits_to_keep": Setting(1, range(0, COUNT.stop), "positions with logits; 0 is all"),
-        "cache_implementation": Setting(None, ("dynamic", "static", "quantized"), "kind of KV cache; default dynamic"),
-        "phase": Setting(None, ("prefill", "decode"), "size this phase; default the larger of the two"),
-        "device_map": Setting(None, ("auto", "balanced", "balanced_low_0", "sequential"), "modules to GPUs, then host, then disk; default one GPU, or auto over several without the host"),
-        "max_memory": Setting(None, Budgets(), "what device_map may fill: 0:10GiB,cpu:30GiB; default what is free on an empty card, 0.9 of it on a single one"),
-        "host_memory_bytes": Setting(None, COUNT, "free memory of the host, of which device_map fills 0.9; default as much as it takes [bytes]"),
-        "generate": Setting(False, bool, "with generate()'s inputs: a mask and positions for each sequence; off, a bare forward pass"),
-    }
+    settings: ClassVar[dict[str, Setting]] = SETTINGS
 
     def phases(self, job: Job) -> tuple[str, ...]:
         """Both phases unless one was asked for."""
@@ -73,41 +63,12 @@ class Transformers:
         return (str(phase),) if phase else ("prefill", "decode")
 
     def resolve_kv_dtype(self, model: ModelSpec, scheme: Scheme, kv_dtype: str | None, settings: dict[str, Any]) -> str:
-        """The model's own type, or one of the quantized cache's. A quantized type selects that cache."""
-        own = KV_NAMES[compute_dtype(model, scheme)]
-        kind = settings.get("cache_implementation")
-        if kv_dtype is None:
-            kv_dtype = "int4" if kind == "quantized" else own
-        if kv_dtype not in (own, *cache.QUANTIZED):
-            raise Unsupported(
-                f"transformers keeps no {kv_dtype} cache for a {own} model", allowed=", ".join((own, *cache.QUANTIZED))
-            )
-        if kind is not None and (kv_dtype == own) == (kind == "quantized"):
-            raise Unsupported(f"kv_dtype {kv_dtype} and cache_implementation={kind} contradict each other",
-                              hint="leaving one of them out")  # fmt: skip
-        settings.setdefault("attn_implementation", "sdpa" if FAMILIES.get(model.model_type, Family()).sdpa else "eager")
-        settings["cache_implementation"] = kind or ("dynamic" if kv_dtype == own else "quantized")
-        return kv_dtype
+        """The model's own type, or one of the quantized cache's."""
+        return resolve_kv_dtype(model, scheme, kv_dtype, settings)
 
     def check(self, job: Job) -> None:
         """Refuse what this engine's formulas don't cover."""
-        model = job.model
-        check_map(job)
-        settings = job.deployment.settings
-        if settings["attn_implementation"] == "sdpa" and not FAMILIES[model.model_type].sdpa:
-            raise Unsupported(f"transformers has no sdpa for {model.model_type}", hint="--set attn_implementation=eager")
-        beyond = model.sliding_window is not None and job.workload.context >= model.sliding_window
-        if model.sliding_window and ((settings["cache_implementation"] == "quantized" and (model.full_every or beyond)) or (job.deployment.gpus > 1 and model.full_every)):
-            raise NotModelled(f"{model.model_type} in transformers: windows in a quantized cache, or over several GPUs, have no formula", hint="--engine llama.cpp")
-        if model.num_experts and compute_dtype(model, job.scheme) != "bfloat16":
-            raise NotModelled(f"{model.model_type} in {job.scheme.name}: torch's grouped product of experts takes bfloat16 only", hint="--quant bf16")
-        if model.num_experts and job.scheme.family != "plain":
-            raise NotModelled(f"{job.scheme.name} of a model with experts: what each library leaves unquantized differs",
-                              hint="--quant bf16, or a GGUF recipe")  # fmt: skip
-        mixed = architecture(model.model_type).windows == "use_sliding_window"  # its later layers see everything
-        if mixed and model.sliding_window and job.workload.context > model.sliding_window:
-            raise NotModelled(f"{model.model_type} in transformers beyond its window of {model.sliding_window:,} tokens",
-                              hint=f"--context {model.sliding_window} or --engine llama.cpp")  # fmt: skip
+        check(job)
 
     def weight_lines(self, job: Job) -> list[Line]:
         """Stored tensors and the rotary tables; what the map keeps on the host, and what it leaves on disk."""

@@ -74,8 +74,6 @@ def for_family(runner: Engine, model: ModelSpec, scheme: Scheme, *, partial: boo
         if partial and model.model_type in own:
             return PartialServer(runner)
         raise NotModelled(f"{engine} with a vision tower ({model.id}): its profiling run of images has no formula yet", hint="--engine transformers or llama.cpp")
-    if model.rotary_dim and engine in ("vllm", "sglang"):
-        raise NotModelled(f"{engine} with rotary embeddings over a part of head_dim ({model.id}): its table has no formula yet", hint="--engine transformers or llama.cpp")
     if (engine in having or model.model_type in own) and not (partial and engine == "transformers" and as_published(model, scheme)):
         return runner
     if partial and engine in PARTIAL:

@@ -60,7 +60,8 @@ def rotary_elements(model: ModelSpec) -> tuple[int, int]:
     if not found.table:
         return 0, 0
     turned, whole = found.rotary
-    return model.max_position_embeddings, model.mla.qk_rope_head_dim if model.mla else model.head_dim * turned // whole
+    own = model.rotary_dim or model.head_dim * turned // whole
+    return model.max_position_embeddings, model.mla.qk_rope_head_dim if model.mla else own
 
 
 def windowed(model: ModelSpec, release: Release) -> bool:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from calculator.errors import BadValue, Unsupported
 from calculator.quantization import Stored, StoredGroup
-from calculator.spec import ModelSpec
+from calculator.spec import ByLayer, ModelSpec, Recurrent
 from calculator.units import align_up, ceil_div
 
 
@@ -76,7 +76,28 @@ def tensor_rank(model: ModelSpec, size: int, *, vocab_multiple: int) -> ModelSpe
         intermediate_size=model.intermediate_size // size, expert_intermediate_size=model.expert_intermediate_size // size,
         shared_expert_intermediate_size=model.shared_expert_intermediate_size // size,
         vocab_size=align_up(model.vocab_size, vocab_multiple) // size, vision_parameters=ceil_div(model.vision_parameters, size),
+        recurrent=_recurrent_rank(model.recurrent, size), by_layer=_by_layer_rank(model.by_layer, size),
     )  # fmt: skip
+
+
+def _recurrent_rank(whole: Recurrent | None, size: int) -> Recurrent | None:
+    """Heads of a recurrent layer divided; groups too, or one a rank where there are fewer than ranks.
+
+    Source: sglang srt/configs/mamba_utils.py @02e208ded Mamba2StateShape.create, extra_groups_for_head_shards.
+    """
+    if whole is None or size == 1:
+        return whole
+    if whole.heads % size:
+        raise Unsupported(f"tensor_parallel_size {size} doesn't divide {whole.heads} heads of the recurrent layers", hint="a smaller --tp")
+    groups = whole.groups if whole.groups % size == 0 else size
+    return replace(whole, heads=whole.heads // size, groups=groups // size)
+
+
+def _by_layer_rank(whole: ByLayer | None, size: int) -> ByLayer | None:
+    """Key and value heads of layers that see everything, divided or repeated as the others'."""
+    if whole is None or not whole.full_kv_heads:
+        return whole
+    return replace(whole, full_kv_heads=max(1, whole.full_kv_heads // size))
 
 
 def pipeline_stages(layers: int, stages: int) -> tuple[Share, ...]:

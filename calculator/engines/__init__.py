@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from calculator.architectures import ARCHITECTURES, architecture
-from calculator.engines.base import Engine, HasFamilies, Job, Releases
+from calculator.engines.base import Bounds, Engine, HasFamilies, Job, Releases
 from calculator.engines.llama_cpp import LlamaCpp
 from calculator.engines.partial import ENGINES as PARTIAL
 from calculator.engines.partial import Partial, PartialServer, as_published
@@ -70,12 +70,13 @@ def for_family(runner: Engine, model: ModelSpec, scheme: Scheme, *, partial: boo
     """
     having, engine = architecture(model.model_type).engines, runner.name
     own = runner.families if isinstance(runner, HasFamilies) else frozenset()
-    if model.vision_parameters and engine in ("vllm", "sglang"):
+    missing = runner.bound(model) if isinstance(runner, Bounds) else ""
+    if (model.vision_parameters and engine in ("vllm", "sglang")) or missing:
         if partial and model.model_type in own:
             return PartialServer(runner)
+        if missing:
+            raise NotModelled(f"{model.model_type} in {engine}: {missing} has no formula yet", hint="vram estimate, which gives a lower bound")
         raise NotModelled(f"{engine} with a vision tower ({model.id}): its profiling run of images has no formula yet", hint="--engine transformers or llama.cpp")
-    if model.rotary_dim and engine in ("vllm", "sglang"):
-        raise NotModelled(f"{engine} with rotary embeddings over a part of head_dim ({model.id}): its table has no formula yet", hint="--engine transformers or llama.cpp")
     if (engine in having or model.model_type in own) and not (partial and engine == "transformers" and as_published(model, scheme)):
         return runner
     if partial and engine in PARTIAL:

@@ -167,6 +167,15 @@ class HasFamilies(Protocol):
 
 
 @runtime_checkable
+class Bounds(Protocol):
+    """An engine that runs some model types without having formulas for all of their pass."""
+
+    def bound(self, model: ModelSpec) -> str:
+        """What isn't modelled of the model's pass; empty for nothing."""
+        ...
+
+
+@runtime_checkable
 class Starts(Protocol):
     """An engine with a command line that gives the estimated deployment."""
 

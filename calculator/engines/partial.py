@@ -11,7 +11,7 @@ from typing import Any
 
 from calculator.architectures import architecture
 from calculator.engines import kinds
-from calculator.engines.base import Dynamic, Engine, Job, Pool
+from calculator.engines.base import Bounds, Dynamic, Engine, Job, Pool
 from calculator.engines.llama_cpp.settings import context_of
 from calculator.engines.settings import Setting
 from calculator.engines.transformers.small import NAMES as HELD_BESIDE
@@ -222,9 +222,17 @@ class PartialServer(Partial):
     def activation_lines(self, job: Job, phase: str) -> list[Line]:
         """The text model's, and what is missing."""
         note = "not modelled: the pass of the largest images through the tower; the pool is smaller by it where it is the peak"
-        return [*self.inner.activation_lines(job, phase),
-                *(Line("activations", "vision encoder", 0, Formula("0"), self.inner.image_source, basis="modelled", device=i, note=note)
-                  for i in range(job.deployment.gpus))]  # fmt: skip
+        lines = list(self.inner.activation_lines(job, phase))
+        for i in range(job.deployment.gpus):
+            if job.model.vision_parameters:
+                lines.append(Line("activations", "vision encoder", 0, Formula("0"), self.inner.image_source, basis="modelled", device=i, note=note))
+            if missing := self._missing(job):
+                lines.append(Line("activations", "not modelled", 0, Formula("0"), architecture(job.model.model_type).source, basis="modelled", device=i,
+                                  note=f"{missing}: what is there is that of a plain feed-forward"))  # fmt: skip
+        return lines
+
+    def _missing(self, job: Job) -> str:
+        return self.inner.bound(job.model) if isinstance(self.inner, Bounds) else ""
 
     def overhead_lines(self, job: Job, phase: str) -> list[Line]:
         """The engine's own."""
@@ -247,7 +255,7 @@ class PartialServer(Partial):
     def pool(self, job: Job) -> Pool | None:
         """What is left beside the text model: at most this, unless it is given."""
         found: Pool | None = self.inner.pool(job)
-        if found is None or "kv_pool_bytes" in job.deployment.settings:
+        if found is None or "kv_pool_bytes" in job.deployment.settings or self.name == "sglang":  # which doesn't take a profile's peak off
             return found
         return found._replace(low=0, warnings=("the pool is at most this: the profiling run of images isn't in it", *found.warnings))
 

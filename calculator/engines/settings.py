@@ -71,7 +71,7 @@ class Setting(NamedTuple):
                 raise BadValue(f"{name}={text[:30]!r}", allowed=f"a whole number, {shown}")
             return int(text)
         if isinstance(self.allowed, Real):
-            if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{0,15})?|\.[0-9]{1,15}", text) or not self.allowed.low < float(text) <= self.allowed.high:
+            if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{0,20})?|\.[0-9]{1,20}", text) or not self.allowed.low < float(text) <= self.allowed.high:
                 raise BadValue(f"{name}={text[:30]!r}", allowed=f"above {self.allowed.low:g}, up to {self.allowed.high:g}")
             return float(text)
         if isinstance(self.allowed, Shares):

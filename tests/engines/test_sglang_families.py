@@ -118,3 +118,22 @@ def test_every_family_is_sized_or_refused_with_a_reason():
         seen.add(model.spec.model_type)
         assert found.ledger.component_bytes("weights") >= 0.98 * found.tensor_bytes
     assert len(seen) >= 15
+
+
+@pytest.mark.parametrize(("tp", "pp", "printed"), [(8, 1, (41.90,)), (4, 2, (40.69, 42.86))])
+def test_glm_4_7_in_fp8_holds_what_a_log_prints_on_each_stage(tp, pp, printed):
+    """GLM-4.7-FP8 on eight cards of 96 GB, sglang of January 2026: half a head is turned, and its table is that wide."""
+    found = estimate("glm-4.7", quant="fp8-per-channel", engine="sglang", gpus=tp * pp, context=1024, engine_version="0.5.6",
+                     settings={"tensor_parallel_size": tp, "mem_fraction_static": "0.848"})  # fmt: skip
+    table = next(line for line in found.ledger.lines if line.name == "rotary cos and sin")
+    assert table.nbytes == 4 * 202_752 * 64
+    for stage, gib in enumerate(printed):
+        held = sum(line.nbytes for line in found.ledger.lines if line.component == "weights" and line.device == stage * tp)
+        assert held / 2**30 == pytest.approx(gib, rel=0.01)
+    assert 841_782 * found.kv_bytes_per_token / 8 / 2**30 * (1 if pp == 2 else 0) == pytest.approx(36.92 if pp == 2 else 0, abs=0.02)
+
+
+def test_a_share_with_all_the_digits_that_python_prints_is_taken():
+    """0.8717961202189594 stands in a public log's server_args."""
+    found = estimate("meta-llama-3-8b-instruct", engine="sglang", context=1024, engine_version="0.4.9", settings={"mem_fraction_static": "0.8717961202189594"})
+    assert found.job.deployment.settings["mem_fraction_static"] == pytest.approx(0.8717961202189594)

@@ -25,7 +25,7 @@ from calculator.engines.sglang.deployment import (
     version_of,
     whole_chunk,
 )  # fmt: skip
-from calculator.engines.sglang.families import FAMILIES, check_family, rotary_elements
+from calculator.engines.sglang.families import FAMILIES, check_family, family_of, rotary_elements
 from calculator.engines.sglang.layouts import check_lora, extra_lines
 from calculator.engines.sglang.pool import (
     MLA_SOURCE,
@@ -39,11 +39,13 @@ from calculator.engines.sglang.pool import (
     table_bytes,
 )
 from calculator.engines.sglang.ranks import attention_groups, check_ranks, held, rank_spec
+from calculator.engines.sglang.states import PADDING, slot_bytes, slots_a_request, state_line
 from calculator.engines.sglang.steps import COPIES, STEPS_SOURCE, prefill
 from calculator.engines.weights import weight_lines
 from calculator.errors import BadValue, NotModelled, Unsupported
 from calculator.ledger import Formula, Ledger, Line
 from calculator.quantization import compute_dtype
+from calculator.spec import ModelSpec
 from calculator.steps import Peak
 from calculator.units import align_up, ceil_div
 
@@ -60,6 +62,7 @@ class Sglang(Server):
     oldest_card = (7, 5)
     too_old = "SGLang only supports sm75 and above."
     beside = ("CUDA context", "peak activation", "request table", "attention workspace", "CUDA graphs")
+    image_source = "sglang srt/managers/mm_utils.py: images are encoded in the pass, outside the static fraction"
     settings: ClassVar[dict[str, Setting]] = {
         "mem_fraction_static": Setting(None, Real(0, 1), "share of the free memory for weights and cache; default by card, ranks and version"),
         "max_running_requests": Setting(None, COUNT, "most requests at once; default by pool and context_length, 2,048 to 4,096"),
@@ -72,6 +75,9 @@ class Sglang(Server):
         "dp_size": Setting(1, range(1, 1025), "groups of ranks with attention and a cache of their own, with enable_dp_attention"),
         "enable_dp_attention": Setting(False, bool, "attention in dp_size groups of ranks"),
         "swa_full_tokens_ratio": Setting(0.8, Real(0, 1), "tokens of windowed layers for each of the others, where they have a pool of their own"),
+        "mamba_full_memory_ratio": Setting(0.9, Real(0, 1000), "memory of recurrent states for that of the tokens"),
+        "max_mamba_cache_size": Setting(None, COUNT, "slots of recurrent states"),
+        "disable_radix_cache": Setting(False, bool, "finished prompts are forgotten"),
         "enable_lora": Setting(False, bool, "slots for LoRA adapters"),
         "max_loras_per_batch": Setting(8, range(1, 1025), "adapters at once, with enable_lora"),
         "max_lora_rank": Setting(None, range(1, 4097), "largest rank of the adapters, with enable_lora"),
@@ -80,6 +86,10 @@ class Sglang(Server):
         "total_memory_bytes": Setting(None, COUNT, "memory of a GPU as a program sees it, in place of a named GPU [bytes]"),
         "allow_overwrite_longer_context_len": Setting(False, bool, "SGLANG_ALLOW_OVERWRITE_LONGER_CONTEXT_LEN"),
     }  # fmt: skip
+
+    def bound(self, model: ModelSpec) -> str:
+        """What the pass has that isn't modelled, beside a tower's images; empty for nothing."""
+        return family_of(model).bound if model.model_type in FAMILIES else ""
 
     def check(self, job: Job) -> None:
         """Refuse what the engine refuses, and what the formulas don't cover."""
@@ -129,6 +139,8 @@ class Sglang(Server):
         for share in shares_of(job):
             full, near = layers_of(job, share)
             ratio = float(job.deployment.settings["swa_full_tokens_ratio"])
+            if (states := state_line(job, share, count)) is not None:
+                lines.append(states)
             symbols = {"B": count, "S": slots, "R": row_bytes(job), "L": full, "W": near, "r": f"{ratio:g}", "C": cell_bytes(job, share)}
             template = "{B} × {S} (tokens) × {C} (bytes of {L} layers and {r} of {W} with a window)" if near else "{B} × {S} (tokens) × {R} (bytes a layer) × {L} (layers)"
             lines.append(Line("kv_cache", "KV slots", count * slots * symbols["C"], Formula(template, symbols), MLA_SOURCE if mla else POOL_SOURCE, device=share.device, note=note))  # type: ignore[operator, arg-type]
@@ -175,9 +187,12 @@ class Sglang(Server):
     def dynamic(self, job: Job, phase: str) -> Dynamic:  # noqa: ARG002
         """The cache: chunk, table and graphs don't follow the requests."""
         cell, page, groups = self.kv_bytes_per_token(job), int(job.deployment.settings["page_size"]), attention_groups(job)
+        slot = sum(slot_bytes(job, share) for share in shares_of(job))
+        each = slots_a_request(job)
 
         def taken(context: int, sequences: int) -> tuple[int, int]:
-            cache = ceil_div(sequences, groups) * align_up(context, page) * cell
+            count = ceil_div(sequences, groups)
+            cache = count * align_up(context, page) * cell + (count * each + PADDING) * slot
             return cache, cache
 
         return taken
@@ -219,6 +234,10 @@ class Sglang(Server):
             words += [f"--{name.replace('_', '-')}", str(settings[name])] if int(settings[name]) > 1 else []
         if layers_of(job, shares_of(job)[0])[1]:
             words += ["--swa-full-tokens-ratio", f"{settings['swa_full_tokens_ratio']:g}"]
+        if job.model.recurrent:
+            words += ["--mamba-full-memory-ratio", f"{settings['mamba_full_memory_ratio']:g}"]
+            words += ["--max-mamba-cache-size", str(settings["max_mamba_cache_size"])] if settings.get("max_mamba_cache_size") else []
+        words += ["--disable-radix-cache"] if settings["disable_radix_cache"] else []
         words += ["--enable-dp-attention"] if settings["enable_dp_attention"] else []
         if settings["enable_lora"]:
             modules = ["all"] if settings["lora_target_modules"] == "all" else ["q_proj", "k_proj", "v_proj", "o_proj"]

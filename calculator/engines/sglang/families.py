@@ -9,7 +9,7 @@ from calculator.errors import NotModelled
 from calculator.spec import ModelSpec
 
 MODELS_SOURCE = "sglang srt/models/ of 0.4.1, 0.4.3, 0.4.5 to 0.4.9, 0.5.2 to 0.5.6, 0.5.9, 0.5.10 and 0.5.12"
-SWA_SINCE: dict[str, Release] = {"gpt_oss": (0, 5, 8)}  # before, and for Gemma and OLMo still, windowed layers keep all tokens
+SWA_SINCE: dict[str, Release] = {"gpt_oss": (0, 5, 8), "gemma4_text": (0, 5, 10)}  # before, and for Gemma and OLMo still, windowed layers keep all tokens
 SWA_SOURCE = "sglang v0.5.9 srt/configs/model_config.py L1320 is_hybrid_swa_model; srt/server_args.py disable_hybrid_swa_memory by model; v0.5.10 model_runner_kv_cache_mixin.py L295-372"
 ABSORBED_SOURCE = "sglang v0.5.6 srt/models/deepseek_v2.py post_load_weights L3639-3660: w_kc and w_vc are copies of kv_b_proj in 16 bits"
 
@@ -27,9 +27,12 @@ class Family(NamedTuple):
     """The router's matrix is in float32."""
     dp_attention: bool = False
     """Attention may have ranks of its own, and the embedding is then whole on each."""
+    bound: str = ""
+    """What of its pass isn't modelled: the total is a lower bound."""
 
 
 _MOE = Family(dp_attention=True)
+_STATES = "the pass of recurrent layers"
 FAMILIES: dict[str, Family] = {
     "llama": Family(), "mistral": Family(), "qwen2": Family(), "phi3": Family(), "mixtral": Family(), "qwen3": Family(), "qwen3_moe": _MOE,
     "gemma": Family(), "gemma2": Family(), "gemma3_text": Family((0, 4, 4), table=False), "granite": Family(), "olmo2": Family(), "cohere": Family(),
@@ -39,6 +42,9 @@ FAMILIES: dict[str, Family] = {
     "minimax_m2": Family((0, 5, 5), rotary=(1, 2), wide_router=True),
     "gpt_oss": Family((0, 5, 1), dp_attention=True),
     "deepseek_v2": _MOE, "deepseek_v3": _MOE, "kimi_k2": _MOE, "glm4_moe_lite": _MOE._replace(since=(0, 5, 7)),
+    "qwen3_next": Family((0, 5, 3), rotary=(1, 4), bound=_STATES), "qwen3_5_text": Family((0, 5, 9), rotary=(1, 4), bound=_STATES),
+    "qwen3_5_moe_text": Family((0, 5, 9), rotary=(1, 4), bound=_STATES), "nemotron_h": Family((0, 5, 6), table=False, bound=_STATES),
+    "gemma4_text": Family((0, 5, 10), bound="the pass of layers of two widths"),
 }  # fmt: skip
 
 
@@ -55,12 +61,18 @@ def check_family(model: ModelSpec, release: Release, version: str) -> None:
 
 
 def rotary_elements(model: ModelSpec) -> tuple[int, int]:
-    """Positions and elements of a row of the rotary table; none where there is no table."""
+    """Positions and elements of a row of the rotary table; none where there is no table. Gemma 4: a table for each width of heads.
+
+    Source: sglang srt/models/gemma4_causal.py @03826cdd9 Gemma4Attention: get_rope with rotary_dim head_dim.
+    """
     found = family_of(model)
+    if model.by_layer is not None:
+        return model.max_position_embeddings, model.head_dim + (model.by_layer.full_head_dim or model.head_dim)
     if not found.table:
         return 0, 0
     turned, whole = found.rotary
-    return model.max_position_embeddings, model.mla.qk_rope_head_dim if model.mla else model.head_dim * turned // whole
+    own = model.rotary_dim or model.head_dim * turned // whole
+    return model.max_position_embeddings, model.mla.qk_rope_head_dim if model.mla else own
 
 
 def windowed(model: ModelSpec, release: Release) -> bool:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from calculator.engines.base import Job
 from calculator.engines.ranks import element_bytes, ranks_of
 from calculator.engines.sglang.deployment import HISTORY
-from calculator.engines.sglang.families import ABSORBED_SOURCE, family_of
-from calculator.engines.sglang.ranks import rank_spec
+from calculator.engines.sglang.families import ABSORBED_SOURCE, family_of, full_layer
+from calculator.engines.sglang.ranks import held, rank_spec
 from calculator.engines.vllm.layouts import mxfp4_extra
 from calculator.errors import BadValue, NotModelled
 from calculator.ledger import Formula, Line
@@ -15,6 +15,7 @@ from calculator.parallelism import Share
 LORA_SOURCE = "sglang v0.5.2 and v0.5.6 srt/lora/mem_pool.py get_lora_A_shape, get_lora_B_shape, init_buffers: 16-bit buffers of all slots, before the pool"
 LORA_RELEASES = ((0, 5, 0), (0, 5, 6))  # read; later ones may count embedding and head among "all"
 ROUTER_SOURCE = "sglang v0.5.6 srt/models/minimax_m2.py L178: params_dtype float32"
+VALUES_SOURCE = "sglang srt/models/gemma4_causal.py @03826cdd9 load_weights: attention_k_eq_v loads k_proj as v too"
 MXFP4_SOURCE = "sglang v0.5.6 srt/layers/quantization/mxfp4.py, the same kernels as vllm's: triton_kernels on Hopper, FlashInfer on Blackwell"
 
 
@@ -58,6 +59,11 @@ def extra_lines(job: Job, share: Share) -> list[Line]:
     count, e = len(share.layers), element_bytes(job)
     if (slots := lora_line(job, share)) is not None:
         lines.append(slots)
+    if rank.by_layer and rank.by_layer.values_are_keys:
+        keys = [(g.nbytes, len(g.layers)) for g in held(job, share) if g.group.role == "attn_k" and g.layers and full_layer(model, g.layers[0])]
+        nbytes = sum(size for size, _ in keys)
+        lines.append(Line("weights", "values copied from keys", nbytes, Formula("{n} (keys of {L} layers)", {"n": nbytes, "L": sum(n for _, n in keys)}),
+                          VALUES_SOURCE, device=share.device, note="layers that see everything have one matrix for both in the checkpoint"))  # fmt: skip
     if rank.mla:
         symbols = {"L": count, "c": rank.mla.kv_lora_rank, "H": rank.num_attention_heads, "n": rank.mla.qk_nope_head_dim, "v": rank.mla.v_head_dim, "e": e}
         nbytes = count * symbols["c"] * symbols["H"] * (symbols["n"] + symbols["v"]) * e

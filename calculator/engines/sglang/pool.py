@@ -9,6 +9,7 @@ from calculator.engines.ranks import kv_element_bytes, shares_of
 from calculator.engines.sglang.deployment import HISTORY, context_length, static_fraction, version_of
 from calculator.engines.sglang.families import full_layer, windowed
 from calculator.engines.sglang.ranks import attention_groups, rank_spec
+from calculator.engines.sglang.states import slot_bytes, slots_a_request, slots_of
 from calculator.ledger import Ledger
 from calculator.memory import usable_memory
 from calculator.parallelism import Share
@@ -21,21 +22,23 @@ TABLE_SOURCE = "sglang v0.4.9 srt/mem_cache/memory_pool.py ReqToTokenPool L48-71
 MLA_SOURCE = "sglang v0.5.6 srt/model_executor/model_runner.py L1383-1388: one row of kv_lora_rank + qk_rope_head_dim a layer, on every rank"
 
 
-def row_bytes(job: Job) -> int:
-    """What one layer keeps of a token on one GPU [bytes].
+def row_bytes(job: Job, *, near: bool = False) -> int:
+    """What one layer keeps of a token on one GPU [bytes]; `near`: one with a window.
 
     2 x K x d x e        K the rank's KV heads;  latent attention: (kv_lora_rank + rope) x e                derived
     """
     rank, e = rank_spec(job), kv_element_bytes(job)
     if rank.mla:
         return (rank.mla.kv_lora_rank + rank.mla.qk_rope_head_dim) * e
-    return 2 * rank.num_key_value_heads * rank.head_dim * e
+    own = None if near else rank.by_layer
+    heads, width = (own.full_kv_heads, own.full_head_dim) if own else (0, 0)
+    return 2 * (heads or rank.num_key_value_heads) * (width or rank.head_dim) * e
 
 
 def layers_of(job: Job, share: Share) -> tuple[int, int]:
-    """Layers that keep all tokens, and those with a pool of their own for the window."""
+    """Layers that keep all tokens, and those with a pool of their own for the window; those that read another's cache have rows too."""
     if not windowed(job.model, HISTORY.covered(job.deployment.engine_version)):
-        return len(share.layers), 0
+        return len(set(share.layers) & set(job.model.attention_layers)), 0
     full = sum(full_layer(job.model, layer) for layer in share.layers)
     return full, len(share.layers) - full
 
@@ -46,8 +49,7 @@ def cell_bytes(job: Job, share: Share) -> int:
     row x (layers that keep all + swa_full_tokens_ratio x windowed layers)                                  derived
     """
     full, near = layers_of(job, share)
-    row = row_bytes(job)
-    return row * full + round(row * near * float(job.deployment.settings["swa_full_tokens_ratio"]))
+    return row_bytes(job) * full + round(row_bytes(job, near=True) * near * float(job.deployment.settings["swa_full_tokens_ratio"]))
 
 
 def running_requests(job: Job, tokens: int | None) -> int:
@@ -74,7 +76,7 @@ def static_share(job: Job, total: Quantity, before: tuple[int, int, int]) -> Qua
 def pool_of(job: Job, static: Callable[[Job], Ledger], before: tuple[int, int, int]) -> Pool | None:
     """What the static share leaves beside the weights on the tightest GPU, in whole pages; or max_total_tokens.
 
-    pool = mem_fraction_static x (free before loading) - (taken by loading);  tokens = floor(pool / cell) in pages
+    pool = mem_fraction_static x (free before loading) - (taken by loading) - recurrent states;  tokens = floor(pool / cell) in pages
 
     Source: POOL_SOURCE. The buffers hold one page more, for padded tokens.
     """
@@ -82,7 +84,7 @@ def pool_of(job: Job, static: Callable[[Job], Ledger], before: tuple[int, int, i
     page, limit = int(settings["page_size"]), settings.get("max_total_tokens")
     if job.gpu is None and limit is None:
         return None
-    shares, ledger = shares_of(job), static(job)
+    shares, ledger, held = shares_of(job), static(job), None
     if job.gpu is None:
         usable = Quantity(value=0, source="setting max_total_tokens")
         smallest = min((int(limit or 0) * cell_bytes(job, share), int(limit or 0), share) for share in shares)
@@ -94,8 +96,11 @@ def pool_of(job: Job, static: Callable[[Job], Ledger], before: tuple[int, int, i
         for share in shares:
             part = ledger.on(share.device)
             bounds = (usable.value - part.total_bytes, usable.low_value - part.high_bytes, (usable.high or usable.value) - part.low_bytes)
-            left.append((max(bounds[0], 0) // cell_bytes(job, share), bounds))
-        tokens, bounds = min(left)
+            slots = slots_of(job, share, bounds[0])
+            point, low, high = (rest - slots_of(job, share, rest) * slot_bytes(job, share) for rest in bounds)
+            left.append((max(point, 0) // cell_bytes(job, share), (point, low, high), slots))
+        tokens, bounds, _ = min(left)
+        held = min(slots for *_, slots in left)
         if limit is not None and int(limit) < tokens:
             tokens = int(limit)
             bounds = (tokens * max(cell_bytes(job, share) for share in shares),) * 3
@@ -104,6 +109,8 @@ def pool_of(job: Job, static: Callable[[Job], Ledger], before: tuple[int, int, i
     length, work = context_length(job), job.workload
     groups = attention_groups(job)
     at_once = min(groups * tokens / work.context, running_requests(job, tokens))
+    if held is not None and job.model.recurrent:
+        at_once = min(at_once, groups * (held // slots_a_request(job)))
     said: tuple[str, ...] = ()
     if tokens <= 0:
         said = ("sglang refuses: Not enough memory. Please try to increase --mem-fraction-static.",)

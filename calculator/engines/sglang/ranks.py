@@ -43,11 +43,14 @@ def rank_spec(job: Job) -> ModelSpec:
 
 
 def held(job: Job, share: Share) -> Stored:
-    """Stored tensors of one GPU."""
+    """Stored tensors of one GPU. Embeddings are whole under DP attention, and in Gemma 4, which has them in plain tables.
+
+    Source: DP_SOURCE; srt/models/gemma4_causal.py @03826cdd9 _shard_weight.
+    """
     stored = held_by(job, share, rank_spec(job))
-    if attention_groups(job) == 1:
+    if attention_groups(job) == 1 and job.model.by_layer is None:
         return stored
-    whole = {g.group.name: g for g in job.stored if g.group.role == "embedding"}
+    whole = {g.group.name: g for g in job.stored if g.group.role in ("embedding", "layer_embedding")}
     return tuple(whole.get(g.group.name, g) for g in stored)
 
 

@@ -73,7 +73,7 @@ def rotary_width(model: ModelSpec) -> int:
     if model.mla:
         return model.mla.qk_rope_head_dim
     turned, whole = family_of(model).rotary
-    return model.head_dim * turned // whole
+    return model.rotary_dim or model.head_dim * turned // whole
 
 
 def rotary_rows(model: ModelSpec) -> tuple[int, ...]:

@@ -53,8 +53,8 @@ def image_line(model: ModelSpec, *, sequences: int, element_bytes: int) -> Line:
     symbols = {"L": len(model.cross_attention_layers), "B": sequences, "K": model.num_key_value_heads, "d": model.head_dim, "e": element_bytes, "n": model.image_tokens}
     most = 2 * symbols["L"] * sequences * model.num_key_value_heads * model.head_dim * element_bytes * model.image_tokens
     rows = f"an image of the most tiles has {model.image_tokens:,} rows" if model.image_tokens else "how many rows an image has stands in vision_config"
-    return Line("kv_cache", "cross-attention", 0, Formula("0 (no image); one image a sequence: 2 × {L} (layers) × {B} × {K} × {d} × {e} × {n} (rows)", symbols),
-                IMAGE_SOURCE, high=most, note=f"for text alone; {rows}")  # fmt: skip
+    return Line("kv_cache", "cross-attention", 0, Formula("0 (images) × 2 × {L} (layers) × {B} × {K} × {d} × {e} × {n} (rows of an image)", symbols),
+                IMAGE_SOURCE, high=most, note=f"for text alone; high: an image a sequence; {rows}")  # fmt: skip
 
 
 def no_cache(model: ModelSpec) -> Line:

@@ -1,0 +1,59 @@
+"""What every engine says of every model type of the catalog: a sum of its lines, growing with the context, explained; or one line."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import pytest
+from test_contract import value_of
+
+from calculator.catalog import load_model, model_ids
+from calculator.engines import ENGINES
+from calculator.errors import CalculatorError
+from calculator.estimate import Estimate, estimate
+from calculator.report import estimate_document
+from calculator.report.text import estimate_text
+
+OWN, RECIPE = None, "Q4_K_M"
+
+
+@lru_cache(maxsize=1)
+def first_of_each_type() -> dict[str, str]:
+    found: dict[str, str] = {}
+    for id in model_ids():
+        found.setdefault(load_model(id).spec.model_type, id)
+    return found
+
+
+@lru_cache(maxsize=4096)
+def sized(id: str, engine: str, context: int) -> Estimate | None:
+    try:
+        return estimate(id, quant=RECIPE if engine == "llama.cpp" else OWN, engine=engine, context=context, gpu="h100", partial=True)
+    except CalculatorError as e:
+        assert "\n" not in str(e)
+        assert e.hint or "allowed" in str(e), str(e)
+        return None
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("model_type", sorted(first_of_each_type()))
+def test_lines_add_up_and_grow_with_the_context(model_type, engine):
+    id = first_of_each_type()[model_type]
+    few, many = sized(id, engine, 256), sized(id, engine, 512)
+    if few is None or many is None:
+        return  # refused in one line, which says what to do
+    for found in (few, many):
+        document = estimate_document(found)
+        assert sum(line["bytes"] for line in document["lines"] if line["device"] != "host") == document["total_bytes"] == sum(document["components"].values())
+        assert document["total_low_bytes"] <= document["total_bytes"] <= document["total_high_bytes"]
+        assert all(line["source"] and line["formula"] for line in document["lines"])
+        assert estimate_text(found, explain=True).count("source: ") == len(document["lines"])
+    assert few.total_bytes <= many.total_bytes
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("model_type", sorted(first_of_each_type()))
+def test_formulas_evaluate_to_their_bytes(model_type, engine):
+    found = sized(first_of_each_type()[model_type], engine, 512)
+    for line in found.ledger.lines if found else ():
+        assert value_of(str(line.formula)) == pytest.approx(line.nbytes, abs=1), (line.name, str(line.formula))

@@ -149,10 +149,10 @@ def _attention_bias(config: Mapping[str, Any], row: Architecture, id: str) -> st
 def _dtype(config: Mapping[str, Any], id: str, *, absent: str | None) -> str:
     """The type of what isn't quantized; configs of quantized checkpoints often leave it out."""
     dtype = config.get("dtype") or config.get("torch_dtype") or absent
+    if dtype is None:
+        raise UnreadableFile(f"{id}: config says no dtype", hint='"dtype": "float32" in it, which is what old checkpoints are stored in, or bfloat16, float16')
     if dtype not in ("float32", "bfloat16", "float16"):
-        raise UnreadableFile(
-            f"{id}: torch_dtype {str(dtype)[:30]!r} is not understood", allowed="float32, bfloat16, float16"
-        )
+        raise UnreadableFile(f"{id}: torch_dtype {str(dtype)[:30]!r} is not understood", allowed="float32, bfloat16, float16")
     return str(dtype)
 
 

@@ -15,7 +15,7 @@ from calculator.engines.llama_cpp.compute import SOURCE as COMPUTE_SOURCE
 from calculator.engines.llama_cpp.fit import CONTEXTS
 from calculator.engines.llama_cpp.settings import KV_TYPES, RELEASES, SETTINGS, check, context_of
 from calculator.engines.llama_cpp.simulation import Weights
-from calculator.engines.records import Record, record, record_line, residual_band
+from calculator.engines.records import Record, ResidualBand, record, record_line, residual_band
 from calculator.engines.settings import Setting
 from calculator.engines.weights import stored_formula
 from calculator.errors import Unsupported
@@ -118,7 +118,7 @@ class LlamaCpp:
         """Compute buffers of the devices and the host, and the output buffer."""
         context = context_of(job)
         peaks, host = _compute(job, context)
-        band = residual_band(f"llama.cpp/compute buffer/{job.deployment.settings['backend']}")
+        band = _band(str(job.deployment.settings["backend"]))
         source = f"{COMPUTE_SOURCE}; band: {band.source}"
         copies = "; inputs are held four times, for micro-batches that run at once" if context.pipelined else ""
         lines = []
@@ -144,9 +144,9 @@ class LlamaCpp:
 
     def overhead_lines(self, job: Job, phase: str) -> list[Line]:  # noqa: ARG002
         """What the process takes beside its buffers."""
-        cuda = job.deployment.settings["backend"] == "cuda"
-        r = _context_record(job.vendor, cuda)
-        name = "process" if not cuda else "CUDA context" if job.vendor == "NVIDIA" else "driver context"
+        backend = job.deployment.settings["backend"]
+        r = _context_record("Apple" if backend == "metal" else job.vendor, backend != "cpu")
+        name = "process" if backend == "cpu" else "CUDA context" if backend == "cuda" and job.vendor == "NVIDIA" else "driver context"
         return [record_line(r, name, i) for i in range(job.deployment.gpus)]
 
     def peak(self, job: Job, phase: str) -> Peak:  # noqa: ARG002
@@ -171,7 +171,7 @@ class LlamaCpp:
     def dynamic(self, job: Job, phase: str) -> Dynamic:
         """KV and compute buffers on the devices."""
         model, gpus = job.model, job.deployment.gpus
-        band = residual_band(f"llama.cpp/compute buffer/{job.deployment.settings['backend']}")
+        band = _band(str(job.deployment.settings["backend"]))
 
         def size(context: int, sequences: int) -> tuple[int, int]:
             where = context_of(job, context, sequences)
@@ -226,6 +226,14 @@ def _context_record(vendor: str, cuda: bool) -> Record:
     if not cuda:
         return record("llama_cpp", "cpu_process")
     return record("llama_cpp", CONTEXTS.get(vendor, "cuda_context"))
+
+
+def _band(backend: str) -> ResidualBand:
+    """What the records have earned for compute buffers; beyond CUDA and the CPU the rules are CUDA's, and a wider band says so."""
+    if backend in ("cuda", "cpu"):
+        return residual_band(f"llama.cpp/compute buffer/{backend}")
+    other = record("llama_cpp", "other_backend")
+    return ResidualBand(other.low * 100, other.high * 100, other.source)
 
 
 def _types_source(job: Job) -> str:

@@ -78,7 +78,7 @@ class Context(NamedTuple):
     flash_attn: bool
     type_k: str
     type_v: str
-    cuda: bool
+    cuda: bool  # layers may be on GPUs, by the rules of CUDA
     swa_full: bool = False
     split: tuple[float, ...] = (1,)  # shares of the layers, a GPU each (--tensor-split)
     n_gpu_layers: int = -1  # layers on GPUs, the last ones first, the output counted as one; -1 all

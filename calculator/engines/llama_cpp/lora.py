@@ -55,7 +55,7 @@ def check(job: Job) -> None:
         raise NotModelled(f"lora_rank with llama.cpp {job.deployment.engine_version}", hint="leaving --engine-version out")
     if job.model.num_experts and any(t.startswith("ffn") for t in adapters.targets):
         raise NotModelled("LoRA adapters of experts", hint="--set lora_targets=attn_q,attn_k,attn_v,attn_output")
-    if any(g.format in ("TQ1_0", "TQ2_0") for g in job.stored) and job.deployment.settings["backend"] == "cuda":
+    if any(g.format in ("TQ1_0", "TQ2_0") for g in job.stored) and job.deployment.settings["backend"] != "cpu":
         raise NotModelled("LoRA adapters of matrices that CUDA doesn't multiply", hint="another recipe")
 
 

@@ -19,7 +19,7 @@ MAX_SEQUENCES = 256  # LLAMA_MAX_SEQ, src/llama-cparams.h @0c1e57098
 MAX_GPUS = 16  # GGML_CUDA_MAX_DEVICES, ggml/include/ggml-cuda.h @0c1e57098
 
 SETTINGS: dict[str, Setting] = {
-    "backend": Setting("cuda", ("cuda", "cpu"), "CUDA (any GPU, by CUDA's rules), or the CPU as device 0"),
+    "backend": Setting("cuda", ("cuda", "metal", "vulkan", "cpu"), "CUDA; Metal and Vulkan by CUDA's rules, within a band; or the CPU as device 0"),
     "preset": Setting("llama-server", ("llama-server", "ollama"), "whose defaults: llama-server's, or those that ollama passes to it"),
     "n_ctx": Setting(None, range(0, COUNT.stop), "total cells over all sequences; default context x sequences; 0: the model's own, or what fit leaves"),
     "flash_attn": Setting(True, bool, "flash attention"),
@@ -81,7 +81,7 @@ def _asked(job: Job, context: int, sequences: int) -> buffers.Context:
     return buffers.Context(
         n_ctx=n_ctx, n_batch=int(s["n_batch"]), n_ubatch=n_ubatch,
         n_seq_max=n_seq_max, n_outputs=n_outputs, kv_unified=bool(s["kv_unified"]), flash_attn=bool(s["flash_attn"]),
-        type_k=str(s["type_k"]).upper(), type_v=str(s["type_v"]).upper(), cuda=s["backend"] == "cuda", swa_full=bool(s["swa_full"]),
+        type_k=str(s["type_k"]).upper(), type_v=str(s["type_v"]).upper(), cuda=s["backend"] != "cpu", swa_full=bool(s["swa_full"]),
         split=split_of(job), n_gpu_layers=-1 if wanted > job.model.num_hidden_layers else wanted, n_cpu_moe=int(s["n_cpu_moe"]),
         kv_offload=bool(s["offload_kqv"]), op_offload=bool(s["op_offload"]), release=release,
         overrides=overrides.parse(str(s["override_tensor"]), job.deployment.gpus) if "override_tensor" in s else (),

@@ -20,7 +20,7 @@ from calculator.errors import BadValue, NotModelled, Unsupported
 from calculator.ledger import Ledger
 from calculator.memory import with_total
 from calculator.quantization import Scheme, Stored, parse, quantize, stored_nbytes
-from calculator.quantization.gguf import file_nbytes, quantizer_of
+from calculator.quantization.gguf import file_nbytes, predicting, quantizer_of
 from calculator.spec import Deployment, GpuSpec, Workload
 from calculator.steps import Peak
 from calculator.units import parse_count
@@ -64,7 +64,16 @@ class Estimate:
     def tensor_bytes(self) -> int:
         """All stored tensors, wherever they sit [bytes]."""
         extra = [line.nbytes for line in self.ledger.lines if line.name in HELD_BESIDE]
-        return stored_nbytes(self.job.stored) + sum(extra)
+        return stored_nbytes(self.job.stored) + stored_nbytes(self._predicting) + sum(extra)
+
+    @property
+    def _predicting(self) -> Stored:
+        """MTP layers of a GGUF recipe: in the file, not loaded."""
+        if not self.job.scheme.recipe or self.job.from_headers:
+            return ()
+        settings = self.job.deployment.settings
+        return predicting(self.job.model, build_inventory(self.job.model), self.job.scheme.recipe, imatrix=bool(settings.get("imatrix", False)),
+                          quantizer=str(settings.get("quantizer", "")))  # fmt: skip
 
     @property
     def file_bytes(self) -> int | None:
@@ -74,7 +83,7 @@ class Estimate:
         metadata = self.model.record.get("gguf_metadata_bytes")
         if not self.job.scheme.recipe or metadata is None:
             return None
-        return file_nbytes(self.job.stored, metadata_bytes=metadata["value"])
+        return file_nbytes((*self.job.stored, *self._predicting), metadata_bytes=metadata["value"])
 
     @property
     def partial(self) -> bool:

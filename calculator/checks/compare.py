@@ -9,10 +9,13 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import lru_cache
 from typing import NamedTuple
 
-from calculator.catalog import Model
+from calculator.catalog import Model, load_model
 from calculator.checks.records import Record
 from calculator.engines import ENGINES, describes
 from calculator.engines.base import Reserves
+from calculator.engines.ranks import shares_of
+from calculator.engines.sglang.pool import layers_of, row_bytes
+from calculator.engines.sglang.states import PADDING, slot_bytes
 from calculator.errors import CalculatorError
 from calculator.estimate import Estimate, estimate
 from calculator.ledger import Line
@@ -164,6 +167,26 @@ def _rank(*, component: str = "", name: str = "") -> Callable[[Estimate], Figure
     return pick
 
 
+def _keys(*, near: bool) -> Callable[[Estimate], Figure]:
+    """Of the printed tokens and a page for padded ones, in the layers with a window or in the others: SGLang prints each pool."""
+
+    def pick(estimated: Estimate) -> Figure:
+        job, pool = estimated.job, estimated.pool
+        layers, tokens = layers_of(job, shares_of(job)[0])[near], pool.tokens if pool else 0
+        if near:
+            tokens = int(tokens * float(job.deployment.settings["swa_full_tokens_ratio"]))
+        tokens += int(job.deployment.settings["page_size"])
+        return Figure(*(tokens * layers * row_bytes(job, near=near) // 2,) * 3)
+
+    return pick
+
+
+def _states(estimated: Estimate) -> Figure:
+    """Of as many slots as there are requests, and a padded one."""
+    job = estimated.job
+    return Figure(*((job.workload.sequences + PADDING) * slot_bytes(job, shares_of(job)[0]),) * 3)
+
+
 def _levels(*levels: str) -> Callable[[Estimate], Figure]:
     return lambda e: _sum(line for line in e.ledger.on_devices if line.level in levels)
 
@@ -198,8 +221,10 @@ FIGURES: dict[str, tuple[str, Callable[[Estimate], Figure | None]]] = {
     "cuda_graphs_bytes": ("CUDA graphs", _rank(name="CUDA graphs")),
     "profiled_graphs_bytes": ("CUDA graphs", _rank(name="CUDA graphs, profiled")),
     "pool_bytes": ("kv pool", lambda e: Figure(e.pool.nbytes, e.pool.low, e.pool.high) if e.pool else None),
-    "keys_bytes": ("keys of the printed tokens", lambda e: Figure(*(e.pool.nbytes // 2,) * 3) if e.pool else None),
+    "keys_bytes": ("keys of the printed tokens", _keys(near=False)),
     "rows_bytes": ("compressed rows of the printed tokens", lambda e: Figure(*(e.pool.nbytes,) * 3) if e.pool else None),
+    "near_keys_bytes": ("keys of the printed tokens, windowed", _keys(near=True)),
+    "states_bytes": ("recurrent states of the printed slots", _states),
     "whole_pool_tokens": ("tokens of the whole pool", _pool_tokens),
     "pool_tokens": ("tokens of the printed pool", _printed_tokens),
     "allocated_bytes": ("allocated", _levels("allocated")),
@@ -234,5 +259,7 @@ def _estimate(record: Record) -> Estimate:
 @lru_cache(maxsize=512)
 def _model(text: str) -> Model:
     config = json.loads(text)
+    if "hidden_size" not in config:  # a model of the catalog, by name
+        return load_model(str(config["id"]))
     spec = model_from_config(config, id=str(config.get("id", "recorded")))
     return Model(spec, {"name": spec.id, "family": spec.model_type, "sources": {"config": "record"}})

@@ -26,6 +26,22 @@ def converted(model: ModelSpec, inventory: Inventory) -> tuple[TensorGroup, ...]
     return tuple(part for group in inventory.groups for part in _converted(model, group))
 
 
+WITH_MTP = frozenset({"glm4_moe"})  # whose MTP layers the converter writes, behind the others, as layers like them
+
+
+def behind(model: ModelSpec, inventory: Inventory) -> tuple[TensorGroup, ...]:
+    """The MTP layers as a GGUF file holds them; their own embedding, head and projection are matrices like any other.
+
+    Source: llama.cpp conversion/glm.py, gguf-py NEXTN_* tensors @0c1e57098; 803 tensors of GLM 4.5 Air.
+    """
+    if model.model_type not in WITH_MTP:
+        return ()
+    n = model.num_hidden_layers
+    layers = tuple(range(n, n + model.mtp_layers))
+    plain = ("eh_proj.weight", "embed_tokens.weight", "shared_head.head.weight")
+    return tuple(replace(g, which=layers, role="projection" if g.name.endswith(plain) else g.role) for group in inventory.mtp for g in _converted(model, group))
+
+
 def _converted(model: ModelSpec, group: TensorGroup) -> tuple[TensorGroup, ...]:
     if group.role in ("vision", "pooler") or ".act_fn." in group.name:  # the activation's numbers are metadata
         return ()

@@ -6,11 +6,12 @@ tensor_type_fallback L390. Byte-exact on every measured file of that version.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from calculator.architectures import Inventory, TensorGroup
 from calculator.formats import FORMATS, Format
-from calculator.quantization.converted import Order, converted, heads_a_kv_head, order
+from calculator.quantization.converted import WITH_MTP, Order, behind, converted, heads_a_kv_head, order
 from calculator.quantization.stored import Part, Stored, StoredGroup
 from calculator.spec import ModelSpec
 from calculator.units import align_up
@@ -75,8 +76,28 @@ def quantize(model: ModelSpec, inventory: Inventory, recipe: str, *, imatrix: bo
     `imatrix`: an importance matrix was given; it changes the types of some recipes. `quantizer`: whose rules.
     """
     groups = converted(model, inventory)
-    file = _File(model, inventory.tied, recipe, imatrix, quantizer == "2025", order(model, groups))
+    file = _File(model, inventory.tied, recipe, imatrix, quantizer == "2025", order(model, (*groups, *behind(model, inventory))))
+    stored = _typed(file, groups)
+    if model.rope_type == "llama3":  # convert_hf_to_gguf.py writes the scaled frequencies as a tensor
+        stored.append(_store(TensorGroup("rope_freqs.weight", (model.head_dim // 2,), "norm"), "F32", ()))
+    if model.by_layer and model.by_layer.full_head_dim:  # Gemma 4 turns a part of wide heads: the rest has frequencies of its own
+        stored.append(_store(TensorGroup("rope_freqs.weight", (model.by_layer.full_head_dim // 2,), "norm"), "F32", ()))
+    if model.rope_type in ("longrope", "su"):
+        stored += [_store(TensorGroup(f"rope_factors_{kind}.weight", (model.head_dim // 2,), "norm"), "F32", ()) for kind in ("long", "short")]
+    return tuple(stored)
+
+
+def predicting(model: ModelSpec, inventory: Inventory, recipe: str, *, imatrix: bool, quantizer: str = "2026") -> Stored:
+    """The MTP layers of the file, which aren't loaded: GLM 4.5 Air's as Q4_K_M are 2.25 of its 67.96 GiB."""
+    groups = behind(model, inventory)
+    if not groups:
+        return ()
+    return tuple(_typed(_File(model, inventory.tied, recipe, imatrix, quantizer == "2025", order(model, (*converted(model, inventory), *groups))), groups))
+
+
+def _typed(file: _File, groups: Sequence[TensorGroup]) -> list[StoredGroup]:
     stored: list[StoredGroup] = []
+    recipe = file.recipe
     for group in groups:
         if group.role in _WIDE:
             stored.append(_store(group, "F32", group.indices))
@@ -93,13 +114,7 @@ def quantize(model: ModelSpec, inventory: Inventory, recipe: str, *, imatrix: bo
         if not group.layers:
             by_type[_type(file, group, 0)] = []
         stored += [_store(group, name, tuple(layers)) for name, layers in by_type.items()]
-    if model.rope_type == "llama3":  # convert_hf_to_gguf.py writes the scaled frequencies as a tensor
-        stored.append(_store(TensorGroup("rope_freqs.weight", (model.head_dim // 2,), "norm"), "F32", ()))
-    if model.by_layer and model.by_layer.full_head_dim:  # Gemma 4 turns a part of wide heads: the rest has frequencies of its own
-        stored.append(_store(TensorGroup("rope_freqs.weight", (model.by_layer.full_head_dim // 2,), "norm"), "F32", ()))
-    if model.rope_type in ("longrope", "su"):
-        stored += [_store(TensorGroup(f"rope_factors_{kind}.weight", (model.head_dim // 2,), "norm"), "F32", ()) for kind in ("long", "short")]
-    return tuple(stored)
+    return stored
 
 
 def file_nbytes(stored: Stored, *, metadata_bytes: int) -> int:
@@ -163,8 +178,8 @@ def _more_bits(layer: int, layers: int) -> bool:
 def _wanted(file: _File, group: TensorGroup, recipe: str, layer: int) -> str:
     model, places, imatrix, old, role = file.model, file.places, file.imatrix, file.old, group.role
     start, layers, values, falcon = RECIPES[recipe], model.num_hidden_layers, len(places.values), model.model_type == "falcon"
-    if model.model_type == "glm4_moe":  # MTP layers are in the file and count as layers
-        layers, values = layers + model.mtp_layers, values + model.mtp_layers
+    if model.model_type in WITH_MTP:
+        layers += model.mtp_layers
     gqa, number = heads_a_kv_head(model), places.of(role, layer, stacked=len(group.shape) == 3) if group.layers else layer
     if role in ("ffn_gate", "ffn_up", "ffn_down") and not model.num_experts:
         layer = number  # with experts their layer counts

@@ -7,8 +7,10 @@ from strategies import models
 
 from calculator.architectures import build_inventory
 from calculator.catalog import load_model
+from calculator.estimate import estimate
 from calculator.quantization import gguf, parse, quantize, stored_nbytes
 from calculator.spec import ModelSpec
+from calculator.units import GIB
 
 # exact sizes of published files, each quoted in public repositories with its sha256
 PUBLISHED_FILES = {
@@ -120,3 +122,15 @@ def test_low_bit_recipes_count_the_matrices_of_shared_experts():
     early = {(g.group.name, layer) for g in stored if g.format in ("Q2_K", "Q4_0") and "down_proj" in g.group.name for layer in g.layers}
     assert early == {("model.layers.{layer}.mlp.down_proj.weight", 0), ("model.layers.{layer}.mlp.experts.down_proj.weight", 1),
                      ("model.layers.{layer}.mlp.shared_experts.down_proj.weight", 1)}  # fmt: skip
+
+
+def test_mtp_layers_are_in_the_file_and_not_in_the_buffers():
+    """GLM 4.5 Air as Q4_K_S: 62.27 GiB and 110.47 B parameters in llama-bench, 803 tensors; the layers that predict are 2.25 GiB of Q4_K_M."""
+    found = estimate("glm-4.5-air", quant="Q4_K_S", context=1024, partial=True)
+    assert round(found.tensor_bytes / GIB, 2) == 62.27
+    held = sum(line.nbytes for line in found.ledger.lines if line.component == "weights")
+    assert held < found.tensor_bytes - GIB
+    model = load_model("glm-4.5-air").spec
+    beside = gguf.predicting(model, build_inventory(model), "Q4_K_M", imatrix=False)
+    assert stored_nbytes(beside) / GIB == pytest.approx(67.96 - 65.71, abs=0.0101)
+    assert sum(g.count for g in (*beside, *quantize(model, parse("Q4_K_M")))) == 803

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from calculator.errors import BadValue, Unsupported
 from calculator.quantization import Stored, StoredGroup
-from calculator.spec import ModelSpec
+from calculator.spec import ModelSpec, Recurrent
 from calculator.units import align_up, ceil_div
 
 
@@ -76,6 +76,7 @@ def tensor_rank(model: ModelSpec, size: int, *, vocab_multiple: int) -> ModelSpe
         intermediate_size=model.intermediate_size // size, expert_intermediate_size=model.expert_intermediate_size // size,
         shared_expert_intermediate_size=model.shared_expert_intermediate_size // size,
         vocab_size=align_up(model.vocab_size, vocab_multiple) // size, vision_parameters=ceil_div(model.vision_parameters, size),
+        recurrent=_recurrent_rank(model.recurrent, size),
     )  # fmt: skip
 
 
@@ -93,7 +94,14 @@ def pipeline_stages(layers: int, stages: int) -> tuple[Share, ...]:
     return tuple(Share(i, range(first[i], first[i + 1]), i == 0, i == stages - 1) for i in range(stages))
 
 
+def _recurrent_rank(state: Recurrent | None, size: int) -> Recurrent | None:
+    """Heads of a recurrent layer, and the groups that they share, divided."""
+    return state and replace(state, heads=state.heads // size, groups=state.groups // size)
+
+
 def _splits(model: ModelSpec, size: int) -> bool:
+    if (state := model.recurrent) and (state.heads % size or state.groups % size):
+        return False
     heads, kv = model.num_attention_heads, model.num_key_value_heads
     feed_forward = model.expert_intermediate_size or model.intermediate_size
     even = heads % size == 0 and feed_forward % size == 0 and align_up(model.vocab_size, 64) % size == 0

@@ -70,9 +70,11 @@ def for_family(runner: Engine, model: ModelSpec, scheme: Scheme, *, partial: boo
     """
     having, engine = architecture(model.model_type).engines, runner.name
     own = runner.families if isinstance(runner, HasFamilies) else frozenset()
+    if (model.vision_parameters or model.recurrent) and engine in ("vllm", "sglang") and partial and model.model_type in own:
+        return PartialServer(runner)
+    if model.recurrent and engine == "vllm" and model.model_type in own:
+        raise NotModelled(f"vllm with recurrent layers ({model.id}): the scratch of their scans in the profiling run has no formula yet", hint="--engine transformers or llama.cpp")
     if model.vision_parameters and engine in ("vllm", "sglang"):
-        if partial and model.model_type in own:
-            return PartialServer(runner)
         raise NotModelled(f"{engine} with a vision tower ({model.id}): its profiling run of images has no formula yet", hint="--engine transformers or llama.cpp")
     if model.rotary_dim and engine in ("vllm", "sglang"):
         raise NotModelled(f"{engine} with rotary embeddings over a part of head_dim ({model.id}): its table has no formula yet", hint="--engine transformers or llama.cpp")

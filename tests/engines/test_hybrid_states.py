@@ -179,6 +179,7 @@ def test_what_libraries_leave_unquantized_in_recurrent_layers_is_not_guessed():
 
 
 def test_a_servers_pool_of_states_is_not_guessed():
+    """vLLM needs the type of the state, SGLang has no formula."""
     for engine in ("vllm", "sglang"):
         with pytest.raises(CalculatorError):
             estimate("nemotron-nano-9b-v2", engine=engine, gpu="h100", partial=True)

@@ -46,9 +46,11 @@ FAMILIES: dict[str, Family] = {
     "llama4_text": Family((0, 8, 0), wide_rotary=True),
     "gpt_oss": Family((0, 10, 0), wide_rotary=True),
     "deepseek_v2": Family(MLA_SINCE), "deepseek_v3": Family(MLA_SINCE), "kimi_k2": Family(MLA_SINCE), "glm4_moe_lite": Family((0, 14, 1)),
+    "qwen3_next": Family((0, 10, 0), rotary=(1, 4)), "qwen3_5_text": Family((0, 14, 1), rotary=(1, 4)), "qwen3_5_moe_text": Family((0, 14, 1), rotary=(1, 4)),
+    "nemotron_h": Family((0, 11, 0), rotary=(0, 1), gated=False), "granitemoehybrid": Family((0, 11, 0), rotary=(0, 1)), "kimi_linear": Family((0, 11, 1), rotary=(0, 1)),
 }  # fmt: skip
 # towers: the first release after the last one read that lacks the model
-TOWERS_SINCE: dict[str, Release] = {"gemma3_text": (0, 8, 0), "llama4_text": (0, 8, 0), "mistral": (0, 8, 0), "qwen3": (0, 10, 0), "qwen3_moe": (0, 10, 0)}
+TOWERS_SINCE: dict[str, Release] = {"qwen3_5_text": (0, 14, 1), "qwen3_5_moe_text": (0, 14, 1), "gemma3_text": (0, 8, 0), "llama4_text": (0, 8, 0), "mistral": (0, 8, 0), "qwen3": (0, 10, 0), "qwen3_moe": (0, 10, 0)}
 
 
 def family_of(model: ModelSpec) -> Family:
@@ -70,10 +72,13 @@ def check_family(model: ModelSpec, release: Release, version: str) -> None:
 
 def rotary_width(model: ModelSpec) -> int:
     """Elements of a row of the rotary table: what is turned of a head."""
-    if model.mla:
+    if model.mla and family_of(model).rotary[0]:
         return model.mla.qk_rope_head_dim
     turned, whole = family_of(model).rotary
     return model.head_dim * turned // whole
+
+
+IMAGE_POSITIONS_ALWAYS = ("qwen3_5_text", "qwen3_5_moe_text")  # mrope_section is in every config
 
 
 def rotary_rows(model: ModelSpec) -> tuple[int, ...]:
@@ -86,7 +91,7 @@ def rotary_rows(model: ModelSpec) -> tuple[int, ...]:
     layers/rotary_embedding.py L946, models/gemma3.py L147-167; v0.19.0 models/olmo2.py L142-149.
     """
     positions = model.max_position_embeddings
-    if model.vision_parameters and model.model_type in ("qwen2", "qwen3", "qwen3_moe"):
+    if model.model_type in IMAGE_POSITIONS_ALWAYS or (model.vision_parameters and model.model_type in ("qwen2", "qwen3", "qwen3_moe")):
         return (4 * positions,)
     scaled = int(positions * model.rope_factor)
     apart = model.model_type == "gemma3_text" or (model.model_type == "olmo3" and model.rope_type != "default")

@@ -41,6 +41,8 @@ def lines_of(job: Job) -> list[Line]:
     lines = []
     for share in shares_of(job):
         held = held_by(job, share)
+        if job.deployment.settings["language_model_only"]:
+            held = tuple(g for g in held if g.group.role != "vision")
         mine = weight_lines(job.scheme, held, device=share.device, tied=model.tie_word_embeddings)
         if rank.vocab_size * ranks_of(job) != model.vocab_size:
             note = f"vocabulary of {model.vocab_size:,} padded to {rank.vocab_size * ranks_of(job):,}"

@@ -99,8 +99,8 @@ class Vllm(Server):
             raise BadValue(f"use_v1 has no choice in vllm {job.deployment.engine_version}", hint="leaving it out: 0.8 to 0.10 have both engines")
         if job.workload.context > length:
             raise BadValue(f"max_model_len {length:,} is below the context of {job.workload.context:,}", hint="leaving max_model_len out")
-        if job.scheme.name == "fp8-block" and weights.by_marlin(job):
-            raise NotModelled("vllm with fp8 in blocks on a GPU without FP8 units: Marlin spreads its scales, no record to hold that against", hint="a newer GPU")
+        if job.scheme.name == "fp8-block" and weights.by_marlin(job) and release < (0, 9):
+            raise NotModelled("vllm before 0.9 with fp8 in blocks on a GPU without FP8 units: no record to hold that against", hint="a newer GPU, or a later --engine-version")
         if not version_of(job).hybrid:
             self.check_window(job)
         if settings["language_model_only"] and (release < (0, 15) or not model.vision_parameters):

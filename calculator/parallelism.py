@@ -115,6 +115,8 @@ def pipeline_stages(layers: int, stages: int) -> tuple[Share, ...]:
 
 
 def _splits(model: ModelSpec, size: int) -> bool:
+    if model.recurrent and model.recurrent.heads % size:
+        return False
     heads, kv = model.num_attention_heads, model.num_key_value_heads
     feed_forward = model.expert_intermediate_size or model.intermediate_size
     even = heads % size == 0 and feed_forward % size == 0 and align_up(model.vocab_size, 64) % size == 0

@@ -79,6 +79,7 @@ class Recurrent:
     in_bias: bool = False  # of the projection into the layer
     out_bias: bool = False
     norm: bool = True  # a gated norm before the projection out, where a model type may have none
+    state_bytes: int = 0  # of an element of the state, where the config says it; 0: as the engine chooses
 
     @property
     def inner(self) -> int:

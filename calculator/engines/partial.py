@@ -194,7 +194,7 @@ class Partial:
 
 
 class PartialServer(Partial):
-    """A server of a model with a vision tower: all but its profiling run of images, which its pool is less by.
+    """A server of a model with a vision tower or recurrent layers: all but its profiling run of images or scans, which its pool is less by.
 
     The encoder's outputs of one batch stay while the text model is profiled, so their bytes are in.
     Source: vllm v0.11.0 v1/worker/gpu_model_runner.py L3325-3403, v1/core/encoder_cache_manager.py L328-333.
@@ -223,16 +223,13 @@ class PartialServer(Partial):
         """The text model's, and what is missing."""
         note = "not modelled: the pass of the largest images through the tower; the pool is smaller by it where it is the peak"
         lines = list(self.inner.activation_lines(job, phase))
+        missing = self.inner.bound(job.model) if isinstance(self.inner, Bounds) else ""
         for i in range(job.deployment.gpus):
             if job.model.vision_parameters:
                 lines.append(Line("activations", "vision encoder", 0, Formula("0"), self.inner.image_source, basis="modelled", device=i, note=note))
-            if missing := self._missing(job):
-                lines.append(Line("activations", "not modelled", 0, Formula("0"), architecture(job.model.model_type).source, basis="modelled", device=i,
-                                  note=f"{missing}: what is there is that of a plain feed-forward"))  # fmt: skip
+            if missing:
+                lines.append(Line("activations", "not modelled", 0, Formula("0"), architecture(job.model.model_type).source, basis="modelled", device=i, note=f"without {missing}"))
         return lines
-
-    def _missing(self, job: Job) -> str:
-        return self.inner.bound(job.model) if isinstance(self.inner, Bounds) else ""
 
     def overhead_lines(self, job: Job, phase: str) -> list[Line]:
         """The engine's own."""
@@ -257,7 +254,8 @@ class PartialServer(Partial):
         found: Pool | None = self.inner.pool(job)
         if found is None or "kv_pool_bytes" in job.deployment.settings or self.name == "sglang":  # which doesn't take a profile's peak off
             return found
-        return found._replace(low=0, warnings=("the pool is at most this: the profiling run of images isn't in it", *found.warnings))
+        what = "the profiling run of images" if job.model.vision_parameters else "the scratch of recurrent layers"
+        return found._replace(low=0, warnings=(f"the pool is at most this: {what} isn't in it", *found.warnings))
 
     def for_one(self, job: Job) -> int:
         """The engine's own."""

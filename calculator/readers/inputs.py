@@ -86,6 +86,7 @@ class RecurrentInput(_Input):
     in_bias: bool
     out_bias: bool
     norm: bool
+    state_bytes: Annotated[int, Field(ge=0, le=8)]
 
 
 class ModelInput(_Input):

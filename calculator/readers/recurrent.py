@@ -6,6 +6,7 @@ Each family says the same things in fields of its own. Source: transformers v5.2
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from calculator.architectures import Architecture
@@ -91,12 +92,19 @@ def state(config: Mapping[str, Any], row: Architecture, id: str) -> dict[str, An
         raise UnreadableFile(f"{id}: {len(layers)} layer types for {count} layers", hint=_HINT)
     if unknown := [name for name in layers if not isinstance(name, str) or name not in _KINDS]:
         raise NotModelled(f"{id}: a layer of type {str(unknown[0])[:40]!r} has no formula", allowed=", ".join(_KINDS), hint="vram trace, with its config.json")
-    found: dict[str, Any] = {"layer_types": tuple(_KINDS[name] for name in layers), "recurrent": _DIMENSIONS.get(config["model_type"], _plain)(config, row, id)}
+    dimensions = _DIMENSIONS.get(config["model_type"], _plain)(config, row, id)
+    found: dict[str, Any] = {"layer_types": tuple(_KINDS[name] for name in layers), "recurrent": replace(dimensions, state_bytes=_state_bytes(config))}
     if config["model_type"] in _WITH_MTP:
         found["mtp_layers"] = config.get("mtp_num_hidden_layers") or 0
     if config["model_type"] == "nemotron_h":
         found |= {"expert_latent_size": config.get("moe_latent_size") or 0, "mtp_layers": config.get("num_nextn_predict_layers") or 0}
     return found
+
+
+def _state_bytes(config: Mapping[str, Any]) -> int:
+    """Bytes of an element of the state, as the config asks for it: every published Qwen3.5 says float32."""
+    said = config.get("mamba_ssm_dtype") or config.get("mamba_ssm_cache_dtype") or ("float32" if str(config["model_type"]).startswith("qwen3_5") else "")
+    return {"float32": 4, "float16": 2, "bfloat16": 2}.get(str(said), 0)
 
 
 def _layers(config: Mapping[str, Any], count: int, id: str) -> list[Any]:

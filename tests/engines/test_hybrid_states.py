@@ -178,21 +178,7 @@ def test_what_libraries_leave_unquantized_in_recurrent_layers_is_not_guessed():
         estimate("qwen3.5-9b", quant="bnb-nf4", context=1024, partial=True)
 
 
-def test_a_servers_pool_of_states_is_not_guessed():
-    for engine in ("vllm", "sglang"):
-        with pytest.raises(CalculatorError):
-            estimate("nemotron-nano-9b-v2", engine=engine, gpu="h100", partial=True)
-
-
-@pytest.mark.parametrize(("id", "text", "mtp", "vision", "active"), [
-    ("qwen3.5-27b", 26_895_998_464, 424_699_392, 460_730_096, 26_895_998_464),
-    ("qwen3.5-122b-a10b", 122_111_526_912, 2_523_679_232, 451_290_864, 9_771_288_576),
-    ("nemotron-3-super-120b-a12b", 120_668_707_840, 2_942_325_248, 0, 12_770_237_440),
-])  # fmt: skip
-def test_text_mtp_vision_and_active_parameters_are_apart(id, text, mtp, vision, active):
-    from calculator.architectures import build_inventory
-
-    spec = load_model(id).spec
-    inventory = build_inventory(spec)
-    assert (inventory.parameters - inventory.vision_parameters, inventory.mtp_parameters, inventory.vision_parameters) == (text, mtp, vision)
-    assert inventory.active_parameters(experts=spec.num_experts, used=spec.num_experts_per_tok) == active
+def test_vllm_is_told_the_type_of_a_state_that_no_config_has():
+    with pytest.raises(CalculatorError, match="mamba_ssm_cache_dtype"):
+        estimate("nemotron-nano-9b-v2", engine="vllm", gpu="h100", partial=True)
+    assert estimate("nemotron-nano-9b-v2", engine="vllm", gpu="h100", settings={"mamba_ssm_cache_dtype": "float32"}, partial=True).partial

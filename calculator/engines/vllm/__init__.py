@@ -32,6 +32,7 @@ from calculator.engines.vllm.deployment import (
     version_of,
 )
 from calculator.engines.vllm.families import FAMILIES, check_family
+from calculator.engines.vllm.hybrid import STATE_SOURCE, block_size, check_hybrid
 from calculator.engines.vllm.layouts import check_blocks
 from calculator.engines.vllm.pool import for_one, pool_of
 from calculator.engines.vllm.profile import SORT_SOURCE, SOURCE, TRITON_SOURCE, peaks, samples_on
@@ -62,6 +63,9 @@ class Vllm(Server):
         "max_num_batched_tokens": Setting(None, COUNT, "most tokens a step; default by GPU and version, as the server"),
         "block_size": Setting(16, range(1, 4097), "tokens of a cache block"),
         "tensor_parallel_size": Setting(1, range(1, 1025), "ranks that each layer is split over"),
+        "enable_prefix_caching": Setting(None, bool, "whether prefixes are kept; changes what a recurrent layer keeps; default the engine's"),
+        "mamba_ssm_cache_dtype": Setting(None, ("float32", "float16", "bfloat16"), "type of the recurrent layers' state; default the config's"),
+        "language_model_only": Setting(False, bool, "no vision tower is loaded"),
         "enable_expert_parallel": Setting(False, bool, "whole experts dealt out over the ranks"),
         "enable_lora": Setting(False, bool, "slots for LoRA adapters"),
         "max_loras": Setting(1, range(1, 1025), "adapters in one batch"),
@@ -72,6 +76,10 @@ class Vllm(Server):
         "total_memory_bytes": Setting(None, COUNT, "memory of a GPU as a program sees it, in place of a named GPU [bytes]"),
         "allow_long_max_model_len": Setting(False, bool, "VLLM_ALLOW_LONG_MAX_MODEL_LEN: contexts beyond the model's limit"),
     }  # fmt: skip
+
+    def bound(self, model: ModelSpec) -> str:
+        """What the profiling run has that isn't modelled, beside a tower's images; empty for nothing."""
+        return "the scratch of recurrent layers' scans" if model.recurrent else ""
 
     def check(self, job: Job) -> None:
         """Refuse what the engine refuses, and what the formulas don't cover."""
@@ -95,13 +103,16 @@ class Vllm(Server):
             raise BadValue(f"use_v1 has no choice in vllm {job.deployment.engine_version}", hint="leaving it out: 0.8 to 0.10 have both engines")
         if job.workload.context > length:
             raise BadValue(f"max_model_len {length:,} is below the context of {job.workload.context:,}", hint="leaving max_model_len out")
-        if job.scheme.name == "fp8-block" and weights.by_marlin(job):
-            raise NotModelled("vllm with fp8 in blocks on a GPU without FP8 units: Marlin spreads its scales, no record to hold that against", hint="a newer GPU")
+        if job.scheme.name == "fp8-block" and weights.by_marlin(job) and release < (0, 9):
+            raise NotModelled("vllm before 0.9 with fp8 in blocks on a GPU without FP8 units: no record to hold that against", hint="a newer GPU, or a later --engine-version")
         if not version_of(job).hybrid:
             self.check_window(job)
+        if settings["language_model_only"] and (release < (0, 15) or not model.vision_parameters):
+            raise BadValue(f"language_model_only of {model.id} in vllm {job.deployment.engine_version}", allowed="0.15 or later, a model with a tower", hint="leaving it out")
         if settings["enable_lora"] and (model.num_experts or model.mla or model.vision_parameters):
             raise NotModelled("vllm with LoRA on experts, latent attention or a vision tower has no formula yet", hint="leaving enable_lora out")
         self.check_split(job)
+        check_hybrid(job)
         check_blocks(job, rank_of(job))
 
     def preset_context(self, chosen: Mapping[str, Any], model: ModelSpec, gpu: GpuSpec | None, gpus: int) -> int | None:  # noqa: ARG002
@@ -120,7 +131,7 @@ class Vllm(Server):
 
     def cache_lines(self, job: Job, phase: str) -> list[Line]:  # noqa: ARG002
         """Blocks of the sequences."""
-        work, size, rank, groups = job.workload, int(job.deployment.settings["block_size"]), rank_of(job), groups_of(job)
+        work, size, rank, groups = job.workload, block_size(job), rank_of(job), groups_of(job)
         blocks = blocks_for(job, work.context)
         symbols = {"B": work.sequences, "n": blocks, "s": size, "K": rank.num_key_value_heads, "d": rank.head_dim, "e": kv_element_bytes(job)}
         row, source, notes = "2 × {K} × {d}", GROUPS_SOURCE if groups.windowed else BLOCK_SOURCE, []
@@ -133,6 +144,9 @@ class Vllm(Server):
             notes.append("KV heads are held by several ranks each")
         if groups.windowed and groups.full:
             notes.append(f"{groups.full} group of layers keeps everything, {groups.windowed} keep {job.model.sliding_window:,} tokens and those of a step")
+        if groups.recurrent:
+            source = f"{source}; {STATE_SOURCE}"
+            notes.append(f"{groups.full} of {groups.tables} groups of layers attend; in the others a sequence's state is a block")
         return [
             Line("kv_cache", "KV blocks", work.sequences * blocks * block_of(job, share),
                  Formula("{B} × {n} (blocks) × {s} (tokens) × " + row + " × {e} × {L} (layers)", symbols | {"L": layers_of_block(job, share)}),
@@ -172,7 +186,7 @@ class Vllm(Server):
     def kv_bytes_per_token(self, job: Job) -> int:
         """Over all layers and ranks; beyond their window, windowed layers don't grow where they have groups of their own."""
         rank, model = rank_of(job), job.model
-        grows = model.num_hidden_layers
+        grows = len(model.attention_layers)
         if groups_of(job).windowed and job.workload.context > (model.sliding_window or 0):
             grows = model.full_layers if groups_of(job).full else 0
         return block_bytes(rank, grows, block_size=1, element_bytes=kv_element_bytes(job)) * ranks_of(job)
@@ -204,7 +218,7 @@ class Vllm(Server):
     def resolved_settings(self, job: Job) -> dict[str, str | int | bool | float]:
         """With max_model_len and the batch limits filled in."""
         tokens, sequences = batch_limits(job, length_of(job))
-        derived = {"max_model_len": length_of(job), "max_num_batched_tokens": tokens, "max_num_seqs": sequences}
+        derived = {"max_model_len": length_of(job), "max_num_batched_tokens": tokens, "max_num_seqs": sequences, "block_size": block_size(job)}
         return dict(job.deployment.settings) | derived
 
     def for_one(self, job: Job) -> int:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from calculator.engines.base import Job
 from calculator.engines.ranks import kv_element_bytes, rank_of
 from calculator.engines.vllm.deployment import batch_limits, length_of, version_of
+from calculator.engines.vllm.hybrid import block_size, group_size, states
 from calculator.parallelism import Share
 from calculator.spec import ModelSpec
 from calculator.units import ceil_div
@@ -24,11 +25,12 @@ class Groups(NamedTuple):
     windowed: int
     size: int
     """Layers of a group; the last one of a kind is padded."""
+    recurrent: int = 0
 
     @property
     def tables(self) -> int:
         """Block tables: one a group."""
-        return self.full + self.windowed
+        return self.full + self.windowed + self.recurrent
 
 
 def groups_of(job: Job) -> Groups:
@@ -45,6 +47,9 @@ def groups_of(job: Job) -> Groups:
 
 @lru_cache(maxsize=256)
 def _groups(model: ModelSpec, hybrid: bool) -> Groups:
+    if model.recurrent:
+        full, recurrent, size = group_size(model)
+        return Groups(full, 0, size, recurrent)
     full = model.full_layers
     windowed = model.num_hidden_layers - full
     if hybrid and model.sliding_window and not model.full_every:
@@ -78,6 +83,8 @@ def layers_of_block(job: Job, share: Share) -> int:
     groups = groups_of(job)
     if groups.tables == 1:
         return len(share.layers)
+    if groups.recurrent:
+        return groups.size
     every = job.model.full_every
     kinds: tuple[list[int], list[int]] = ([], [])
     for layer in range(job.model.num_hidden_layers):
@@ -88,19 +95,20 @@ def layers_of_block(job: Job, share: Share) -> int:
 
 def block_of(job: Job, share: Share) -> int:
     """One block of a GPU [bytes]."""
-    size = int(job.deployment.settings["block_size"])
-    return block_bytes(rank_of(job), layers_of_block(job, share), block_size=size, element_bytes=kv_element_bytes(job))
+    return block_bytes(rank_of(job), layers_of_block(job, share), block_size=block_size(job), element_bytes=kv_element_bytes(job))
 
 
 def blocks_for(job: Job, context: int, length: int = 0) -> int:
     """Blocks of one sequence, over all groups; `length` where max_model_len isn't the job's.
 
-    full group: ceil(S / block_size);  windowed group: ceil(min(W - 1 + T, S) / block_size) + 1
+    full group: ceil(S / block_size);  windowed group: ceil(min(W - 1 + T, S) / block_size) + 1;  recurrent group: its states
 
     Source: vllm v0.11.0 v1/kv_cache_interface.py L83-91, L196-214: the window and the tokens of one step.
     """
-    groups, size = groups_of(job), int(job.deployment.settings["block_size"])
+    groups, size = groups_of(job), block_size(job)
     whole = ceil_div(context, size)
+    if groups.recurrent:
+        return groups.full * whole + groups.recurrent * states(job)
     if not groups.windowed:
         return whole
     window = (job.model.sliding_window or 0) - 1 + batch_limits(job, length or length_of(job))[0]

@@ -10,6 +10,7 @@ import shlex
 from calculator.engines.base import Job
 from calculator.engines.ranks import ranks_of
 from calculator.engines.vllm.deployment import HISTORY, batch_limits, before_ampere, length_of
+from calculator.engines.vllm.hybrid import block_size
 from calculator.quantization import compute_dtype
 
 ON_LOAD = {"fp8": "fp8", "bnb-nf4": "bitsandbytes"}  # formats that the engine makes of a 16-bit checkpoint
@@ -41,10 +42,16 @@ def start_command(job: Job) -> str | None:
     words += [
         "--tensor-parallel-size", str(ranks_of(job)), "--pipeline-parallel-size", str(job.deployment.gpus // ranks_of(job)),
         "--max-model-len", str(length_of(job)), "--max-num-seqs", str(sequences), "--max-num-batched-tokens", str(tokens),
-        "--gpu-memory-utilization", f"{float(settings['gpu_memory_utilization']):g}", "--block-size", str(settings["block_size"]),
+        "--gpu-memory-utilization", f"{float(settings['gpu_memory_utilization']):g}", "--block-size", str(block_size(job)),
     ]  # fmt: skip
     if job.deployment.kv_dtype == "fp8":
         words += ["--kv-cache-dtype", "fp8"]
+    if (cached := settings.get("enable_prefix_caching")) is not None:
+        words.append("--enable-prefix-caching" if cached else "--no-enable-prefix-caching")
+    if "mamba_ssm_cache_dtype" in settings:
+        words += ["--mamba-ssm-cache-dtype", str(settings["mamba_ssm_cache_dtype"])]
+    if settings.get("language_model_only"):
+        words.append("--language-model-only")
     if settings["enable_expert_parallel"]:
         words.append("--enable-expert-parallel")
     if settings["enable_lora"]:

@@ -38,7 +38,7 @@ FAMILIES: dict[str, Family] = {
     "ernie4_5": Family((0, 9, 0)), "ministral3": Family((0, 12, 0)),
     "glm4": Family((0, 8, 0), rotary=(1, 2)),
     "stablelm": Family(rotary=(1, 4)),
-    "starcoder2": Family(gated=False), "nemotron": Family(rotary=(1, 2), gated=False), "arcee": Family((0, 10, 0), gated=False),
+    "opt": Family(rotary=(0, 1), gated=False), "starcoder2": Family(gated=False), "nemotron": Family(rotary=(1, 2), gated=False), "arcee": Family((0, 10, 0), gated=False),
     "olmoe": Family(), "granitemoe": Family(), "phimoe": Family(), "qwen2_moe": Family(), "hunyuan_v1_moe": Family((0, 9, 0)),
     "ernie4_5_moe": Family((0, 9, 0), wide_router=(0, 9, 0)),
     "glm4_moe": Family((0, 10, 0), rotary=(1, 2), wide_router=(0, 10, 0)),
@@ -46,9 +46,11 @@ FAMILIES: dict[str, Family] = {
     "llama4_text": Family((0, 8, 0), wide_rotary=True),
     "gpt_oss": Family((0, 10, 0), wide_rotary=True),
     "deepseek_v2": Family(MLA_SINCE), "deepseek_v3": Family(MLA_SINCE), "kimi_k2": Family(MLA_SINCE), "glm4_moe_lite": Family((0, 14, 1)),
+    "qwen3_next": Family((0, 10, 0), rotary=(1, 4)), "qwen3_5_text": Family((0, 14, 1), rotary=(1, 4)), "qwen3_5_moe_text": Family((0, 14, 1), rotary=(1, 4)),
+    "nemotron_h": Family((0, 11, 0), rotary=(0, 1), gated=False), "granitemoehybrid": Family((0, 11, 0), rotary=(0, 1)), "kimi_linear": Family((0, 11, 1), rotary=(0, 1)),
 }  # fmt: skip
 # towers: the first release after the last one read that lacks the model
-TOWERS_SINCE: dict[str, Release] = {"gemma3_text": (0, 8, 0), "llama4_text": (0, 8, 0), "mistral": (0, 8, 0), "qwen3": (0, 10, 0), "qwen3_moe": (0, 10, 0)}
+TOWERS_SINCE: dict[str, Release] = {"qwen3_5_text": (0, 14, 1), "qwen3_5_moe_text": (0, 14, 1), "gemma3_text": (0, 8, 0), "llama4_text": (0, 8, 0), "mistral": (0, 8, 0), "qwen3": (0, 10, 0), "qwen3_moe": (0, 10, 0)}
 
 
 def family_of(model: ModelSpec) -> Family:
@@ -70,23 +72,27 @@ def check_family(model: ModelSpec, release: Release, version: str) -> None:
 
 def rotary_width(model: ModelSpec) -> int:
     """Elements of a row of the rotary table: what is turned of a head."""
-    if model.mla:
+    if model.mla and family_of(model).rotary[0]:
         return model.mla.qk_rope_head_dim
     turned, whole = family_of(model).rotary
     return model.rotary_dim or model.head_dim * turned // whole
 
 
-def rotary_rows(model: ModelSpec) -> tuple[int, ...]:
+IMAGE_POSITIONS_SINCE = (0, 7, 0)  # the first release after 0.6.6, whose table isn't longer
+IMAGE_POSITIONS_ALWAYS = ("qwen3_5_text", "qwen3_5_moe_text")  # mrope_section is in every config
+
+
+def rotary_rows(model: ModelSpec, release: Release) -> tuple[int, ...]:
     """Rows of each rotary table.
 
-    Four times the positions where images and videos have positions of their own (M-RoPE); linear scaling stretches them.
+    Four times the positions where images and videos have positions of their own (M-RoPE; since 0.7); linear scaling stretches them.
     Windowed layers have a table of their own where they are turned by another base (Gemma 3) or without scaling (OLMo 3).
 
     Source: vllm v0.19.0 layers/rotary_embedding/mrope.py L238, linear_scaling_rope.py _compute_cos_sin_cache; v0.8.5
     layers/rotary_embedding.py L946, models/gemma3.py L147-167; v0.19.0 models/olmo2.py L142-149.
     """
     positions = model.max_position_embeddings
-    if model.vision_parameters and model.model_type in ("qwen2", "qwen3", "qwen3_moe"):
+    if release >= IMAGE_POSITIONS_SINCE and (model.model_type in IMAGE_POSITIONS_ALWAYS or (model.vision_parameters and model.model_type in ("qwen2", "qwen3", "qwen3_moe"))):
         return (4 * positions,)
     scaled = int(positions * model.rope_factor)
     apart = model.model_type == "gemma3_text" or (model.model_type == "olmo3" and model.rope_type != "default")

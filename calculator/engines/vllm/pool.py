@@ -8,6 +8,7 @@ from calculator.engines.base import Job, Pool
 from calculator.engines.ranks import shares_of
 from calculator.engines.vllm.blocks import block_of, blocks_for, groups_of
 from calculator.engines.vllm.deployment import batch_limits, length_of, version_of
+from calculator.engines.vllm.hybrid import block_size
 from calculator.ledger import Ledger
 from calculator.memory import usable_memory
 from calculator.spec import Quantity
@@ -55,7 +56,7 @@ def pool_of(job: Job, taken_by: Callable[[Job], Ledger]) -> Pool | None:
     total, given = usable_memory(job.gpu) if job.gpu else None, int(settings.get("kv_pool_bytes", 0))
     if total is None and not given:
         return None
-    size = int(settings["block_size"])
+    size = block_size(job)
     ledger = taken_by(job)
     usable = share_of_memory(total, float(settings["gpu_memory_utilization"])) if total else Quantity(value=given, source="setting kv_pool_bytes")
     stages = []

@@ -10,6 +10,7 @@ from calculator.engines.ranks import PACKED, element_bytes, rank_of, ranks_of
 from calculator.engines.records import record
 from calculator.engines.vllm.deployment import HISTORY, batch_limits, version_of
 from calculator.engines.vllm.families import family_of
+from calculator.engines.vllm.hybrid import block_size
 from calculator.parallelism import Share
 from calculator.spec import LatentAttention, ModelSpec
 from calculator.steps import Buffer, Peak, Step, largest
@@ -58,7 +59,7 @@ def latent_rows(job: Job, length: int, sequences: int) -> int:
     """
     if not job.model.mla:
         return 0
-    size, most = int(job.deployment.settings["block_size"]), 65536 if HISTORY.covered(job.deployment.engine_version) >= (0, 11) else 131072
+    size, most = block_size(job), 65536 if HISTORY.covered(job.deployment.engine_version) >= (0, 11) else 131072
     return max(min(max(8 * length, 4 * sequences * size), most), sequences * size)
 
 
@@ -116,12 +117,13 @@ def profile(rank: ModelSpec, run: Profile) -> Peak:
     if run.marlin_copies:
         mlp.append(Buffer("the kernel's input", e * t * f, "{e} × {T} × {f}"))
     steps = [Step("sampler", tuple(sampler))] if run.samples else []
-    if rank.num_experts:
+    known = rank.recurrent is None or rank.recurrent.kind == "delta"  # else the sampler alone, a lower bound
+    if rank.num_experts and known:
         steps.append(Step("experts", tuple(experts_step(rank, run, workspace))))
-    if len(rank.expert_layers) < rank.num_hidden_layers:
+    if len(rank.expert_layers) < rank.num_hidden_layers and known:
         steps.append(Step("mlp", tuple(mlp)))
     mla = rank.mla or _NONE
-    if rank.mla:
+    if rank.mla and known:
         steps.append(Step("attention", (
             Buffer("queries", e * t * rank.num_attention_heads * (mla.qk_nope_head_dim + mla.qk_rope_head_dim), "{e} × {T} × {H} × ({n} + {p})"),
             Buffer("keys and values of earlier context", e * run.latent_rows * rank.num_attention_heads * (mla.qk_nope_head_dim + mla.v_head_dim),

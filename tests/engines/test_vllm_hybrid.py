@@ -1,0 +1,99 @@
+"""Recurrent layers in vLLM: blocks as large as a state, groups of layers, what logs print of them."""
+
+from __future__ import annotations
+
+import pytest
+
+from calculator.engines.vllm.hybrid import group_size
+from calculator.errors import CalculatorError
+from calculator.estimate import estimate
+from calculator.units import GIB
+
+
+def run(model, **options):
+    return estimate(model, engine="vllm", partial=True, **options)
+
+
+def pool(model, gib, ranks=1, **options):
+    settings = {"kv_pool_bytes": int(gib * GIB), "tensor_parallel_size": ranks, **options.pop("settings", {})}
+    return run(model, settings=settings, **options).pool
+
+
+# pool as printed to 0.01 GiB, tokens, concurrency; each found before the formulas were written, which were changed for none of them
+@pytest.mark.parametrize(
+    ("model", "version", "context", "gib", "options", "tokens", "concurrency"),
+    [
+        ("qwen3.6-35b-a3b", "0.19.1", 131072, 47.55, {}, 623_040, "18.44"),
+        ("qwen3.5-35b-a3b", "0.18.0", 262144, 55.72, {"settings": {"enable_prefix_caching": True}}, 729_696, "10.85"),
+        ("qwen3.5-122b-a10b", "0.22.1", 262144, 13.84, {"settings": {"enable_prefix_caching": True}}, 571_950, "2.18"),
+        ("qwen3.6-35b-a3b", "0.23.1", 131072, 50.81, {"kv_dtype": "fp8"}, 5_046_272, "38.50"),
+        ("qwen3.6-35b-a3b", "0.23.1", 262144, 51.93, {"kv_dtype": "fp8"}, 5_277_426, "20.13"),
+        ("qwen3-next-80b-a3b-instruct", "0.13.0", 16384, 7.09, {"ranks": 2}, 154_496, "33.47"),
+        ("nemotron-3-nano-4b", "0.13.0", 8192, 11.15, {"kv_dtype": "fp8", "settings": {"mamba_ssm_cache_dtype": "float16"}}, 208_320, "98.20"),
+        ("nemotron-3-nano-4b", "0.19.1", 49152, 103.39, {"kv_dtype": "fp8"}, 1_934_432, "216.94"),
+        ("qwen3.5-4b", "0.22.0", 4096, 10.21, {}, 235_706, "57.55"),
+        ("kimi-linear-48b-a3b-instruct", "0.14.1", 120000, 2.30, {"ranks": 2}, 75_840, "2.49"),  # prints 2.48, its pool to 0.01 GiB
+    ],
+)  # fmt: skip
+def test_tokens_and_concurrency_of_a_pool_equal_the_logs(model, version, context, gib, options, tokens, concurrency):
+    found = pool(model, gib, engine_version=version, context=context, **options)
+    assert (found.tokens, f"{found.max_concurrency:.2f}") == (tokens, concurrency)
+
+
+def test_a_block_holds_a_state_and_is_a_multiple_of_the_kernels():
+    """Qwen3.6 35B: 2,146,304 bytes in blocks of 2,048 a token, 1,056 of them; heads of 256 on B200 in 32s; a larger one as set."""
+    size = run("qwen3.6-35b-a3b", quant="bf16", context=4096)
+    assert size.engine.resolved_settings(size.job)["block_size"] == 1056
+    b200 = run("qwen3.5-122b-a10b", quant="bf16", gpu="B200", context=4096)
+    assert b200.engine.resolved_settings(b200.job)["block_size"] == 2112
+    wide = run("qwen3.6-35b-a3b", quant="bf16", context=4096, settings={"block_size": 2000})
+    assert wide.engine.resolved_settings(wide.job)["block_size"] == 2000
+
+
+def test_groups_are_as_large_as_the_rarer_kind_and_the_last_one_is_padded():
+    assert group_size(run("qwen3.6-35b-a3b", context=4096).job.model) == (1, 3, 10)
+    assert group_size(run("nemotron-3-nano-4b", context=4096).job.model) == (1, 6, 4)
+
+
+@pytest.mark.parametrize(
+    ("model", "version", "options", "printed"),
+    [
+        ("qwen3.6-35b-a3b", "0.19.1", {"quant": "bf16", "settings": {"language_model_only": True}}, 64.69),
+        ("qwen3.5-35b-a3b", "0.18.0", {"quant": "fp8-block"}, 34.22),
+        ("qwen3.6-27b", "0.26.0", {"quant": "fp8-block", "settings": {"language_model_only": True}}, 27.64),
+        ("nemotron-3-nano-4b", "0.19.1", {"quant": "bf16"}, 7.43),
+        ("qwen3.5-4b", "0.22.0", {"quant": "bf16"}, 8.61),
+    ],
+)
+def test_weights_equal_what_logs_print_to_a_thousandth(model, version, options, printed):
+    found = run(model, engine_version=version, context=4096, **options)
+    assert found.ledger.component_bytes("weights") / GIB == pytest.approx(printed, rel=0.001)
+
+
+def test_ranks_hold_the_whole_and_halve_the_state():
+    whole, half = (run("qwen3.6-35b-a3b", context=4096, quant="bf16", settings={"tensor_parallel_size": n}) for n in (1, 2))
+    linear = [sum(line.nbytes for line in found.ledger.lines if line.name == "linear layers") for found in (whole, half)]
+    assert linear[0] == linear[1]
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "why"),
+    [
+        ("qwen3.6-35b-a3b", {"quant": "awq-int4-g128"}, "leave in 16 bits"),
+        ("qwen3.6-35b-a3b", {"gpus": 2}, "pipeline stages"),
+        ("nemotron-3-nano-4b", {"settings": {"enable_prefix_caching": True}}, "prefix caching"),
+        ("qwen3-next-80b-a3b-instruct", {"engine_version": "0.10.2", "settings": {"use_v1": False}}, "V0 engine"),
+        ("llama-3.1-8b", {"settings": {"mamba_ssm_cache_dtype": "float32"}}, "without recurrent layers"),
+        ("llama-3.1-8b", {"settings": {"language_model_only": True}}, "language_model_only"),
+    ],
+)
+def test_what_is_not_known_is_refused(model, options, why):
+    with pytest.raises(CalculatorError, match=why):
+        run(model, context=4096, **options)
+
+
+def test_a_recurrent_model_is_a_lower_bound_that_never_fits():
+    found = run("nemotron-3-nano-4b", quant="bf16", gpu="H100 SXM5 80GB", context=4096)
+    assert found.partial
+    assert not found.decides("fits")
+    assert any("at most this: the scratch" in warning for warning in found.warnings)

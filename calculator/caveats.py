@@ -28,8 +28,9 @@ def caveats(model: Model, job: Job, peak: Peak, ledger: Ledger) -> tuple[str, ..
     if "math kernel" in peak.step.name:
         found.append("grouped heads in float32, or on a card before Ampere, leave sdpa the math kernel, which holds S x S "
                      "scores; 16 bits on a newer card, or --engine llama.cpp, avoids it")  # fmt: skip
-    if any(line.name == "not modelled" for line in ledger.lines):
-        found.append(f"{job.deployment.engine} has no formula for the activations of {job.model.model_type}: this is weights and cache, a lower bound")
+    if missing := [line for line in ledger.lines if line.name == "not modelled" and line.component == "activations"]:
+        what = missing[0].note.removeprefix("not modelled for ").partition(":")[0]
+        found.append(f"{job.deployment.engine} has no formula for the activations of {what}: this is weights and cache, a lower bound")
     found += _map_warnings(job)
     found += _file_warnings(model, job)
     if job.model.vision_parameters:

@@ -8,17 +8,18 @@ from functools import lru_cache
 from typing import Any, ClassVar, Literal
 
 from calculator.engines.base import Dynamic, Job
-from calculator.engines.llama_cpp import buffers, draft, fit, kv, lora, ollama, overrides, placement, rs
+from calculator.engines.llama_cpp import buffers, builds, draft, fit, kv, lora, ollama, overrides, placement, rs
+from calculator.engines.llama_cpp.builds import RELEASES
 from calculator.engines.llama_cpp.command import start_command
 from calculator.engines.llama_cpp.compute import NONE_ON_HOST, Compute, compute, device_bytes
 from calculator.engines.llama_cpp.compute import SOURCE as COMPUTE_SOURCE
 from calculator.engines.llama_cpp.fit import CONTEXTS
-from calculator.engines.llama_cpp.settings import KV_TYPES, RELEASES, SETTINGS, check, context_of
+from calculator.engines.llama_cpp.settings import KV_TYPES, SETTINGS, check, context_of, without_graph
 from calculator.engines.llama_cpp.simulation import Weights
 from calculator.engines.records import Record, record, record_line, residual_band
 from calculator.engines.settings import Setting
 from calculator.engines.weights import stored_formula
-from calculator.errors import Unsupported
+from calculator.errors import NotModelled, Unsupported
 from calculator.formats import FORMATS
 from calculator.ledger import Formula, Line
 from calculator.quantization import Scheme, StoredGroup
@@ -36,6 +37,11 @@ class LlamaCpp:
     name = "llama.cpp"
     versions = tuple(RELEASES)
     settings: ClassVar[dict[str, Setting]] = SETTINGS
+    others = builds.FORMS
+
+    def covers(self, version: str) -> bool:
+        """A build number or a day whose rules are known."""
+        return builds.release_of(version) is not None
 
     def phases(self, job: Job) -> tuple[str, ...]:  # noqa: ARG002
         """Buffers are reserved once, for a full micro-batch."""
@@ -71,12 +77,26 @@ class LlamaCpp:
                gpus: int) -> Mapping[str, Any]:  # fmt: skip
         """What ollama passes to llama-server; and flash attention off where that was the default."""
         if chosen.get("preset") != "ollama":
-            return {} if RELEASES[version] is buffers.NEWEST else {"flash_attn": False, "quantizer": "2025"}
+            if builds.release_of(version) is buffers.NEWEST:
+                return {}
+            flash = builds.flash_by_default(version)
+            if flash is None and "flash_attn" not in chosen:
+                raise NotModelled(f"llama.cpp {version}: whether flash attention is on by default", hint="--set flash_attn=0 or 1")
+            return {"flash_attn": bool(flash), "quantizer": "2025"}
         return ollama.settings(model, scheme, workload, gpu, gpus, chosen.get("backend") != "cpu")
 
     def check(self, job: Job) -> None:
         """Refuse what this engine's formulas don't cover."""
         check(job)
+
+    def check_bound(self, job: Job) -> None:
+        """Refuse what is not even known of weights and cache."""
+        check(job, graph=False)
+
+    def without_peak(self, job: Job) -> str | None:
+        """Why an older build's compute buffers aren't known; None where they are."""
+        why = without_graph(job)
+        return None if why is None else why.given
 
     def weight_lines(self, job: Job) -> list[Line]:
         """Model buffers: on the devices, and what the host holds beside them."""
@@ -156,8 +176,8 @@ class LlamaCpp:
     def kv_bytes_per_token(self, job: Job) -> int:
         """Rows of K and V over the layers that still grow at this context."""
         context = context_of(job)
-        rows = sum(buffers.row_bytes(job.model, kv.types_of(context)).values())
-        window = job.model.full_every and not context.swa_full and job.workload.context >= (job.model.sliding_window or 0)
+        rows = sum(buffers.row_bytes(job.model, kv.types_of(context), context.release).values())
+        window = job.model.full_every and context.release.windows and not context.swa_full and job.workload.context >= (job.model.sliding_window or 0)
         own = (job.model.full_layers if window else len(job.model.attention_layers)) * rows
         return own if "draft" not in job.deployment.settings else own + self.kv_bytes_per_token(draft.job_of(job, context))
 

@@ -16,7 +16,7 @@ from calculator.engines.llama_cpp.compute import SOURCE as COMPUTE_SOURCE
 from calculator.engines.llama_cpp.fit import CONTEXTS
 from calculator.engines.llama_cpp.settings import KV_TYPES, SETTINGS, check, context_of, without_graph
 from calculator.engines.llama_cpp.simulation import Weights
-from calculator.engines.records import Record, record, record_line, residual_band
+from calculator.engines.records import Record, ResidualBand, band_of, record, record_line, residual_band
 from calculator.engines.settings import Setting
 from calculator.engines.weights import stored_formula
 from calculator.errors import NotModelled, Unsupported
@@ -138,7 +138,8 @@ class LlamaCpp:
         """Compute buffers of the devices and the host, and the output buffer."""
         context = context_of(job)
         peaks, host = _compute(job, context)
-        band = residual_band(f"llama.cpp/compute buffer/{job.deployment.settings['backend']}")
+        band = _band(job, context)
+        host_high = 102 if _older_and_split(context) else 101
         source = f"{COMPUTE_SOURCE}; band: {band.source}"
         copies = "; inputs are held four times, for micro-batches that run at once" if context.pipelined else ""
         lines = []
@@ -150,7 +151,7 @@ class LlamaCpp:
         if context.cuda:
             lines.append(Line("activations", "compute buffer, host", host,
                               Formula("{n} (inputs and what is computed on the host)", {"n": host}), source, basis="modelled",
-                              low=host * 99 // 100, high=-(-host * 101 // 100), device="host"))  # fmt: skip
+                              low=host * 99 // 100, high=-(-host * host_high // 100), device="host"))  # fmt: skip
         rows = draft.outputs(job, context.n_seq_max)
         lines.append(Line("activations", "output buffer", 4 * job.model.vocab_size * rows,
                           Formula("4 (bytes) × {V} (vocabulary) × {q} (sequences" + (" and what is drafted for them)" if rows > context.n_seq_max else ")"),
@@ -191,7 +192,7 @@ class LlamaCpp:
     def dynamic(self, job: Job, phase: str) -> Dynamic:
         """KV and compute buffers on the devices."""
         model, gpus = job.model, job.deployment.gpus
-        band = residual_band(f"llama.cpp/compute buffer/{job.deployment.settings['backend']}")
+        band = _band(job, context_of(job))
 
         def size(context: int, sequences: int) -> tuple[int, int]:
             where = context_of(job, context, sequences)
@@ -239,6 +240,18 @@ class LlamaCpp:
             return 0
         cache = sum(line.nbytes for line in self.cache_lines(job, "prefill") if line.device == "host")
         return _placed(job, context).host_read + cache
+
+
+def _older_and_split(context: buffers.Context) -> bool:
+    """Whether this is a case that was held against public logs alone."""
+    return context.release is not buffers.NEWEST and (not context.on_gpus_alone or context.gpus > 1)
+
+
+def _band(job: Job, context: buffers.Context) -> ResidualBand:
+    """What records have earned for the compute buffers of such a context."""
+    if _older_and_split(context):
+        return band_of(record("llama_cpp", "older_build_split"))
+    return residual_band(f"llama.cpp/compute buffer/{job.deployment.settings['backend']}")
 
 
 @lru_cache(maxsize=16)

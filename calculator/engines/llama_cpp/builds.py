@@ -39,6 +39,7 @@ _FLASH = Change("flash attention", 6250, 6332, date(2025, 8, 30), {}, "ggml-org/
 
 # Spans of builds whose compute buffers, in public logs of one device, are those of a commit held against the engine itself.
 _GRAPHS = ((2800, date(2024, 5, 3), 5121, date(2025, 4, 14), FEBRUARY_2025), (6184, date(2025, 8, 17), 7445, date(2025, 12, 17), AUGUST_2025))
+_BETWEEN = (5160, date(2025, 4, 20), 5768, date(2025, 6, 28))  # the same nodes as before April, but for what CHANGES has
 _FIRST, _LAST = (2200, date(2024, 2, 20)), (7445, date(2025, 12, 17))
 
 # Builds and about when they were made, from the days of public logs and issues: for what needs no more than a week.
@@ -48,9 +49,11 @@ _MADE = ((2200, date(2024, 2, 20)), (2800, date(2024, 5, 5)), (3300, date(2024, 
          (7445, date(2025, 12, 17)))  # fmt: skip
 _LEEWAY_DAYS = 7
 
+_COMMITTED = {"794fe23f": date(2025, 2, 28), "4227c9be": date(2025, 8, 31)}  # the months' last days
+
 # When llama.cpp learned an architecture, by its name in GGUF: the month's first day its pull request was merged in, or the day.
 ARCHITECTURES = {
-    "llama": date(2023, 8, 1), "qwen2": date(2024, 1, 19), "gemma": date(2024, 2, 21), "command-r": date(2024, 3, 15), "qwen2moe": date(2024, 4, 16),
+    "llama": date(2023, 8, 1), "starcoder2": date(2024, 3, 1), "stablelm": date(2023, 11, 14), "olmoe": date(2024, 9, 3), "nemotron": date(2024, 8, 16), "qwen2": date(2024, 1, 19), "gemma": date(2024, 2, 21), "command-r": date(2024, 3, 15), "qwen2moe": date(2024, 4, 16),
     "phi3": date(2024, 4, 24), "deepseek2": date(2024, 5, 28), "gemma2": date(2024, 6, 28), "granite": date(2024, 9, 17), "granitemoe": date(2024, 9, 25),
     "olmo2": date(2024, 11, 19), "cohere2": date(2025, 1, 4), "gemma3": date(2025, 3, 12), "llama4": date(2025, 4, 7), "qwen3": date(2025, 4, 9),
     "qwen3moe": date(2025, 4, 9), "glm4": date(2025, 4, 11), "gemma3n": date(2025, 6, 26), "ernie4_5": date(2025, 6, 28), "smollm3": date(2025, 7, 8),
@@ -105,7 +108,8 @@ def release_of(version: str) -> Release | None:
     for low, first, high, last, release in _GRAPHS:
         if (low <= build.number <= high) if build.number else (first <= build.first <= last):
             return release
-    rules: dict[str, Any] = {"graph": False}
+    low, first, high, last = _BETWEEN
+    rules: dict[str, Any] = {"graph": (low <= build.number <= high) if build.number else (first <= build.first <= last)}
     unsure: list[str] = []
     for change in CHANGES:
         has = build.has(change)
@@ -126,4 +130,6 @@ def runs(version: str, gguf: str) -> bool:
     """Whether a build knows an architecture. Named commits have lists of their own."""
     build = build_of(version)
     known = ARCHITECTURES.get(gguf)
-    return build is None or (known is not None and build.last.toordinal() + _LEEWAY_DAYS >= known.toordinal())
+    if build is None:
+        return version not in _COMMITTED or (known is not None and _COMMITTED[version] >= known)
+    return known is not None and build.last.toordinal() + _LEEWAY_DAYS >= known.toordinal()

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from calculator.architectures import architecture
+from calculator.engines.base import Job
 from calculator.engines.llama_cpp import buffers, builds, draft, fit, lora, overrides
-from calculator.engines.llama_cpp.builds import RELEASES
 from calculator.engines.llama_cpp.fit_search import fitted
 from calculator.engines.settings import COUNT, Setting, Shares, Text
 from calculator.errors import BadValue, NotModelled, Unsupported
@@ -14,6 +14,9 @@ HELD_IN = {  # the model types whose buffers were held against the older engine 
     buffers.FEBRUARY_2025: ("llama", "mistral", "mixtral", "qwen2"),
     buffers.AUGUST_2025: ("llama", "mistral", "mixtral", "qwen2", "qwen3", "qwen3_moe", "gemma2", "gemma3_text"),
 }
+_IN_LOGS = {buffers.FEBRUARY_2025: ("gemma2",)}  # exact in public logs of three builds of 2024
+_BETWEEN = ("llama", "mistral", "mixtral", "qwen2", "qwen3", "qwen3_moe")  # builds of April to June 2025
+_MASK_PADDING, _PADS_TO_64 = 64, 3609  # rows; builds before b3609 pad to 32, as the log of one with n_ubatch=32 has it
 KV_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
 MAX_SEQUENCES = 256  # LLAMA_MAX_SEQ, src/llama-cparams.h @0c1e57098
 MAX_GPUS = 16  # GGML_CUDA_MAX_DEVICES, ggml/include/ggml-cuda.h @0c1e57098
@@ -143,11 +146,14 @@ def without_graph(job: Job) -> NotModelled | None:
     if context.release is buffers.NEWEST:
         return None
     version = f"llama.cpp {job.deployment.engine_version}"
-    if not context.on_gpus_alone or context.gpus > 1:
-        return NotModelled(f"{version} with a part on the host or on several GPUs", hint="leaving --engine-version out")
-    held = HELD_IN.get(context.release, ())
-    if not held:
+    if not context.release.graph:
         return NotModelled(f"{version}, whose graph is between those of the modelled builds", hint="--engine-version 794fe23f or 4227c9be")
+    if context.release is buffers.AUGUST_2025 and (not context.on_gpus_alone or context.gpus > 1):
+        return NotModelled(f"{version} with a part on the host or on several GPUs", hint="leaving --engine-version out")
+    held = HELD_IN[context.release] + _IN_LOGS.get(context.release, ()) if context.release in HELD_IN else _BETWEEN
+    build = builds.build_of(job.deployment.engine_version)
+    if build and 0 < build.number < _PADS_TO_64 and context.n_ubatch % _MASK_PADDING:
+        return NotModelled(f"{version} with n_ubatch={context.n_ubatch}", hint=f"a multiple of {_MASK_PADDING}")
     if job.model.model_type not in held:
         return NotModelled(f"{version} with {job.model.model_type}", allowed=", ".join(held), hint="leaving --engine-version out")
     if not context.release.row_indices and "F32" in (context.type_k, context.type_v):

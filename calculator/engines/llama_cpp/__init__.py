@@ -77,12 +77,13 @@ class LlamaCpp:
                gpus: int) -> Mapping[str, Any]:  # fmt: skip
         """What ollama passes to llama-server; and flash attention off where that was the default."""
         if chosen.get("preset") != "ollama":
-            if builds.release_of(version) is buffers.NEWEST:
+            if builds.rules_of(version) is buffers.NEWEST:
                 return {}
             flash = builds.flash_by_default(version)
             if flash is None and "flash_attn" not in chosen:
                 raise NotModelled(f"llama.cpp {version}: whether flash attention is on by default", hint="--set flash_attn=0 or 1")
-            return {"flash_attn": bool(flash), "quantizer": "2025"}
+            whole = model.mla is not None and builds.rules_of(version).latent == "heads"
+            return {"flash_attn": bool(flash), "quantizer": "2024" if whole else "2025"}
         return ollama.settings(model, scheme, workload, gpu, gpus, chosen.get("backend") != "cpu")
 
     def check(self, job: Job) -> None:
@@ -184,9 +185,9 @@ class LlamaCpp:
 
     def dynamic_key(self, job: Job) -> tuple[Any, ...]:
         """What the buffers depend on beside model, context and sequences."""
-        chosen = {k: v for k, v in job.deployment.settings.items() if k not in ("imatrix", "preset", "quantizer")}
+        chosen = {k: v for k, v in job.deployment.settings.items() if k not in ("imatrix", "preset") and k != "quantizer"}
         context = context_of(job)
-        key = (self.name, tuple(chosen.items()), job.deployment.gpus, _weights(job, context), job.stored if chosen["fit"] else None)
+        key = (self.name, tuple(chosen.items()), job.deployment.gpus, context.release, _weights(job, context), job.stored if chosen["fit"] else None)
         return (*key, self.dynamic_key(draft.job_of(job, context))) if "draft" in chosen else key
 
     def dynamic(self, job: Job, phase: str) -> Dynamic:
@@ -262,7 +263,7 @@ def _context_record(vendor: str, cuda: bool) -> Record:
 
 
 def _types_source(job: Job) -> str:
-    recipe = OLD_SOURCE if job.deployment.settings.get("quantizer") == "2025" else RECIPE_SOURCE
+    recipe = OLD_SOURCE if job.deployment.settings.get("quantizer") in ("2024", "2025") else RECIPE_SOURCE
     return job.scheme.source if job.from_headers else recipe
 
 

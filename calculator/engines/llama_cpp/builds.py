@@ -120,6 +120,13 @@ def release_of(version: str) -> Release | None:
     return FEBRUARY_2025._replace(**rules, unsure=tuple(unsure))
 
 
+def rules_of(version: str) -> Release:
+    """The same of a version that is covered."""
+    found = release_of(version)
+    assert found is not None
+    return found
+
+
 def flash_by_default(version: str) -> bool | None:
     """Whether flash attention is on where nobody says; None where that isn't known."""
     build = build_of(version)

@@ -73,7 +73,10 @@ def _asked(job: Job, context: int, sequences: int) -> buffers.Context:
     """The context before anything is fitted."""
     s = job.deployment.settings
     context, sequences = context or job.workload.context, sequences or job.workload.sequences
-    release = builds.release_of(job.deployment.engine_version) or buffers.NEWEST
+    release = builds.rules_of(job.deployment.engine_version)
+    if job.model.mla and release.latent != "heads" and any(g.group.role == "attn_kv_b" and "kv_b" in g.group.name for g in job.stored):
+        # a file with attn_kv_b whole is run as before (src/models/deepseek2.cpp, is_mla)
+        release = release._replace(latent="heads", graph=False)
     n_ubatch = min(int(s["n_ubatch"]), max(int(s["n_batch"]), release.least_batch))
     n_seq_max = int(s.get("n_seq_max", sequences))
     n_outputs = int(s.get("n_outputs_max", draft.outputs(job, n_seq_max) if release.outputs_by_slots else 0)) or n_ubatch
@@ -146,6 +149,8 @@ def without_graph(job: Job) -> NotModelled | None:
     if context.release is buffers.NEWEST:
         return None
     version = f"llama.cpp {job.deployment.engine_version}"
+    if job.model.mla and context.release.latent == "heads":
+        return NotModelled(f"{version} with keys and values of every head of latent attention", hint="--set quantizer=2025")
     if not context.release.graph:
         return NotModelled(f"{version}, whose graph is between those of the modelled builds", hint="--engine-version 794fe23f or 4227c9be")
     if context.release is buffers.AUGUST_2025 and (not context.on_gpus_alone or context.gpus > 1):

@@ -112,14 +112,16 @@ class LlamaCpp:
                  for device, held in enumerate(placed.gpus)]  # fmt: skip
         if job.deployment.settings["fit"]:
             lines = [replace(line, note=f"{line.note}; {fit.note(job, context)}", source=f"{line.source}; {fit.SOURCE}") for line in lines]
-        twice = job.model.tie_word_embeddings and context.n_gpu_layers
+        twice = job.model.tie_word_embeddings and placement.places_of_layers(job.model.num_hidden_layers, context)[-1] != context.gpus
         tied = "held twice: tied to the output, which is on the GPU" if twice else "always on the host"
         if context.overrides:
             tied = "on the host unless override_tensor names it; a tied one is held once a place" if placed.embedding else "override_tensor puts it on a GPU"
         lines.append(_model_buffer(job, list(placed.embedding), "host", tied, "token_embd"))
-        first = job.model.num_hidden_layers + 1 - max(context.n_gpu_layers, 0)
+        own = context.release.output_first or context.n_gpu_layers < 0
+        first = job.model.num_hidden_layers + own - max(context.n_gpu_layers, 0)
+        behind = "" if own else " and the output"
         for part, name, note in (
-            (placed.layers, "layers", f"layers 0 to {first - 1}" if context.n_gpu_layers else "all layers and the output"),
+            (placed.layers, "layers", (f"layers 0 to {first - 1}{behind}" if first else "the output") if context.n_gpu_layers else "all layers and the output"),
             (placed.experts, "experts", f"n_cpu_moe={context.n_cpu_moe}"),
             (placed.overridden, "override_tensor", "what override_tensor puts on the host of layers that are on a GPU"),
             (placed.no_kernel, "no CUDA kernel", "CUDA doesn't multiply this type: it stays on the CPU"),
@@ -290,5 +292,5 @@ def _weights(job: Job, context: buffers.Context) -> Weights:
     if context.on_gpus_alone or not (context.op_offload or context.overrides):
         return NONE_ON_HOST
     if not context.overrides:
-        return Weights(*placement.formats_on_host(job.stored, layers, context.n_gpu_layers, context.n_cpu_moe))
+        return Weights(*placement.formats_on_host(job.stored, layers, context.n_gpu_layers, context.n_cpu_moe, output_first=context.release.output_first))
     return Weights(*placement.overridden(job.stored, layers, job.model.tie_word_embeddings, context))

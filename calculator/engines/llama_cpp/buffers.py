@@ -43,6 +43,7 @@ class Release(NamedTuple):
     windows: bool = True  # layers with a window have a cache of their own; before, all layers had all cells
     window_of_batch: bool = False  # that cache holds a logical batch beside the window, not a micro-batch
     latent: Literal["row", "row and values", "heads"] = "row"  # what a token of latent attention keeps; "heads": keys and values of every head
+    output_first: bool = True  # of n_gpu_layers the output is one; before it came last
     graph: bool = True  # the order of its nodes is known, so the compute buffers are
     unsure: tuple[str, ...] = ()  # what this build may do either way
 
@@ -50,7 +51,7 @@ class Release(NamedTuple):
 NEWEST = Release()
 AUGUST_2025 = Release(
     cell_padding=32, least_batch=64, embedding_input=False, rotates=False, mask_cast=True, key_before_value=True, scratch=False,
-    clamps_weights=False, outputs_by_slots=False, latent="row and values",
+    clamps_weights=False, outputs_by_slots=False, latent="row and values", output_first=False,
 )  # fmt: skip
 FEBRUARY_2025 = AUGUST_2025._replace(streams=False, row_indices=False, fused_glu=False, windows=False, latent="heads")
 

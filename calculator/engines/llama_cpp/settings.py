@@ -153,6 +153,8 @@ def without_graph(job: Job) -> NotModelled | None:
         return NotModelled(f"{version} with keys and values of every head of latent attention", hint="--set quantizer=2025")
     if not context.release.graph:
         return NotModelled(f"{version}, whose graph is between those of the modelled builds", hint="--engine-version 794fe23f or 4227c9be")
+    if context.overrides or context.n_cpu_moe or not (context.kv_offload and context.op_offload):
+        return NotModelled(f"{version} with tensors, the cache or products elsewhere than their layer", hint="leaving --engine-version out")
     if context.release is buffers.AUGUST_2025 and (not context.on_gpus_alone or context.gpus > 1):
         return NotModelled(f"{version} with a part on the host or on several GPUs", hint="leaving --engine-version out")
     held = HELD_IN[context.release] + _IN_LOGS.get(context.release, ()) if context.release in HELD_IN else _BETWEEN
@@ -174,6 +176,8 @@ def _check_release(job: Job, context: buffers.Context) -> None:
     version = f"llama.cpp {build}"
     if not builds.runs(build, architecture(model.model_type).gguf or ""):
         raise Unsupported(f"{version} and {model.model_type}: it learned that later, or it isn't known here when", hint="a later --engine-version, or leaving it out")
+    if (context.overrides or context.n_cpu_moe) and context.release is buffers.FEBRUARY_2025:
+        raise Unsupported(f"{version} has no override_tensor: ggml-org/llama.cpp#11397 brought it in April 2025", hint="a later --engine-version")
     concerned = {"latent attention": model.mla is not None, "sliding windows": bool(model.full_every), "several sequences": context.n_seq_max > 1}
     for change in builds.CHANGES:
         if change.subject in context.release.unsure and concerned[change.subject]:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from calculator.architectures import build_inventory
 from calculator.catalog import Model
 from calculator.engines import Job
+from calculator.engines.llama_cpp import builds
 from calculator.engines.partial import whole_rows_bytes
 from calculator.engines.transformers.placement import layers_on_gpus
 from calculator.ledger import Ledger
@@ -31,6 +32,8 @@ def caveats(model: Model, job: Job, peak: Peak, ledger: Ledger) -> tuple[str, ..
     if missing := [line for line in ledger.lines if line.name == "not modelled" and line.component == "activations"]:
         what = missing[0].note.removeprefix("not modelled for ").partition(":")[0]
         found.append(f"{job.deployment.engine} has no formula for the activations of {what}: this is weights and cache, a lower bound")
+    if job.deployment.engine == "llama.cpp" and (said := builds.described(job.deployment.engine_version)):
+        found.append(said)
     found += _map_warnings(job)
     found += _file_warnings(model, job)
     if job.model.vision_parameters:

@@ -127,6 +127,18 @@ def rules_of(version: str) -> Release:
     return found
 
 
+def described(version: str) -> str:
+    """Whose rules a build number or a day stands for; empty for the modelled commits themselves."""
+    release = release_of(version)
+    if version in RELEASES or release is None:
+        return ""
+    for commit, known in RELEASES.items():
+        if release == known:
+            return f"llama.cpp {version} is sized by the rules of {commit}, which public logs of builds around it meet"
+    merged = [change.source.partition(";")[0] for change in CHANGES if (build := build_of(version)) and build.has(change)]
+    return f"llama.cpp {version} is sized by the rules of 794fe23f" + (f" with {', '.join(merged)}" if merged else "")
+
+
 def flash_by_default(version: str) -> bool | None:
     """Whether flash attention is on where nobody says; None where that isn't known."""
     build = build_of(version)

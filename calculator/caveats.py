@@ -7,11 +7,12 @@ from dataclasses import replace
 from calculator.architectures import build_inventory
 from calculator.catalog import Model
 from calculator.engines import Job
+from calculator.engines.llama_cpp import builds
 from calculator.engines.partial import whole_rows_bytes
 from calculator.engines.transformers.placement import layers_on_gpus
 from calculator.ledger import Ledger
 from calculator.quantization import quantize, stored_nbytes
-from calculator.quantization.gguf import NEEDS_IMATRIX, QUANTIZERS, quantizer_of
+from calculator.quantization.gguf import NEEDS_IMATRIX, quantizer_of
 from calculator.steps import Peak
 from calculator.units import tokens
 
@@ -28,8 +29,11 @@ def caveats(model: Model, job: Job, peak: Peak, ledger: Ledger) -> tuple[str, ..
     if "math kernel" in peak.step.name:
         found.append("grouped heads in float32, or on a card before Ampere, leave sdpa the math kernel, which holds S x S "
                      "scores; 16 bits on a newer card, or --engine llama.cpp, avoids it")  # fmt: skip
-    if any(line.name == "not modelled" for line in ledger.lines):
-        found.append(f"{job.deployment.engine} has no formula for the activations of {job.model.model_type}: this is weights and cache, a lower bound")
+    if missing := [line for line in ledger.lines if line.name == "not modelled" and line.component == "activations"]:
+        what = missing[0].note.removeprefix("not modelled for ").partition(":")[0]
+        found.append(f"{job.deployment.engine} has no formula for the activations of {what}: this is weights and cache, a lower bound")
+    if job.deployment.engine == "llama.cpp" and (said := builds.described(job.deployment.engine_version)):
+        found.append(said)
     found += _map_warnings(job)
     found += _file_warnings(model, job)
     if job.model.vision_parameters:
@@ -67,12 +71,12 @@ def _file_warnings(model: Model, job: Job) -> list[str]:
     found = []
     if job.deployment.engine == "llama.cpp" and job.model.recurrent and job.model.mtp_layers and not job.from_headers:
         found.append(f"files that keep the MTP layer hold {build_inventory(job.model).mtp_parameters:,} parameters more; llama.cpp loads them only to draft tokens")
-    if job.deployment.engine == "llama.cpp" and job.model.mla and not job.model.recurrent:
-        found.append(f"files converted before April 2025, as in ollama's library, keep attn_kv_b whole: llama.cpp then caches {whole_rows_bytes(job):,} bytes a token")
     rules = str(job.deployment.settings.get("quantizer", ""))
+    if job.deployment.engine == "llama.cpp" and job.model.mla and not job.model.recurrent and rules != "2024":
+        found.append(f"files converted before April 2025, as in ollama's library, keep attn_kv_b whole (--set quantizer=2024): llama.cpp then caches {whole_rows_bytes(job):,} bytes a token")
     if job.scheme.recipe and not job.from_headers and quantizer_of(job.model) == "2025":
-        made = {year: stored_nbytes(quantize(job.model, job.scheme, imatrix=bool(job.deployment.settings.get("imatrix")), quantizer=year)) for year in QUANTIZERS}
-        other = next(year for year in QUANTIZERS if year != rules)
+        made = {year: stored_nbytes(quantize(job.model, job.scheme, imatrix=bool(job.deployment.settings.get("imatrix")), quantizer=year)) for year in {rules, "2025", "2026"}}
+        other = "2026" if rules != "2026" else "2025"
         if made[rules] != made[other]:
             found.append(f"types are those of files quantized by the rules of {rules}; by those of {other} (--set quantizer={other}) the tensors have {made[other]:,} bytes")
     twice = job.model.tie_word_embeddings and model.record.get("difference", {}).get("value") == job.model.vocab_size * job.model.hidden_size

@@ -67,7 +67,7 @@ def load(header: Header, *, id: str) -> tuple[dict[str, Any], ModelSpec, Checkpo
     if beyond:
         raise UnreadableFile(f"{header.files[0]} holds {quoted(beyond[0].group.name)} beyond its {spec.num_hidden_layers} layers", hint="vram inspect")
     scheme = _scheme(header)
-    implied = replace(build_inventory(spec), groups=converted(spec, build_inventory(spec)))
+    implied = replace(build_inventory(spec), groups=converted(spec, build_inventory(spec), whole=any(t.name.endswith(".attn_kv_b.weight") for t in header.tensors)))
     warnings = differences(kinds_of_inventory(implied), kinds_of_stored(stored, without=_ROPE))
     if not warnings:
         warnings = _other_types(spec, stored, scheme)

@@ -252,7 +252,7 @@ def _estimate(record: Record) -> Estimate:
     return estimate(
         _model(json.dumps(record.model, sort_keys=True)), quant=run.get("quant"), context=run.get("context", 1024),
         sequences=run.get("sequences", 1), kv_dtype=run.get("kv_dtype"), engine=record.engine, settings=settings, gpu=run.get("gpu"),
-        gpus=run.get("gpus", 1), engine_version=version, partial=isinstance(ENGINES[record.engine], Reserves),
+        gpus=run.get("gpus", 1), engine_version=version, partial=isinstance(ENGINES[record.engine], Reserves) or record.evidence == "log",
     )  # fmt: skip
 
 

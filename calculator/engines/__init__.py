@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from calculator.architectures import ARCHITECTURES, architecture
-from calculator.engines.base import Bounds, Engine, HasFamilies, Job, Releases
+from calculator.engines.base import Bounds, Engine, HasBounds, HasFamilies, Job, Releases
+from calculator.engines.bound import Bound
 from calculator.engines.llama_cpp import LlamaCpp
 from calculator.engines.partial import ENGINES as PARTIAL
 from calculator.engines.partial import Partial, PartialServer, as_published
@@ -17,7 +18,7 @@ from calculator.names import key, nearest
 from calculator.quantization import Scheme
 from calculator.spec import ModelSpec
 
-__all__ = ["ENGINES", "LATER", "Engine", "Job", "check_runs", "describes", "for_family", "load"]
+__all__ = ["ENGINES", "LATER", "Engine", "Job", "bounded", "check_runs", "describes", "for_family", "load"]
 
 ENGINES: dict[str, Engine] = {engine.name: engine for engine in (Transformers(), LlamaCpp(), Vllm(), Sglang())}
 
@@ -86,6 +87,13 @@ def for_family(runner: Engine, model: ModelSpec, scheme: Scheme, *, partial: boo
     raise NotModelled(f"{model.model_type} in {engine}: its activations have no formula yet", allowed=types, hint=hint)
 
 
+def bounded(runner: Engine, job: Job) -> Engine:
+    """The engine, or weights and cache alone where it has no formula for this deployment's activations."""
+    if isinstance(runner, HasBounds) and runner.without_peak(job) is not None:
+        return Bound(runner)
+    return runner
+
+
 def describes(engine: Engine, version: str) -> bool:
     """Whether the formulas hold for a version: a modelled one, or a release that an engine knows to behave like one."""
     return version in engine.versions or (isinstance(engine, Releases) and engine.covers(version))
@@ -97,6 +105,6 @@ def load(name: str, version: str | None = None) -> tuple[Engine, str]:
         raise NotModelled(f"engine {name} is not modelled yet: {LATER[name].why}", hint=" or ".join(ENGINES))
     engine = ENGINES[name]
     if version is not None and not describes(engine, version):
-        between = ", and the releases between them" if isinstance(engine, Releases) else ""
+        between = f", {engine.others}" if isinstance(engine, LlamaCpp) else ", and the releases between them" if isinstance(engine, Releases) else ""
         raise BadValue(f"{name} {version[:40]!r} is not a modelled version", allowed=", ".join(engine.versions) + between)
     return engine, version or engine.versions[-1]

@@ -194,6 +194,19 @@ class Releases(Protocol):
 
 
 @runtime_checkable
+class HasBounds(Protocol):
+    """An engine that knows weights and cache of more deployments than peaks."""
+
+    def without_peak(self, job: Job) -> str | None:
+        """What it is whose activations have no formula; None where they have one."""
+        ...
+
+    def check_bound(self, job: Job) -> None:
+        """Refuse what is not even known of weights and cache."""
+        ...
+
+
+@runtime_checkable
 class HasPresets(Protocol):
     """An engine with a preset: defaults that follow from model, workload and GPU. What the user sets goes before them."""
 

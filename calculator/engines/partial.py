@@ -11,7 +11,7 @@ from typing import Any
 
 from calculator.architectures import architecture
 from calculator.engines import kinds
-from calculator.engines.base import Bounds, Dynamic, Engine, Job, Pool
+from calculator.engines.base import Bounds, Dynamic, Engine, HasBounds, Job, Pool
 from calculator.engines.llama_cpp.settings import context_of
 from calculator.engines.settings import Setting
 from calculator.engines.transformers.small import NAMES as HELD_BESIDE
@@ -71,6 +71,10 @@ class Partial:
         """The engine's own."""
         return self.inner.settings
 
+    def what(self, job: Job) -> str:
+        """What it is that has no formula for its activations."""
+        return job.model.model_type
+
     def phases(self, job: Job) -> tuple[str, ...]:  # noqa: ARG002
         """The prompt's: without activations no other phase holds more, but for one token."""
         return ("prefill",)
@@ -84,7 +88,8 @@ class Partial:
         split = job.deployment.gpus > 1 or (self.name == "llama.cpp" and not context_of(job).on_gpus_alone)
         kinds.check(job.model, engine=self.name, context=job.workload.context, plain=job.scheme.family == "plain", split=split)
         if self.name == "llama.cpp":
-            self.inner.check(job)
+            if isinstance(self.inner, HasBounds):
+                self.inner.check_bound(job)
             if job.model.model_type in _NOT_IN_LLAMA_CPP:
                 raise NotModelled(f"{job.model.model_type} in llama.cpp, which has no graph of it", hint="--engine transformers")
             if job.model.mla and "/" in job.deployment.kv_dtype:
@@ -136,7 +141,7 @@ class Partial:
 
     def activation_lines(self, job: Job, phase: str) -> list[Line]:  # noqa: ARG002
         """Nothing, and why."""
-        note = f"not modelled for {job.model.model_type}: the total is without them"
+        note = f"not modelled for {self.what(job)}: the total is without them"
         return [Line("activations", "not modelled", 0, Formula("0"), architecture(job.model.model_type).source, basis="modelled", device=i, note=note)
                 for i in range(job.deployment.gpus)]  # fmt: skip
 

@@ -51,6 +51,11 @@ class ResidualBand(NamedTuple):
         return nbytes * self.low // 10_000, -(-nbytes * self.high // 10_000)
 
 
+def band_of(r: Record) -> ResidualBand:
+    """The band that a record gives, in ten-thousandths."""
+    return ResidualBand(r.low, r.high, r.source)
+
+
 @lru_cache(maxsize=64)
 def residual_band(key: str) -> ResidualBand:
     """The band that the records have earned for a line, from data/residuals.json (`vram validate --write`)."""

@@ -17,13 +17,14 @@ from calculator.spec import ModelSpec, Recurrent
 _KV_HEADS_BY_LAYER = frozenset({"nemotron_h", "granitemoehybrid", "bamba", "jamba", "lfm2", "lfm2_moe", "kimi_linear"})
 
 
-def converted(model: ModelSpec, inventory: Inventory) -> tuple[TensorGroup, ...]:
+def converted(model: ModelSpec, inventory: Inventory, *, whole: bool = False) -> tuple[TensorGroup, ...]:
     """The tensors as a GGUF file holds them.
 
     No vision tower, which is a file of its own (mmproj); latent keys turned and apart from values, a matrix a head; what is
-    fused in the checkpoint apart; convolutions without their middle dimension.
+    fused in the checkpoint apart; convolutions without their middle dimension. `whole`: attn_kv_b as files before
+    ggml-org/llama.cpp#12801 have it.
     """
-    return tuple(part for group in inventory.groups for part in _converted(model, group))
+    return tuple(part for group in inventory.groups for part in ((group,) if whole and group.role == "attn_kv_b" else _converted(model, group)))
 
 
 WITH_MTP = frozenset({"glm4_moe"})  # whose MTP layers the converter writes, behind the others, as layers like them

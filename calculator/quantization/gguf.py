@@ -42,7 +42,7 @@ _LOW_BIT = frozenset({"IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ2_M", "IQ1_S", "IQ1_M"})
 # of eight experts, attn_output is kept wider
 _WIDE_OUTPUT = frozenset({"Q2_K", "IQ3_XS", "IQ3_XXS", "Q3_K_S", "Q3_K_M", "IQ4_NL", "Q4_K_S", "Q4_K_M", "IQ3_S", "IQ3_M", "IQ4_XS"})
 _NOT_QUANTIZED = frozenset({"F32", "F16", "BF16"})
-QUANTIZERS = ("2025", "2026")  # llama-quantize @4227c9be and before, and @0c1e57098
+QUANTIZERS = ("2024", "2025", "2026")  # llama-quantize @4227c9be and before, and @0c1e57098; 2024 (to April 2025): as 2025, and attn_kv_b is whole
 OLD_SOURCE = "llama.cpp src/llama-quant.cpp L173 llama_tensor_get_type @4227c9be: attn_qkv has rules of its own, and of tied embeddings token_embd alone is the output's"
 # model types whose files were published before the rules changed (early in 2026) and that these rules give other types
 _PUBLISHED_IN_2025 = frozenset({"phi3", "gemma3n_text", "gpt2", "gpt_bigcode", "gpt_neox", "falcon", "bloom", "mpt", "nomic_bert", "modernbert"})
@@ -57,7 +57,7 @@ class _File(NamedTuple):
     tied: bool
     recipe: str
     imatrix: bool
-    old: bool  # by the rules of 2025
+    old: bool  # by the rules of 2025 and before
     places: Order
 
 
@@ -75,8 +75,8 @@ def quantize(model: ModelSpec, inventory: Inventory, recipe: str, *, imatrix: bo
 
     `imatrix`: an importance matrix was given; it changes the types of some recipes. `quantizer`: whose rules.
     """
-    groups = converted(model, inventory)
-    file = _File(model, inventory.tied, recipe, imatrix, quantizer == "2025", order(model, (*groups, *behind(model, inventory))))
+    groups = converted(model, inventory, whole=quantizer == "2024")
+    file = _File(model, inventory.tied, recipe, imatrix, quantizer != "2026", order(model, (*groups, *behind(model, inventory))))
     stored = _typed(file, groups)
     if model.rope_type == "llama3":  # convert_hf_to_gguf.py writes the scaled frequencies as a tensor
         stored.append(_store(TensorGroup("rope_freqs.weight", (model.head_dim // 2,), "norm"), "F32", ()))
@@ -92,7 +92,7 @@ def predicting(model: ModelSpec, inventory: Inventory, recipe: str, *, imatrix: 
     groups = behind(model, inventory)
     if not groups:
         return ()
-    return tuple(_typed(_File(model, inventory.tied, recipe, imatrix, quantizer == "2025", order(model, (*converted(model, inventory), *groups))), groups))
+    return tuple(_typed(_File(model, inventory.tied, recipe, imatrix, quantizer != "2026", order(model, (*converted(model, inventory), *groups))), groups))
 
 
 def _typed(file: _File, groups: Sequence[TensorGroup]) -> list[StoredGroup]:

@@ -40,14 +40,18 @@ def _shared(metadata: Metadata, shapes: Shapes) -> dict[str, Any]:
 
 
 def _latent(metadata: Metadata, shapes: Shapes) -> dict[str, Any]:
-    """Latent attention; a correction of the router's choice is what sets V3 apart from V2."""
-    rope, key = metadata.get("rope.dimension_count"), metadata.get("attention.key_length_mla")
+    """Latent attention; a correction of the router's choice is what sets V3 apart from V2.
+
+    With attn_kv_b whole, as before ggml-org/llama.cpp#12801, the lengths are those of a head.
+    """
+    of = "attention.{}_length" if "blk.0.attn_kv_b.weight" in shapes else "attention.{}_length_mla"
+    rope, key = metadata.get("rope.dimension_count"), metadata.get(of.format("key"))
     nope = key - rope if isinstance(key, int) and isinstance(rope, int) else None
     corrected = any(name.endswith("exp_probs_b.bias") for name in shapes)
     return _shared(metadata, shapes) | {
         "model_type": "deepseek_v3" if corrected else "deepseek_v2", "q_lora_rank": metadata.get("attention.q_lora_rank"),
         "kv_lora_rank": metadata.get("attention.kv_lora_rank"), "qk_nope_head_dim": nope, "qk_rope_head_dim": rope,
-        "v_head_dim": metadata.get("attention.value_length_mla"), "num_key_value_heads": None, "head_dim": None,
+        "v_head_dim": metadata.get(of.format("value")), "num_key_value_heads": None, "head_dim": None,
     }  # fmt: skip
 
 

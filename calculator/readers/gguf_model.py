@@ -53,9 +53,6 @@ def config_of(header: Header) -> dict[str, Any]:
                "head_dim": _head_dim(config), **_biases(shapes), **_windows(own, family.model_type)}  # fmt: skip
     config |= said
     if "kv_lora_rank" in config:
-        if any(n.endswith("attn_kv_b.weight") for n in shapes):
-            raise NotModelled(f"{name} keeps attn_kv_b whole, as files from before April 2025: llama.cpp then caches keys and values of all heads",
-                              hint="a file converted since, or the model's name")  # fmt: skip
         return config
     key_length, value_length = own.get("attention.key_length", config.get("head_dim")), own.get("attention.value_length")
     if value_length is not None and value_length != key_length:

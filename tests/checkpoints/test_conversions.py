@@ -96,3 +96,24 @@ def test_every_model_type_that_llama_cpp_runs_was_converted():
     hybrids = {name for name in read if ARCHITECTURES[name].recurrent}  # held to the library in tests/engines/test_hybrid_states.py, test_gguf_hybrid.py
     assert read - hybrids <= {r["config"]["model_type"] for r in RECORDS.values()} | {"qwen3"}
     assert read <= set(ARCHITECTURES)
+
+
+def test_a_file_that_keeps_attn_kv_b_whole_is_read_and_caches_every_head(tmp_path):
+    """As files from before ggml-org/llama.cpp#12801: one matrix of keys and values, lengths of a head in the metadata."""
+    made = RECORDS["deepseek_v2"]
+    heads = made["keys"]["attention.head_count"]
+    rank = made["keys"]["attention.kv_lora_rank"]
+    key, value, rope = (made["keys"][k] for k in ("attention.key_length_mla", "attention.value_length_mla", "rope.dimension_count"))
+    tensors = [(name.replace("attn_k_b", "attn_kv_b"), [heads * (key - rope + value), rank] if "attn_k_b" in name else shape, kind)
+               for name, shape, kind in made["tensors"] if "attn_v_b" not in name]  # fmt: skip
+    old = made | {"tensors": tensors, "keys": made["keys"] | {"attention.key_length": key, "attention.value_length": value}}
+    for name in ("attention.key_length_mla", "attention.value_length_mla"):
+        del old["keys"][name]
+    file, now = as_file(old, tmp_path / "old.gguf"), as_file(made, tmp_path / "new.gguf")
+    whole, split = (load_model(str(path)) for path in (file, now))
+    assert replace(whole.spec, id="") == replace(split.spec, id="")
+    assert stored_nbytes(whole.checkpoint.stored) == stored_nbytes(split.checkpoint.stored)  # in 16 bits
+    found = estimate(whole, context=1024, engine="llama.cpp", partial=True)
+    cache = [line.nbytes for line in found.ledger.lines if line.component == "kv_cache"]
+    assert cache == [1024 * made["keys"]["block_count"] * 2 * heads * (key + value)]
+    assert found.partial

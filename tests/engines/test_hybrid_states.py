@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from calculator.architectures import ARCHITECTURES
-from calculator.catalog import Model, load_model
+from calculator.catalog import Model
 from calculator.errors import CalculatorError
 from calculator.estimate import estimate
 from calculator.quantization import parse, quantize, stored_nbytes

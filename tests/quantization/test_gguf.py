@@ -36,7 +36,7 @@ def test_file_bytes_equal_the_published_q4_k_m(id, size):
 def test_files_from_before_2026_follow_the_rules_of_2025(id, size, tokens):
     """Microsoft's q4 and ollama's phi4, both Q4_K_M: the tokenizer makes up the rest; by the rules of 2026 nothing would be left for it."""
     spec = load_model(id).spec
-    old, new = (stored_nbytes(quantize(spec, parse("Q4_K_M"), quantizer=year)) for year in gguf.QUANTIZERS)
+    old, new = (stored_nbytes(quantize(spec, parse("Q4_K_M"), quantizer=year)) for year in ("2025", "2026"))
     assert 20 < (size - old) / tokens < 40
     assert new > size
     assert gguf.quantizer_of(spec) == "2025"
@@ -51,7 +51,7 @@ def test_gemma_4_follows_the_rules_of_2026(recipe, gigabytes):
 def test_the_year_changes_nothing_but_fused_attention_and_tables_by_layer():
     for id in ("llama-3.2-1b", "qwen3-30b-a3b", "gemma-4-26b-a4b-it", "deepseek-v2-lite"):
         for recipe in ("Q4_K_M", "IQ2_XS", "Q3_K_L"):
-            old, new = (quantize(load_model(id).spec, parse(recipe), quantizer=year) for year in gguf.QUANTIZERS)
+            old, new = (quantize(load_model(id).spec, parse(recipe), quantizer=year) for year in ("2025", "2026"))
             assert old == new
 
 

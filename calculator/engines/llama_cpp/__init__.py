@@ -8,17 +8,18 @@ from functools import lru_cache
 from typing import Any, ClassVar, Literal
 
 from calculator.engines.base import Dynamic, Job
-from calculator.engines.llama_cpp import buffers, draft, fit, kv, lora, ollama, overrides, placement, rs
+from calculator.engines.llama_cpp import buffers, builds, draft, fit, kv, lora, ollama, overrides, placement, rs
+from calculator.engines.llama_cpp.builds import RELEASES
 from calculator.engines.llama_cpp.command import start_command
 from calculator.engines.llama_cpp.compute import NONE_ON_HOST, Compute, compute, device_bytes
 from calculator.engines.llama_cpp.compute import SOURCE as COMPUTE_SOURCE
 from calculator.engines.llama_cpp.fit import CONTEXTS
-from calculator.engines.llama_cpp.settings import KV_TYPES, RELEASES, SETTINGS, check, context_of
+from calculator.engines.llama_cpp.settings import KV_TYPES, SETTINGS, check, context_of, without_graph
 from calculator.engines.llama_cpp.simulation import Weights
-from calculator.engines.records import Record, ResidualBand, record, record_line, residual_band
+from calculator.engines.records import Record, ResidualBand, band_of, record, record_line, residual_band
 from calculator.engines.settings import Setting
 from calculator.engines.weights import stored_formula
-from calculator.errors import Unsupported
+from calculator.errors import NotModelled, Unsupported
 from calculator.formats import FORMATS
 from calculator.ledger import Formula, Line
 from calculator.quantization import Scheme, StoredGroup
@@ -36,6 +37,11 @@ class LlamaCpp:
     name = "llama.cpp"
     versions = tuple(RELEASES)
     settings: ClassVar[dict[str, Setting]] = SETTINGS
+    others = builds.FORMS
+
+    def covers(self, version: str) -> bool:
+        """A build number or a day whose rules are known."""
+        return builds.release_of(version) is not None
 
     def phases(self, job: Job) -> tuple[str, ...]:  # noqa: ARG002
         """Buffers are reserved once, for a full micro-batch."""
@@ -71,12 +77,27 @@ class LlamaCpp:
                gpus: int) -> Mapping[str, Any]:  # fmt: skip
         """What ollama passes to llama-server; and flash attention off where that was the default."""
         if chosen.get("preset") != "ollama":
-            return {} if RELEASES[version] is buffers.NEWEST else {"flash_attn": False, "quantizer": "2025"}
+            if builds.rules_of(version) is buffers.NEWEST:
+                return {}
+            flash = builds.flash_by_default(version)
+            if flash is None and "flash_attn" not in chosen:
+                raise NotModelled(f"llama.cpp {version}: whether flash attention is on by default", hint="--set flash_attn=0 or 1")
+            whole = model.mla is not None and builds.rules_of(version).latent == "heads"
+            return {"flash_attn": bool(flash), "quantizer": "2024" if whole else "2025"}
         return ollama.settings(model, scheme, workload, gpu, gpus, chosen.get("backend") != "cpu")
 
     def check(self, job: Job) -> None:
         """Refuse what this engine's formulas don't cover."""
         check(job)
+
+    def check_bound(self, job: Job) -> None:
+        """Refuse what is not even known of weights and cache."""
+        check(job, graph=False)
+
+    def without_peak(self, job: Job) -> str | None:
+        """Why an older build's compute buffers aren't known; None where they are."""
+        why = without_graph(job)
+        return None if why is None else why.given
 
     def weight_lines(self, job: Job) -> list[Line]:
         """Model buffers: on the devices, and what the host holds beside them."""
@@ -91,14 +112,16 @@ class LlamaCpp:
                  for device, held in enumerate(placed.gpus)]  # fmt: skip
         if job.deployment.settings["fit"]:
             lines = [replace(line, note=f"{line.note}; {fit.note(job, context)}", source=f"{line.source}; {fit.SOURCE}") for line in lines]
-        twice = job.model.tie_word_embeddings and context.n_gpu_layers
+        twice = job.model.tie_word_embeddings and placement.places_of_layers(job.model.num_hidden_layers, context)[-1] != context.gpus
         tied = "held twice: tied to the output, which is on the GPU" if twice else "always on the host"
         if context.overrides:
             tied = "on the host unless override_tensor names it; a tied one is held once a place" if placed.embedding else "override_tensor puts it on a GPU"
         lines.append(_model_buffer(job, list(placed.embedding), "host", tied, "token_embd"))
-        first = job.model.num_hidden_layers + 1 - max(context.n_gpu_layers, 0)
+        own = context.release.output_first or context.n_gpu_layers < 0
+        first = job.model.num_hidden_layers + own - max(context.n_gpu_layers, 0)
+        behind = "" if own else " and the output"
         for part, name, note in (
-            (placed.layers, "layers", f"layers 0 to {first - 1}" if context.n_gpu_layers else "all layers and the output"),
+            (placed.layers, "layers", (f"layers 0 to {first - 1}{behind}" if first else "the output") if context.n_gpu_layers else "all layers and the output"),
             (placed.experts, "experts", f"n_cpu_moe={context.n_cpu_moe}"),
             (placed.overridden, "override_tensor", "what override_tensor puts on the host of layers that are on a GPU"),
             (placed.no_kernel, "no CUDA kernel", "CUDA doesn't multiply this type: it stays on the CPU"),
@@ -118,7 +141,8 @@ class LlamaCpp:
         """Compute buffers of the devices and the host, and the output buffer."""
         context = context_of(job)
         peaks, host = _compute(job, context)
-        band = _band(str(job.deployment.settings["backend"]))
+        band = _band(job, context)
+        host_high = 102 if _older_and_split(context) else 101
         source = f"{COMPUTE_SOURCE}; band: {band.source}"
         copies = "; inputs are held four times, for micro-batches that run at once" if context.pipelined else ""
         lines = []
@@ -130,7 +154,7 @@ class LlamaCpp:
         if context.cuda:
             lines.append(Line("activations", "compute buffer, host", host,
                               Formula("{n} (inputs and what is computed on the host)", {"n": host}), source, basis="modelled",
-                              low=host * 99 // 100, high=-(-host * 101 // 100), device="host"))  # fmt: skip
+                              low=host * 99 // 100, high=-(-host * host_high // 100), device="host"))  # fmt: skip
         rows = draft.outputs(job, context.n_seq_max)
         lines.append(Line("activations", "output buffer", 4 * job.model.vocab_size * rows,
                           Formula("4 (bytes) × {V} (vocabulary) × {q} (sequences" + (" and what is drafted for them)" if rows > context.n_seq_max else ")"),
@@ -156,22 +180,22 @@ class LlamaCpp:
     def kv_bytes_per_token(self, job: Job) -> int:
         """Rows of K and V over the layers that still grow at this context."""
         context = context_of(job)
-        rows = sum(buffers.row_bytes(job.model, kv.types_of(context)).values())
-        window = job.model.full_every and not context.swa_full and job.workload.context >= (job.model.sliding_window or 0)
+        rows = sum(buffers.row_bytes(job.model, kv.types_of(context), context.release).values())
+        window = job.model.full_every and context.release.windows and not context.swa_full and job.workload.context >= (job.model.sliding_window or 0)
         own = (job.model.full_layers if window else len(job.model.attention_layers)) * rows
         return own if "draft" not in job.deployment.settings else own + self.kv_bytes_per_token(draft.job_of(job, context))
 
     def dynamic_key(self, job: Job) -> tuple[Any, ...]:
         """What the buffers depend on beside model, context and sequences."""
-        chosen = {k: v for k, v in job.deployment.settings.items() if k not in ("imatrix", "preset", "quantizer")}
+        chosen = {k: v for k, v in job.deployment.settings.items() if k not in ("imatrix", "preset") and k != "quantizer"}
         context = context_of(job)
-        key = (self.name, tuple(chosen.items()), job.deployment.gpus, _weights(job, context), job.stored if chosen["fit"] else None)
+        key = (self.name, tuple(chosen.items()), job.deployment.gpus, context.release, _weights(job, context), job.stored if chosen["fit"] else None)
         return (*key, self.dynamic_key(draft.job_of(job, context))) if "draft" in chosen else key
 
     def dynamic(self, job: Job, phase: str) -> Dynamic:
         """KV and compute buffers on the devices."""
         model, gpus = job.model, job.deployment.gpus
-        band = _band(str(job.deployment.settings["backend"]))
+        band = _band(job, context_of(job))
 
         def size(context: int, sequences: int) -> tuple[int, int]:
             where = context_of(job, context, sequences)
@@ -221,6 +245,20 @@ class LlamaCpp:
         return _placed(job, context).host_read + cache
 
 
+def _older_and_split(context: buffers.Context) -> bool:
+    """Whether this is a case that was held against public logs alone."""
+    return context.release is not buffers.NEWEST and (not context.on_gpus_alone or context.gpus > 1)
+
+
+def _band(job: Job, context: buffers.Context) -> ResidualBand:
+    """What records have earned for the compute buffers of such a context; Metal's and Vulkan's are CUDA's, and a wider band says so."""
+    if _older_and_split(context):
+        return band_of(record("llama_cpp", "older_build_split"))
+    if (backend := job.deployment.settings["backend"]) in ("cuda", "cpu"):
+        return residual_band(f"llama.cpp/compute buffer/{backend}")
+    return band_of(record("llama_cpp", "other_backend"))
+
+
 @lru_cache(maxsize=16)
 def _context_record(vendor: str, cuda: bool) -> Record:
     if not cuda:
@@ -228,16 +266,8 @@ def _context_record(vendor: str, cuda: bool) -> Record:
     return record("llama_cpp", CONTEXTS.get(vendor, "cuda_context"))
 
 
-def _band(backend: str) -> ResidualBand:
-    """What the records have earned for compute buffers; beyond CUDA and the CPU the rules are CUDA's, and a wider band says so."""
-    if backend in ("cuda", "cpu"):
-        return residual_band(f"llama.cpp/compute buffer/{backend}")
-    other = record("llama_cpp", "other_backend")
-    return ResidualBand(other.low * 100, other.high * 100, other.source)
-
-
 def _types_source(job: Job) -> str:
-    recipe = OLD_SOURCE if job.deployment.settings.get("quantizer") == "2025" else RECIPE_SOURCE
+    recipe = OLD_SOURCE if job.deployment.settings.get("quantizer") in ("2024", "2025") else RECIPE_SOURCE
     return job.scheme.source if job.from_headers else recipe
 
 
@@ -264,5 +294,5 @@ def _weights(job: Job, context: buffers.Context) -> Weights:
     if context.on_gpus_alone or not (context.op_offload or context.overrides):
         return NONE_ON_HOST
     if not context.overrides:
-        return Weights(*placement.formats_on_host(job.stored, layers, context.n_gpu_layers, context.n_cpu_moe))
+        return Weights(*placement.formats_on_host(job.stored, layers, context.n_gpu_layers, context.n_cpu_moe, output_first=context.release.output_first))
     return Weights(*placement.overridden(job.stored, layers, job.model.tie_word_embeddings, context))

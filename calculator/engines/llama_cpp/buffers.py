@@ -6,7 +6,7 @@ ggml_backend_cuda_buffer_type_get_alloc_size for the padding of quantized rows.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from calculator.formats import Format
 from calculator.spec import ModelSpec
@@ -40,14 +40,20 @@ class Release(NamedTuple):
     row_indices: bool = True  # rows of the cache are written by index, not copied into a view
     fused_glu: bool = True  # the gate's activation and the product are one node
     outputs_by_slots: bool = True  # llama-server reserves one output a slot, not the whole micro-batch
+    windows: bool = True  # layers with a window have a cache of their own; before, all layers had all cells
+    window_of_batch: bool = False  # that cache holds a logical batch beside the window, not a micro-batch
+    latent: Literal["row", "row and values", "heads"] = "row"  # what a token of latent attention keeps; "heads": keys and values of every head
+    output_first: bool = True  # of n_gpu_layers the output is one; before it came last
+    graph: bool = True  # the order of its nodes is known, so the compute buffers are
+    unsure: tuple[str, ...] = ()  # what this build may do either way
 
 
 NEWEST = Release()
 AUGUST_2025 = Release(
     cell_padding=32, least_batch=64, embedding_input=False, rotates=False, mask_cast=True, key_before_value=True, scratch=False,
-    clamps_weights=False, outputs_by_slots=False,
+    clamps_weights=False, outputs_by_slots=False, latent="row and values", output_first=False,
 )  # fmt: skip
-FEBRUARY_2025 = AUGUST_2025._replace(streams=False, row_indices=False, fused_glu=False)
+FEBRUARY_2025 = AUGUST_2025._replace(streams=False, row_indices=False, fused_glu=False, windows=False, latent="heads")
 
 
 class Override(NamedTuple):
@@ -142,28 +148,39 @@ def window_cells(window: int, context: Context) -> int:
 
     pad256(min(cells, window x sequences that share a stream + n_ubatch)), or all cells with swa_full
 
-    Source: src/llama-kv-cache-iswa.cpp L70 @0c1e57098.
+    In May 2025 n_batch in place of n_ubatch; before that month all cells.
+    Source: src/llama-kv-cache-iswa.cpp L70 @0c1e57098; ggml-org/llama.cpp#13194, #13833.
     """
     cells = layout(context).cells
-    if context.swa_full:
+    if context.swa_full or not context.release.windows:
         return cells
-    sharing = context.n_seq_max if context.kv_unified else 1
-    return align_up(min(cells, window * sharing + micro_batch(context)), padding_of(context))
+    sharing = context.n_seq_max if context.kv_unified or not context.release.streams else 1
+    beside = context.n_batch if context.release.window_of_batch else micro_batch(context)
+    return align_up(min(cells, window * sharing + beside), padding_of(context))
 
 
-def row_elements(model: ModelSpec) -> dict[str, int]:
+def row_elements(model: ModelSpec, release: Release = NEWEST) -> dict[str, int]:
     """Elements that one token adds to one layer's keys and values; of latent attention one row, which is both.
 
-    Source: src/llama-kv-cache.cpp @0c1e57098: with MLA there is a K tensor of kv_lora_rank + qk_rope_head_dim a layer and no V.
+    row              k = kv_lora_rank + qk_rope_head_dim, no v
+    row and values   k as above, v = kv_lora_rank
+    heads            k = heads x (qk_nope_head_dim + qk_rope_head_dim), v = heads x v_head_dim
+
+    Source: src/llama-kv-cache.cpp @0c1e57098; "row and values" from ggml-org/llama.cpp#12801 (April 2025) to #19067
+    (January 2026, a cache without V); before, n_embd_k_gqa and n_embd_v_gqa of src/llama.cpp load_hparams.
     """
-    if model.mla:
-        return {"k": model.mla.kv_lora_rank + model.mla.qk_rope_head_dim}
+    if (mla := model.mla) is not None:
+        if release.latent == "heads":
+            heads = model.num_attention_heads
+            return {"k": heads * (mla.qk_nope_head_dim + mla.qk_rope_head_dim), "v": heads * mla.v_head_dim}
+        row = {"k": mla.kv_lora_rank + mla.qk_rope_head_dim}
+        return row if release.latent == "row" else row | {"v": mla.kv_lora_rank}
     return dict.fromkeys("kv", model.num_key_value_heads * model.head_dim)
 
 
-def row_bytes(model: ModelSpec, types: dict[str, Format]) -> dict[str, int]:
+def row_bytes(model: ModelSpec, types: dict[str, Format], release: Release = NEWEST) -> dict[str, int]:
     """Bytes that one token adds to one layer's keys and values: blocks of a row x block bytes."""
-    return {part: types[part].nbytes(n) for part, n in row_elements(model).items()}
+    return {part: types[part].nbytes(n) for part, n in row_elements(model, release).items()}
 
 
 def kv_tensor_bytes(elements: int, fmt: Format, where: Layout, *, cuda: bool, rows: bool = True) -> int:

@@ -55,12 +55,17 @@ def _draft(job: Job, context: Context) -> list[str]:
     return [*words, "-ctkd", str(s["draft_type"]), "-ctvd", str(s["draft_type"])]
 
 
-def _in_2025(job: Job, context: Context) -> str:
+def _in_2025(job: Job, context: Context) -> str | None:
     """Flags of 2025: flash attention is a switch, layers go to the GPU only where told, nothing is fitted."""
+    if context.overrides or context.n_cpu_moe or not context.op_offload:
+        return None
+    layers = job.model.num_hidden_layers + 1 if context.n_gpu_layers < 0 else context.n_gpu_layers
     words = [
         "llama-server", "-m", f"{job.model.id.replace('/', '_')}-{job.scheme.recipe}.gguf", "-c", str(context.n_ctx),
         "-np", str(context.n_seq_max), *(("--kv-unified",) if context.kv_unified and context.release.streams else ()),
-        *(("-ngl", str(job.model.num_hidden_layers + 1)) if context.cuda else ("--device", "none")),
+        *(("-ngl", str(layers)) if context.cuda else ("--device", "none")),
+        *(("-sm", "layer", "-ts", ",".join(f"{share:g}" for share in context.split)) if context.gpus > 1 else ()),
+        *(() if context.kv_offload or not context.cuda else ("--no-kv-offload",)),
         *(("-fa",) if context.flash_attn else ()), "-ctk", context.type_k.lower(), "-ctv", context.type_v.lower(),
         "-b", str(int(job.deployment.settings["n_batch"])), "-ub", str(context.n_ubatch),
         *(("--swa-full",) if context.swa_full and context.release.streams else ()),

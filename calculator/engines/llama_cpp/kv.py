@@ -17,7 +17,7 @@ Place = int | Literal["host"]
 def lines(model: ModelSpec, context: buffers.Context) -> list[Line]:
     """KV buffers: padded cells times rows, on the place of each layer."""
     where = buffers.layout(context)
-    rows = buffers.row_bytes(model, types_of(context))
+    rows = buffers.row_bytes(model, types_of(context), context.release)
     kept = f"K {context.type_k}, V {context.type_v}" if len(rows) == 2 else f"K {context.type_k}; values are a part of it"
     note = "no layer attends" if model.layer_types and not model.attention_layers else f"{kept}; cells are padded to {buffers.padding_of(context)}"
     found = []
@@ -67,7 +67,7 @@ def places(model: ModelSpec, context: buffers.Context, kept: Sequence[int] | Non
 def kinds(model: ModelSpec, context: buffers.Context, layers: Sequence[int]) -> list[tuple[str, int, int]]:
     """Name of the buffer, cells a stream and number of layers, for full and for sliding-window layers."""
     cells = buffers.layout(context).cells
-    if not model.full_every:
+    if not model.full_every or not context.release.windows:
         return [("KV buffer", cells, len(layers))]
     full = sum((i + 1) % model.full_every == 0 for i in layers)
     windowed = buffers.window_cells(model.sliding_window or 0, context)
@@ -80,4 +80,4 @@ def layer_bytes(model: ModelSpec, context: buffers.Context, cells: int, place: P
     on_gpu = context.cuda and place != "host"
     rows = context.release.row_indices
     types = types_of(context)
-    return sum(buffers.kv_tensor_bytes(n, types[part], where, cuda=on_gpu, rows=rows) for part, n in buffers.row_elements(model).items())
+    return sum(buffers.kv_tensor_bytes(n, types[part], where, cuda=on_gpu, rows=rows) for part, n in buffers.row_elements(model, context.release).items())

@@ -31,13 +31,14 @@ def places_of_layers(layers: int, context: Context) -> Sequence[int]:
     """Index of the GPU of each layer, and of the output's last; the host's is the number of GPUs.
 
     The last n_gpu_layers of layers + output are on GPUs; of these the i-th of n is on the first GPU whose cumulated
-    share exceeds i / n, in the float32 arithmetic of llama.cpp.
+    share exceeds i / n, in the float32 arithmetic of llama.cpp. In 2025 the last n layers without the output, which is
+    on a GPU where n exceeds them: src/llama-model.cpp load_tensors, i_gpu_start and act_gpu_layers @4227c9be.
     """
-    return _places(layers, context.split if context.cuda else (), context.n_gpu_layers)
+    return _places(layers, context.split if context.cuda else (), context.n_gpu_layers, context.release.output_first)
 
 
 @lru_cache(maxsize=1024)
-def _places(layers: int, split: tuple[float, ...], n_gpu_layers: int) -> tuple[int, ...]:
+def _places(layers: int, split: tuple[float, ...], n_gpu_layers: int, output_first: bool) -> tuple[int, ...]:
     host = len(split)
     wanted = layers + 1 if n_gpu_layers < 0 else min(n_gpu_layers, layers + 1)
     if not host or not wanted:
@@ -47,7 +48,10 @@ def _places(layers: int, split: tuple[float, ...], n_gpu_layers: int) -> tuple[i
         below = _float32(below + _float32(share))
         bounds.append(below)
     bounds = [_float32(bound / below) for bound in bounds]
-    return (host,) * (layers + 1 - wanted) + tuple(bisect_right(bounds, _float32(i / wanted)) for i in range(wanted))
+    on_gpus = tuple(bisect_right(bounds, _float32(i / wanted)) for i in range(wanted))
+    if output_first or wanted > layers:
+        return (host,) * (layers + 1 - wanted) + on_gpus
+    return (host,) * (layers - wanted) + on_gpus + (host,)
 
 
 def _float32(x: float) -> float:
@@ -213,12 +217,12 @@ def _graph_name(group: StoredGroup) -> str:
 
 
 @lru_cache(maxsize=1024)
-def formats_on_host(stored: Stored, layers: int, n_gpu_layers: int, n_cpu_moe: int) -> tuple[tuple[Matrices, ...], Format]:
+def formats_on_host(stored: Stored, layers: int, n_gpu_layers: int, n_cpu_moe: int, *, output_first: bool = True) -> tuple[tuple[Matrices, ...], Format]:
     """Formats of the matrices of each layer that the host holds some of, () for other layers; and of the output.
 
     They matter where a GPU takes over a product: its compute buffer then holds a copy of the matrix.
     """
-    first = 0 if n_gpu_layers < 0 else layers + 1 - n_gpu_layers
+    first = 0 if n_gpu_layers < 0 else layers + output_first - n_gpu_layers
     outer = {g.group.role: FORMATS[g.format] for g in stored if not g.layers}
     found: list[dict[str, Format]] = [{} for _ in range(layers)]
     for group in stored:

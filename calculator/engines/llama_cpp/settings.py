@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from calculator.architectures import architecture
 from calculator.engines.base import Job
-from calculator.engines.llama_cpp import buffers, draft, fit, lora, overrides
+from calculator.engines.llama_cpp import buffers, builds, draft, fit, lora, overrides
 from calculator.engines.llama_cpp.fit_search import fitted
 from calculator.engines.settings import COUNT, Setting, Shares, Text
 from calculator.errors import BadValue, NotModelled, Unsupported
 from calculator.quantization.gguf import QUANTIZERS
 
-RELEASES = {"794fe23f": buffers.FEBRUARY_2025, "4227c9be": buffers.AUGUST_2025, "0c1e57098": buffers.NEWEST}  # oldest first
 HELD_IN = {  # the model types whose buffers were held against the older engine itself
     buffers.FEBRUARY_2025: ("llama", "mistral", "mixtral", "qwen2"),
     buffers.AUGUST_2025: ("llama", "mistral", "mixtral", "qwen2", "qwen3", "qwen3_moe", "gemma2", "gemma3_text"),
 }
+_IN_LOGS = {buffers.FEBRUARY_2025: ("gemma2",)}  # exact in public logs of three builds of 2024
+_BETWEEN = ("llama", "mistral", "mixtral", "qwen2", "qwen3", "qwen3_moe")  # builds of April to June 2025
+_MASK_PADDING, _PADS_TO_64 = 64, 3609  # rows; builds before b3609 pad to 32, as the log of one with n_ubatch=32 has it
 KV_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
 MAX_SEQUENCES = 256  # LLAMA_MAX_SEQ, src/llama-cparams.h @0c1e57098
 MAX_GPUS = 16  # GGML_CUDA_MAX_DEVICES, ggml/include/ggml-cuda.h @0c1e57098
@@ -70,7 +73,10 @@ def _asked(job: Job, context: int, sequences: int) -> buffers.Context:
     """The context before anything is fitted."""
     s = job.deployment.settings
     context, sequences = context or job.workload.context, sequences or job.workload.sequences
-    release = RELEASES[job.deployment.engine_version]
+    release = builds.rules_of(job.deployment.engine_version)
+    if job.model.mla and release.latent != "heads" and any(g.group.role == "attn_kv_b" and "kv_b" in g.group.name for g in job.stored):
+        # a file with attn_kv_b whole is run as before (src/models/deepseek2.cpp, is_mla)
+        release = release._replace(latent="heads", graph=False)
     n_ubatch = min(int(s["n_ubatch"]), max(int(s["n_batch"]), release.least_batch))
     n_seq_max = int(s.get("n_seq_max", sequences))
     n_outputs = int(s.get("n_outputs_max", draft.outputs(job, n_seq_max) if release.outputs_by_slots else 0)) or n_ubatch
@@ -95,8 +101,8 @@ def split_of(job: Job) -> tuple[float, ...]:
     return tuple(float(x) for x in str(given).split(",")) if given else (1.0,) * job.deployment.gpus
 
 
-def check(job: Job) -> None:
-    """Refuse what the formulas don't cover, or the engine itself refuses."""
+def check(job: Job, *, graph: bool = True) -> None:
+    """Refuse what the formulas don't cover, or the engine itself refuses; without `graph` what weights and cache don't need is let through."""
     settings = job.deployment.settings
     if settings["preset"] == "ollama" and job.workload.context > job.model.max_position_embeddings:
         raise BadValue(f"ollama lowers a context of {job.workload.context:,} to the {job.model.max_position_embeddings:,} that the model was "
@@ -109,6 +115,8 @@ def check(job: Job) -> None:
     else:
         _check_gpus(job)
     _check_release(job, context_of(job))
+    if graph and (unknown := without_graph(job)) is not None:
+        raise unknown
     if int(settings["n_cpu_moe"]) and not job.model.num_experts:
         raise BadValue(f"n_cpu_moe={settings['n_cpu_moe']}: {job.model.id} has no experts", hint="n_gpu_layers")
     _check_model(job, context_of(job))
@@ -123,7 +131,7 @@ def check(job: Job) -> None:
 def _check_model(job: Job, context: buffers.Context) -> None:
     """What llama.cpp takes for granted of a model type."""
     model = job.model
-    if model.mla and context.type_k != context.type_v:
+    if model.mla and context.release.latent == "row" and context.type_k != context.type_v:
         raise NotModelled("keys and values of two types with latent attention, which keeps no values", hint="--kv-dtype")
     if model.mla and not context.kv_offload and context.cuda and context.flash_attn and context.type_k != "F16":
         raise NotModelled("a cache of latent attention on the host in another type than f16: what CUDA converts of its copies", hint="--kv-dtype f16")
@@ -135,17 +143,46 @@ def _check_model(job: Job, context: buffers.Context) -> None:
         raise NotModelled(f"{model.id}: llama.cpp's chunks have {_LLAMA4_CHUNK:,} tokens, whatever the config says", hint="--engine transformers")
 
 
+def without_graph(job: Job) -> NotModelled | None:
+    """Why the compute buffers of an older build aren't known: what was not held against the engine itself. None where they are."""
+    context = context_of(job)
+    if context.release is buffers.NEWEST:
+        return None
+    version = f"llama.cpp {job.deployment.engine_version}"
+    if job.model.mla and context.release.latent == "heads":
+        return NotModelled(f"{version} with keys and values of every head of latent attention", hint="--set quantizer=2025")
+    if not context.release.graph:
+        return NotModelled(f"{version}, whose graph is between those of the modelled builds", hint="--engine-version 794fe23f or 4227c9be")
+    if context.overrides or context.n_cpu_moe or not (context.kv_offload and context.op_offload):
+        return NotModelled(f"{version} with tensors, the cache or products elsewhere than their layer", hint="leaving --engine-version out")
+    if context.release is buffers.AUGUST_2025 and (not context.on_gpus_alone or context.gpus > 1):
+        return NotModelled(f"{version} with a part on the host or on several GPUs", hint="leaving --engine-version out")
+    held = HELD_IN[context.release] + _IN_LOGS.get(context.release, ()) if context.release in HELD_IN else _BETWEEN
+    build = builds.build_of(job.deployment.engine_version)
+    if build and 0 < build.number < _PADS_TO_64 and context.n_ubatch % _MASK_PADDING:
+        return NotModelled(f"{version} with n_ubatch={context.n_ubatch}", hint=f"a multiple of {_MASK_PADDING}")
+    if job.model.model_type not in held:
+        return NotModelled(f"{version} with {job.model.model_type}", allowed=", ".join(held), hint="leaving --engine-version out")
+    if not context.release.row_indices and "F32" in (context.type_k, context.type_v):
+        return NotModelled(f"{version} with a cache in f32", hint="f16")
+    return None
+
+
 def _check_release(job: Job, context: buffers.Context) -> None:
-    """What was not held against the older engine itself is refused."""
+    """What an older build doesn't run, or may do in one of two ways."""
     if context.release is buffers.NEWEST:
         return
-    version = f"llama.cpp {job.deployment.engine_version}"
-    if not context.on_gpus_alone or context.gpus > 1:
-        raise NotModelled(f"{version} with a part on the host or on several GPUs", hint="leaving --engine-version out")
-    if job.model.model_type not in HELD_IN[context.release]:
-        raise NotModelled(f"{version} with {job.model.model_type}", allowed=", ".join(HELD_IN[context.release]), hint="leaving --engine-version out")
-    if not context.release.row_indices and "F32" in (context.type_k, context.type_v):
-        raise NotModelled(f"{version} with a cache in f32", hint="f16")
+    model, build = job.model, job.deployment.engine_version
+    version = f"llama.cpp {build}"
+    if not builds.runs(build, architecture(model.model_type).gguf or ""):
+        raise Unsupported(f"{version} and {model.model_type}: it learned that later, or it isn't known here when", hint="a later --engine-version, or leaving it out")
+    if (context.overrides or context.n_cpu_moe) and context.release is buffers.FEBRUARY_2025:
+        raise Unsupported(f"{version} has no override_tensor: ggml-org/llama.cpp#11397 brought it in April 2025", hint="a later --engine-version")
+    concerned = {"latent attention": model.mla is not None, "sliding windows": bool(model.full_every), "several sequences": context.n_seq_max > 1}
+    for change in builds.CHANGES:
+        if change.subject in context.release.unsure and concerned[change.subject]:
+            raise NotModelled(f"{version}: the cache of {change.subject} changed between b{change.without} and b{change.since}, on {change.day} "
+                              f"({change.source})", hint=f"--engine-version b{change.without} or b{change.since}")  # fmt: skip
     if job.scheme.recipe in ("Q1_0", "Q2_0") or (job.scheme.recipe == "MXFP4_MOE" and not context.release.row_indices):
         raise Unsupported(f"{version} doesn't know {job.scheme.recipe}", hint="leaving --engine-version out")
     if int(job.deployment.settings.get("n_outputs_max", 0)) not in (0, context.n_ubatch):

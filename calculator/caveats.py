@@ -30,8 +30,7 @@ def caveats(model: Model, job: Job, peak: Peak, ledger: Ledger) -> tuple[str, ..
         found.append("grouped heads in float32, or on a card before Ampere, leave sdpa the math kernel, which holds S x S "
                      "scores; 16 bits on a newer card, or --engine llama.cpp, avoids it")  # fmt: skip
     if missing := [line for line in ledger.lines if line.name == "not modelled" and line.component == "activations"]:
-        what = missing[0].note.removeprefix("not modelled for ").partition(":")[0]
-        found.append(f"{job.deployment.engine} has no formula for the activations of {what}: this is weights and cache, a lower bound")
+        found.append(f"{job.deployment.engine}: the total is a lower bound, without {missing[0].note}")
     if job.deployment.engine == "llama.cpp" and (said := builds.described(job.deployment.engine_version)):
         found.append(said)
     found += _map_warnings(job)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from calculator.catalog import Model, load_gpus, load_model, model_ids
 from calculator.engines import ENGINES, canonical, load
 from calculator.engines.settings import parse_settings
-from calculator.errors import BadValue, CalculatorError, NotModelled
+from calculator.errors import BadValue, CalculatorError, NotModelled, Unsupported
 from calculator.estimate import Estimate, estimate
 from calculator.fit import Fit, Verdict, fit
 from calculator.solve import LADDERS, best_quant, largest_context, largest_sequences
@@ -68,7 +68,7 @@ def recommend(model: Model, options: dict[str, Any], *, objective: str = "smalle
     for gpu in load_gpus() if gpus is None else gpus:
         try:
             asked = estimate(model, **options, gpu=gpu)
-        except NotModelled as e:
+        except (NotModelled, Unsupported) as e:  # the card, as the workload itself is fine
             rejected.append(Rejected(gpu.name, str(e)))
             continue
         held = fit(asked, gpu)

@@ -30,7 +30,7 @@ class Bound(Partial):
 
     def activation_lines(self, job: Job, phase: str) -> list[Line]:  # noqa: ARG002
         """Nothing on each GPU, and why."""
-        note = f"not modelled for {self.what(job)}: the total is without them"
+        note = f"the activations of {self.what(job)}, which have no formula"
         return [Line("activations", "not modelled", 0, Formula("0"), "no record of such a build to hold a simulation against", basis="modelled",
                      device=i, note=note) for i in range(job.deployment.gpus)]  # fmt: skip
 

@@ -141,7 +141,7 @@ class Partial:
 
     def activation_lines(self, job: Job, phase: str) -> list[Line]:  # noqa: ARG002
         """Nothing, and why."""
-        note = f"not modelled for {self.what(job)}: the total is without them"
+        note = f"the activations of {self.what(job)}, which have no formula"
         return [Line("activations", "not modelled", 0, Formula("0"), architecture(job.model.model_type).source, basis="modelled", device=i, note=note)
                 for i in range(job.deployment.gpus)]  # fmt: skip
 
@@ -233,7 +233,7 @@ class PartialServer(Partial):
             if job.model.vision_parameters:
                 lines.append(Line("activations", "vision encoder", 0, Formula("0"), self.inner.image_source, basis="modelled", device=i, note=note))
             if missing:
-                lines.append(Line("activations", "not modelled", 0, Formula("0"), architecture(job.model.model_type).source, basis="modelled", device=i, note=f"without {missing}"))
+                lines.append(Line("activations", "not modelled", 0, Formula("0"), architecture(job.model.model_type).source, basis="modelled", device=i, note=missing))
         return lines
 
     def overhead_lines(self, job: Job, phase: str) -> list[Line]:
@@ -260,7 +260,7 @@ class PartialServer(Partial):
         if found is None or "kv_pool_bytes" in job.deployment.settings or self.name == "sglang":  # which doesn't take a profile's peak off
             return found
         what = "the profiling run of images" if job.model.vision_parameters else "the scratch of recurrent layers"
-        return found._replace(low=0, warnings=(f"the pool is at most this: {what} isn't in it", *found.warnings))
+        return found._replace(low=min(0, found.low), warnings=(f"the pool is at most this: {what} isn't in it", *found.warnings))
 
     def for_one(self, job: Job) -> int:
         """The engine's own."""

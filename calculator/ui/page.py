@@ -110,7 +110,12 @@ def required(estimated: Estimate) -> None:
     """The number, its band, and the exact bytes."""
     ledger = estimated.ledger
     st.metric("VRAM required, at least" if estimated.partial else "VRAM required", gib(ledger.total_bytes), help=f"{ledger.total_bytes:,} bytes over all GPUs")
-    band = "weights and cache alone" if estimated.partial else f"{gib(ledger.low_bytes)} to {gib(ledger.high_bytes)}; the weakest line is *{ledger.basis}*"
+    if not estimated.partial:
+        band = f"{gib(ledger.low_bytes)} to {gib(ledger.high_bytes)}; the weakest line is *{ledger.basis}*"
+    elif ledger.component_bytes("activations"):
+        band = "a lower bound: not all of it is modelled"
+    else:
+        band = "weights and cache alone"
     st.markdown(band)
     beside = f" · {gib(ledger.host_bytes)} beside it in host memory" if ledger.host_bytes else ""
     st.caption(f"{ledger.total_bytes:,} bytes{beside}")

@@ -8,8 +8,10 @@ from typing import Any
 from calculator.errors import NotModelled, UnreadableFile
 
 # text model types that are another's under a second name: the same tensors
-ALIASES = {"qwen3_vl_text": "qwen3", "qwen3_vl_moe_text": "qwen3_moe", "qwen2_5_vl_text": "qwen2", "qwen2_vl_text": "qwen2", "kimi_k25": "kimi_k2",
+ALIASES = {"qwen3_vl_text": "qwen3", "qwen3_vl_moe_text": "qwen3_moe", "qwen2_5_vl_text": "qwen2", "qwen2_vl_text": "qwen2", "kimi_k25": "kimi_k2", "gemma4_unified_text": "gemma4_text",
            "minimax_m1": "minimax", "minimax_text_01": "minimax"}
+# fields of the other's that it hasn't
+_WITHOUT: dict[str, dict[str, Any]] = {"gemma4_unified_text": {"hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 0, "enable_moe_block": False}}
 _FLAT = {"qwen2_vl": "qwen2", "qwen2_5_vl": "qwen2"}  # older configs keep the text model's fields at the top
 # not models of text beside a tower: their layers attend to images, share caches, or carry inputs of their own
 _REFUSED = {
@@ -30,9 +32,10 @@ def text_config(config: Mapping[str, Any], id: str) -> tuple[dict[str, Any], int
     if outer in _FLAT and not isinstance(inner, dict):
         inner = {k: v for k, v in config.items() if k != "vision_config"} | {"model_type": _FLAT[outer]}
     if not isinstance(inner, dict):
-        return {**config, "model_type": ALIASES.get(str(outer), outer)}, 0
+        return {**_WITHOUT.get(str(outer), {}), **config, "model_type": ALIASES.get(str(outer), outer)}, 0
     # a type and a tie may stand outside alone
-    merged = {k: config[k] for k in ("dtype", "torch_dtype", "tie_word_embeddings", "quantization_config") if config.get(k) is not None} | inner
+    merged = {k: config[k] for k in ("dtype", "torch_dtype", "tie_word_embeddings", "quantization_config") if config.get(k) is not None}
+    merged |= _WITHOUT.get(str(inner.get("model_type")), {}) | inner
     merged["model_type"] = ALIASES.get(str(inner.get("model_type")), inner.get("model_type"))
     if str(inner.get("model_type")).removesuffix("_text") in _REFUSED:
         return text_config(merged, id)
@@ -179,7 +182,21 @@ def _conformer(a: Mapping[str, Any], width: int) -> int:
     return int(start + a["num_hidden_layers"] * (feed_forward + attention + convolution + 3 * h) + out * h + out + out * width)
 
 
+def _gemma4_unified(v: Mapping[str, Any], text: Mapping[str, Any], config: Mapping[str, Any]) -> int:
+    """Gemma 4 12B: no tower, but a matrix for pooled patches between norms, a table of positions, and matrices to the text's width.
+
+    p w + w + 2 p + 4 w + 2 n w + o h (+ a h of sound)        p pixels of a patch, w mm_embed_dim, n mm_posemb_size, o output_proj_dims
+
+    Source: transformers v5.23.0 models/gemma4_unified/modeling_gemma4_unified.py Gemma4UnifiedVisionEmbedder.
+    """
+    audio = config.get("audio_config")
+    pixels, w = 3 * (v.get("patch_size", 16) * v.get("pooling_kernel_size", 3)) ** 2, v.get("mm_embed_dim", 3840)
+    beside = audio.get("output_proj_dims", audio.get("audio_embed_dim", 640)) * text["hidden_size"] if isinstance(audio, dict) else 0
+    own = pixels * w + w + 2 * pixels + 4 * w + 2 * v.get("mm_posemb_size", 1120) * w
+    return int(own + v.get("output_proj_dims", 3840) * text["hidden_size"] + beside)
+
+
 _TOWERS: dict[str, Callable[[Mapping[str, Any], Mapping[str, Any], Mapping[str, Any]], int]] = {
     "gemma3": _siglip, "mistral3": _pixtral, "qwen3_vl": _qwen3_vl, "qwen3_vl_moe": _qwen3_vl, "qwen3_5": _qwen3_vl, "qwen3_5_moe": _qwen3_vl,
-    "qwen2_5_vl": _qwen2_5_vl, "qwen2_vl": _qwen2_vl, "llama4": _llama4, "mllama": _mllama, "gemma4": _gemma4, "gemma3n": _gemma3n,
+    "qwen2_5_vl": _qwen2_5_vl, "qwen2_vl": _qwen2_vl, "llama4": _llama4, "mllama": _mllama, "gemma4": _gemma4, "gemma4_unified": _gemma4_unified, "gemma3n": _gemma3n,
 }  # fmt: skip

@@ -60,6 +60,7 @@ def test_states_come_off_the_pool_of_tokens_and_few_slots_queue():
 # printed K and V of each pool [GiB]: windowed layers' tokens and bytes, the others'
 GEMMA4 = [
     ("gemma-4-26b-a4b-it", 2, 24_474, 2.34, 815_815, 7.78, 0.03), ("gemma-4-26b-a4b-it", 2, 75_754, 7.22, 303_017, 2.88, 0.25),
+    ("gemma-4-12b-it", 2, 81_675, 12.46, 102_094, 1.56, 0.8), ("gemma-4-12b-it", 2, 35_340, 5.40, 565_446, 8.62, 0.0625),
     ("gemma-4-31b-it", 2, 5_036, 1.92, 167_877, 6.40, 0.03), ("gemma-4-31b-it", 2, 15_588, 5.94, 62_354, 2.38, 0.25),
 ]  # fmt: skip
 

@@ -212,8 +212,9 @@ TOWERS["mllama"] = {"hidden_size": 48, "intermediate_size": 80, "num_hidden_laye
                     "max_num_tiles": 3, "vision_output_dim": 96, "supported_aspect_ratios": [[1, 1], [1, 2]], "intermediate_layers_indices": [1]}  # fmt: skip
 TOWERS["gemma4"] = {"hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 12, "patch_size": 8,
                     "position_embedding_size": 50}  # fmt: skip
+TOWERS["gemma4_unified"] = {"patch_size": 4, "pooling_kernel_size": 2, "mm_embed_dim": 48, "mm_posemb_size": 50, "output_proj_dims": 56}
 TOWERS["qwen3_5_moe"] = TOWERS["qwen3_5"]
-TEXTS = {"qwen3_5": "qwen3_5_text", "qwen3_5_moe": "qwen3_5_moe_text", "mllama": "mllama_text_model", "gemma4": "gemma4_text", "gemma3": "gemma3_text", "mistral3": "mistral", "qwen3_vl": "qwen3_vl_text", "qwen2_5_vl": "qwen2_5_vl_text", "qwen2_vl": "qwen2_vl_text", "llama4": "llama4_text"}
+TEXTS = {"qwen3_5": "qwen3_5_text", "qwen3_5_moe": "qwen3_5_moe_text", "mllama": "mllama_text_model", "gemma4": "gemma4_text", "gemma4_unified": "gemma4_unified_text", "gemma3": "gemma3_text", "mistral3": "mistral", "qwen3_vl": "qwen3_vl_text", "qwen2_5_vl": "qwen2_5_vl_text", "qwen2_vl": "qwen2_vl_text", "llama4": "llama4_text"}
 
 
 @pytest.mark.parametrize("outer", TOWERS)
@@ -221,13 +222,15 @@ def test_a_multimodal_model_is_its_text_and_a_tower(outer):
     import torch
     from transformers import AutoConfig, AutoModelForImageTextToText
 
-    text = BASE | (GEMMA4 if outer == "gemma4" else CASES.get(TEXTS[outer], [{}])[0]) | {"model_type": TEXTS[outer], "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}
+    text = BASE | (GEMMA4 if outer.startswith("gemma4") else CASES.get(TEXTS[outer], [{}])[0]) | {"model_type": TEXTS[outer], "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}
     if outer.startswith("qwen"):
         text["rope_parameters"]["mrope_section"] = [2, 3, 3]
     if outer.startswith("qwen2") or outer == "mllama":  # without a head_dim of its own
         del text["head_dim"]
-    if outer == "gemma4":  # one for each kind of layer
+    if outer.startswith("gemma4"):  # one for each kind of layer
         del text["rope_parameters"]
+    if outer == "gemma4_unified":  # no inputs by layer
+        del text["hidden_size_per_layer_input"], text["vocab_size_per_layer_input"]
     config = {"text_config": text, "vision_config": TOWERS[outer]}
     made = AutoConfig.for_model(outer, **{"text_config": {k: v for k, v in text.items() if k != "torch_dtype"}, "vision_config": TOWERS[outer]})
     with torch.device("meta"):

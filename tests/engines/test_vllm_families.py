@@ -141,3 +141,17 @@ def test_matrices_of_20_mib_and_more_take_whole_blocks_since_0_21(version, quant
 def test_weights_of_logs_held_out_until_then(model, options, printed):
     found = run(model, partial=True, context=2048, **options)
     assert found.ledger.component_bytes("weights") / GIB == pytest.approx(printed, rel=0.001)
+
+
+@pytest.mark.parametrize(("gib", "tokens", "concurrency"), [(40.61, 177_440, "35.75"), (44.03, 192_368, "38.76")])
+def test_layers_of_other_heads_share_blocks_of_the_same_bytes(gib, tokens, concurrency):
+    """Gemma 4 26B, 0.20: full layers have half the row, so 32 tokens in a block where windowed ones have 16."""
+    found = run("gemma-4-26b-a4b-it", partial=True, engine_version="0.20.0", context=8192, settings={"kv_pool_bytes": int(gib * GIB), "max_num_batched_tokens": 4096})
+    assert found.pool.tokens == pytest.approx(tokens, abs=20)  # the pool is printed to 0.01 GiB
+    assert f"{found.pool.max_concurrency:.2f}" == concurrency
+    assert sum(line.nbytes for line in found.ledger.lines if line.component == "weights") / GIB == pytest.approx(48.5, rel=0.001)
+
+
+def test_layers_that_share_a_cache_are_refused():
+    with pytest.raises(CalculatorError, match="share a cache"):
+        run("gemma-4-e4b-it", partial=True, context=4096)

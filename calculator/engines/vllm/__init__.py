@@ -20,6 +20,7 @@ from calculator.engines.vllm.blocks import (
     blocks_for,
     groups_of,
     layers_of_block,
+    rows_of,
 )
 from calculator.engines.vllm.command import start_command
 from calculator.engines.vllm.deployment import (
@@ -111,6 +112,8 @@ class Vllm(Server):
             raise BadValue(f"language_model_only of {model.id} in vllm {job.deployment.engine_version}", allowed="0.15 or later, a model with a tower", hint="leaving it out")
         if settings["enable_lora"] and (model.num_experts or model.mla or model.vision_parameters):
             raise NotModelled("vllm with LoRA on experts, latent attention or a vision tower has no formula yet", hint="leaving enable_lora out")
+        if (own := model.by_layer) and (own.kv_shared_layers or own.input_width):
+            raise NotModelled(f"vllm with layers that share a cache ({model.id}): no log to hold their groups against", hint="--engine transformers or llama.cpp")
         self.check_split(job)
         check_hybrid(job)
         check_blocks(job, rank_of(job))
@@ -186,6 +189,10 @@ class Vllm(Server):
     def kv_bytes_per_token(self, job: Job) -> int:
         """Over all layers and ranks; beyond their window, windowed layers don't grow where they have groups of their own."""
         rank, model = rank_of(job), job.model
+        full_row, row = rows_of(rank)
+        if full_row != row:
+            windowed = model.num_hidden_layers - model.full_layers if job.workload.context <= (model.sliding_window or 0) else 0
+            return (model.full_layers * full_row + windowed * row) * kv_element_bytes(job) * ranks_of(job)
         grows = len(model.attention_layers)
         if groups_of(job).windowed and job.workload.context > (model.sliding_window or 0):
             grows = model.full_layers if groups_of(job).full else 0

@@ -68,7 +68,7 @@ def block_bytes(rank: ModelSpec, layers: int, *, block_size: int, element_bytes:
 
     Equals every printed pair of pool and tokens in the tests.                                        derived
     """
-    return block_size * row_elements(rank) * element_bytes * layers
+    return block_size * max(rows_of(rank)) * element_bytes * layers
 
 
 def row_elements(rank: ModelSpec) -> int:
@@ -76,6 +76,18 @@ def row_elements(rank: ModelSpec) -> int:
     if rank.mla:
         return rank.mla.kv_lora_rank + rank.mla.qk_rope_head_dim
     return 2 * rank.num_key_value_heads * rank.head_dim
+
+
+def rows_of(rank: ModelSpec) -> tuple[int, int]:
+    """Elements that a token adds to a layer that sees everything, and to one with a window: their heads may differ (Gemma 4).
+
+    A group whose row is smaller has so many more tokens in a block of the same bytes.
+    Source: vllm v0.19.0 v1/core/kv_cache_utils.py unify_kv_cache_spec_page_size.
+    """
+    own, row = rank.by_layer, row_elements(rank)
+    if own is None or not own.full_head_dim:
+        return row, row
+    return 2 * (own.full_kv_heads or rank.num_key_value_heads) * own.full_head_dim, row
 
 
 def layers_of_block(job: Job, share: Share) -> int:
@@ -111,5 +123,8 @@ def blocks_for(job: Job, context: int, length: int = 0) -> int:
         return groups.full * whole + groups.recurrent * states(job)
     if not groups.windowed:
         return whole
+    full_row, row = rows_of(rank_of(job))
+    largest = max(full_row, row)
+    whole, size = ceil_div(context, size * largest // full_row), size * largest // row
     window = (job.model.sliding_window or 0) - 1 + batch_limits(job, length or length_of(job))[0]
     return groups.full * whole + groups.windowed * (ceil_div(min(window, context), size) + 1)

@@ -47,10 +47,11 @@ FAMILIES: dict[str, Family] = {
     "gpt_oss": Family((0, 10, 0), wide_rotary=True),
     "deepseek_v2": Family(MLA_SINCE), "deepseek_v3": Family(MLA_SINCE), "kimi_k2": Family(MLA_SINCE), "glm4_moe_lite": Family((0, 14, 1)),
     "qwen3_next": Family((0, 10, 0), rotary=(1, 4)), "qwen3_5_text": Family((0, 14, 1), rotary=(1, 4)), "qwen3_5_moe_text": Family((0, 14, 1), rotary=(1, 4)),
+    "gemma4_text": Family((0, 14, 1)),
     "nemotron_h": Family((0, 11, 0), rotary=(0, 1), gated=False), "granitemoehybrid": Family((0, 11, 0), rotary=(0, 1)), "kimi_linear": Family((0, 11, 1), rotary=(0, 1)),
 }  # fmt: skip
 # towers: the first release after the last one read that lacks the model
-TOWERS_SINCE: dict[str, Release] = {"qwen3_5_text": (0, 14, 1), "qwen3_5_moe_text": (0, 14, 1), "gemma3_text": (0, 8, 0), "llama4_text": (0, 8, 0), "mistral": (0, 8, 0), "qwen3": (0, 10, 0), "qwen3_moe": (0, 10, 0)}
+TOWERS_SINCE: dict[str, Release] = {"gemma4_text": (0, 14, 1), "qwen3_5_text": (0, 14, 1), "qwen3_5_moe_text": (0, 14, 1), "gemma3_text": (0, 8, 0), "llama4_text": (0, 8, 0), "mistral": (0, 8, 0), "qwen3": (0, 10, 0), "qwen3_moe": (0, 10, 0)}
 
 
 def family_of(model: ModelSpec) -> Family:
@@ -94,6 +95,8 @@ def rotary_rows(model: ModelSpec, release: Release) -> tuple[int, ...]:
     positions = model.max_position_embeddings
     if release >= IMAGE_POSITIONS_SINCE and (model.model_type in IMAGE_POSITIONS_ALWAYS or (model.vision_parameters and model.model_type in ("qwen2", "qwen3", "qwen3_moe"))):
         return (4 * positions,)
+    if model.by_layer and model.by_layer.full_head_dim:  # wider heads where layers see everything: rows of head_dim (Gemma 4)
+        return (positions, positions * model.by_layer.full_head_dim // model.head_dim)
     scaled = int(positions * model.rope_factor)
     apart = model.model_type == "gemma3_text" or (model.model_type == "olmo3" and model.rope_type != "default")
     return (positions, scaled) if apart else (scaled,)

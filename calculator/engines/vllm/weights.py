@@ -16,6 +16,7 @@ from calculator.engines.vllm.tensors import layers_made
 from calculator.engines.weights import weight_lines
 from calculator.ledger import Formula, Line
 from calculator.parallelism import Share
+from calculator.quantization import Stored
 from calculator.quantization.hf import Storage
 from calculator.spec import ModelSpec
 from calculator.units import MIB, align_up, ceil_div
@@ -26,6 +27,7 @@ SCALES_SOURCE = "vllm v0.19.0 model_executor/layers/attention/attention.py: q, k
 ROUNDING_SOURCE = "pytorch c10/cuda/CUDACachingAllocator.cpp should_split: up to 1 MiB of a block is not split off"
 FP8_MARLIN_SOURCE = "vllm v0.6.6 model_executor/layers/quantization/utils/marlin_utils_fp8.py prepare_fp8_layer_for_marlin; marlin_utils.py"
 LORA_SOURCE = "vllm v0.11.0 lora/layers/base_linear.py L36-80, column_parallel_linear.py L190-223, vocal_parallel_embedding.py, logits_processor.py"
+BNB_NOTE = "how many scales a release holds in 8 bits is not understood: four logs of 0.8 and later print 0.4 to 0.9 of what they would be in float32"
 TOWER_ROUNDING = 128 * MIB  # about as many tensors of a tower, up to 1 MiB each
 FP8_SINCE = (8, 9)  # compute capability: below it, FP8 weights run on the Marlin kernel. vllm v0.6.6 layers/quantization/fp8.py
 
@@ -48,6 +50,9 @@ def lines_of(job: Job) -> list[Line]:
         if rank.vocab_size * ranks_of(job) != model.vocab_size:
             note = f"vocabulary of {model.vocab_size:,} padded to {rank.vocab_size * ranks_of(job):,}"
             mine = [replace(line, note=note) if line.name in ("embedding", "output head") and line.nbytes else line for line in mine]
+        if job.scheme.name == "bnb-nf4":
+            saved = compressed(held)
+            mine = [replace(line, basis="modelled", low=line.nbytes - saved, high=line.nbytes, note=f"{line.note}; {BNB_NOTE}") if line.name == "linear layers" else line for line in mine]
         lines += mine
         lines.append(Line("weights", "rotary cos and sin", sum(rows) * width * element,
                           Formula("{P} (positions) × {d} (head_dim) × {e}", {"P": sum(rows), "d": width, "e": element}),
@@ -76,6 +81,11 @@ def lines_of(job: Job) -> list[Line]:
                           basis="modelled", low=0, high=point + 4 * MIB + MIB * matrices + (TOWER_ROUNDING if model.vision_parameters else 0), device=share.device,
                           note=_rounding_note(matrices, simulated)))  # fmt: skip
     return lines
+
+
+def compressed(held: Stored) -> int:
+    """What double quantization would save of the scales of blocks of 64 [bytes]: 4 bytes a block to one, and 4 for 256 of them."""
+    return sum(3 * p.nbytes // 4 - p.nbytes // 256 for g in held for p in g.parts * g.count if p.name == "absmax")
 
 
 def _rounding_note(matrices: int, packed: bool) -> str:

@@ -112,12 +112,23 @@ def test_what_logs_of_older_builds_print_otherwise_is_within_the_band():
         if "compute_bytes" not in left_out or "within the band" not in left_out["why"]:
             continue
         run = r.run["settings"]
-        found = of(r.model["id"], r.engine_version, quant=r.run["quant"], context=run["n_ctx"], settings={k: v for k, v in run.items() if k != "n_ctx"})
-        (line,) = [line for line in found.ledger.lines if line.name == "compute buffer"]
-        assert line.low < float(left_out["compute_bytes"]) * MIB < line.high
-        assert line.basis == "modelled"
+        found = of(r.model["id"], r.engine_version, quant=r.run["quant"], context=run["n_ctx"], settings={k: v for k, v in run.items() if k != "n_ctx"}, gpus=r.run.get("gpus", 1))
+        lines = [line for line in found.ledger.lines if line.name == "compute buffer"]
+        for line, printed in zip(lines, left_out["compute_bytes"].split(", "), strict=True):
+            assert line.low < float(printed) * MIB < line.high
+            assert line.basis == "modelled"
         missed += 1
-    assert missed == 3
+    assert missed == 4
+
+
+def test_rows_over_all_gpus_end_pipelining_and_are_refused_by_the_newest_build():
+    """Log of b4031, three GPUs: compute buffers of 1,079.63 MiB on each, 31.63 MiB on the host."""
+    found = of("llama-3.1-70b", "b4031", context=8000, gpus=3, settings={"split_mode": "row"})
+    printed = [f"{line.nbytes / MIB:.2f}" for line in found.ledger.lines if line.name.startswith("compute buffer")]
+    assert printed == ["1079.63"] * 3 + ["31.63"]
+    assert "-sm row" in found.start_command
+    with pytest.raises(BadValue, match="split buffers"):
+        of("llama-3.1-70b", None, context=8000, gpus=3, settings={"split_mode": "row"})
 
 
 def test_flash_attention_is_the_default_since_september_2025_and_asked_for_where_that_is_unknown():

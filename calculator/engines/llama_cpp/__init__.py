@@ -29,6 +29,7 @@ from calculator.spec import GpuSpec, ModelSpec, Workload
 from calculator.steps import Peak
 
 Place = int | Literal["host"]
+_ROWS = "as the log's CUDA and CUDA_Split buffers, which count a matrix on its layer's GPU; its rows lie on all GPUs by their shares"
 
 
 class LlamaCpp:
@@ -110,6 +111,8 @@ class LlamaCpp:
         placed = _placed(job, context)
         lines = [_model_buffer(job, list(held), device, f"{job.scheme.name}: {job.scheme.rule}" if held else "no layer is on this GPU")
                  for device, held in enumerate(placed.gpus)]  # fmt: skip
+        if context.by_rows and context.gpus > 1:
+            lines = [replace(line, note=f"{line.note}; {_ROWS}") for line in lines]
         if job.deployment.settings["fit"]:
             lines = [replace(line, note=f"{line.note}; {fit.note(job, context)}", source=f"{line.source}; {fit.SOURCE}") for line in lines]
         twice = job.model.tie_word_embeddings and placement.places_of_layers(job.model.num_hidden_layers, context)[-1] != context.gpus

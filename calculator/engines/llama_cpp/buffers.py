@@ -92,6 +92,7 @@ class Context(NamedTuple):
     kv_offload: bool = True  # the cache follows its layer; otherwise it is the host's
     op_offload: bool = True  # large products with weights of the host run on a GPU
     release: Release = NEWEST
+    by_rows: bool = False  # --split-mode row: each matrix over all GPUs, while micro-batches are not pipelined
     overrides: tuple[Override, ...] = ()  # --override-tensor
     adapters: Adapters | None = None  # --lora
     no_alloc: bool = False  # as --fit measures: nodes aren't pinned, and a full micro-batch's graph alone is reserved
@@ -112,7 +113,7 @@ class Context(NamedTuple):
 
         Source: src/llama-context.cpp L430 @0c1e57098; the build's GGML_SCHED_MAX_COPIES.
         """
-        return self.gpus > 1 and self.on_gpus_alone
+        return self.gpus > 1 and self.on_gpus_alone and not self.by_rows
 
 
 def padding_of(context: Context) -> int:

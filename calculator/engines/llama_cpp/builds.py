@@ -51,13 +51,16 @@ _LEEWAY_DAYS = 7
 
 _COMMITTED = {"794fe23f": date(2025, 2, 28), "4227c9be": date(2025, 8, 31)}  # the months' last days
 
-# When llama.cpp learned an architecture, by its name in GGUF: the month's first day its pull request was merged in, or the day.
+# When llama.cpp learned an architecture, by its name in GGUF, or the model type where it has no graph here: the month's first day its pull request was merged in, or the day.
 ARCHITECTURES = {
     "llama": date(2023, 8, 1), "starcoder2": date(2024, 3, 1), "stablelm": date(2023, 11, 14), "olmoe": date(2024, 9, 3), "nemotron": date(2024, 8, 16), "qwen2": date(2024, 1, 19), "gemma": date(2024, 2, 21), "command-r": date(2024, 3, 15), "qwen2moe": date(2024, 4, 16),
     "phi3": date(2024, 4, 24), "deepseek2": date(2024, 5, 28), "gemma2": date(2024, 6, 28), "granite": date(2024, 9, 17), "granitemoe": date(2024, 9, 25),
     "olmo2": date(2024, 11, 19), "cohere2": date(2025, 1, 4), "gemma3": date(2025, 3, 12), "llama4": date(2025, 4, 7), "qwen3": date(2025, 4, 9),
     "qwen3moe": date(2025, 4, 9), "glm4": date(2025, 4, 11), "gemma3n": date(2025, 6, 26), "ernie4_5": date(2025, 6, 28), "smollm3": date(2025, 7, 8),
     "lfm2": date(2025, 7, 11), "exaone4": date(2025, 7, 18), "ernie4_5-moe": date(2025, 7, 17), "glm4moe": date(2025, 8, 4), "gpt-oss": date(2025, 8, 5),
+    "falcon": date(2023, 8, 23), "gpt_bigcode": date(2023, 9, 15), "mpt": date(2023, 10, 10), "bloom": date(2023, 10, 10), "phi": date(2023, 12, 18),
+    "gpt2": date(2023, 12, 28), "mamba": date(2024, 3, 8), "olmo": date(2024, 4, 19),
+    "gpt_neox": date(2024, 5, 23), "gemma3n_text": date(2025, 6, 26), "mamba2": date(2025, 7, 2), "jamba": date(2025, 7, 9), "falcon_h1": date(2025, 7, 9),
 }  # fmt: skip
 
 

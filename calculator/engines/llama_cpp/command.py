@@ -64,7 +64,7 @@ def _in_2025(job: Job, context: Context) -> str | None:
         "llama-server", "-m", f"{job.model.id.replace('/', '_')}-{job.scheme.recipe}.gguf", "-c", str(context.n_ctx),
         "-np", str(context.n_seq_max), *(("--kv-unified",) if context.kv_unified and context.release.streams else ()),
         *(("-ngl", str(layers)) if context.cuda else ("--device", "none")),
-        *(("-sm", "layer", "-ts", ",".join(f"{share:g}" for share in context.split)) if context.gpus > 1 else ()),
+        *(("-sm", "row" if context.by_rows else "layer", "-ts", ",".join(f"{share:g}" for share in context.split)) if context.gpus > 1 else ()),
         *(() if context.kv_offload or not context.cuda else ("--no-kv-offload",)),
         *(("-fa",) if context.flash_attn else ()), "-ctk", context.type_k.lower(), "-ctv", context.type_v.lower(),
         "-b", str(int(job.deployment.settings["n_batch"])), "-ub", str(context.n_ubatch),

@@ -39,7 +39,7 @@ SETTINGS: dict[str, Setting] = {
     "override_tensor": Setting(None, Text(2000, "ffn_.*_exps=CPU"), "tensors elsewhere than their layer: PATTERN=BUFFER,...; CPU, CUDA0, ..."),
     "offload_kqv": Setting(True, bool, "the cache on the GPUs of its layers; otherwise all of it on the host"),
     "op_offload": Setting(True, bool, "GPUs take over large products with weights of the host"),
-    "split_mode": Setting("layer", ("layer", "row", "tensor", "none"), "how several GPUs share the model: by layers"),
+    "split_mode": Setting("layer", ("layer", "row", "tensor", "none"), "how several GPUs share the model: by layers; by rows in builds before 2026"),
     "tensor_split": Setting(None, Shares(), "shares of the layers, one a GPU: 3,1; default by free memory, so equal GPUs equally"),
     "lora_rank": Setting(0, range(0, 8193), "rank of LoRA adapters; 0: none"),
     "lora_targets": Setting("all", Text(200, "attn_q,attn_v"), "matrices that the adapters have: all of the layers, or names as in the file or Hugging Face's"),
@@ -89,7 +89,7 @@ def _asked(job: Job, context: int, sequences: int) -> buffers.Context:
         n_seq_max=n_seq_max, n_outputs=n_outputs, kv_unified=bool(s["kv_unified"]), flash_attn=bool(s["flash_attn"]),
         type_k=str(s["type_k"]).upper(), type_v=str(s["type_v"]).upper(), cuda=s["backend"] != "cpu", swa_full=bool(s["swa_full"]),
         split=split_of(job), n_gpu_layers=-1 if wanted > job.model.num_hidden_layers else wanted, n_cpu_moe=int(s["n_cpu_moe"]),
-        kv_offload=bool(s["offload_kqv"]), op_offload=bool(s["op_offload"]), release=release,
+        kv_offload=bool(s["offload_kqv"]), op_offload=bool(s["op_offload"]), release=release, by_rows=s["split_mode"] == "row",
         overrides=overrides.parse(str(s["override_tensor"]), job.deployment.gpus) if "override_tensor" in s else (),
         adapters=lora.adapters_of(job),
     )  # fmt: skip
@@ -174,7 +174,7 @@ def _check_release(job: Job, context: buffers.Context) -> None:
         return
     model, build = job.model, job.deployment.engine_version
     version = f"llama.cpp {build}"
-    if not builds.runs(build, architecture(model.model_type).gguf or ""):
+    if not builds.runs(build, architecture(model.model_type).gguf or model.model_type):
         raise Unsupported(f"{version} and {model.model_type}: it learned that later, or it isn't known here when", hint="a later --engine-version, or leaving it out")
     if (context.overrides or context.n_cpu_moe) and context.release is buffers.FEBRUARY_2025:
         raise Unsupported(f"{version} has no override_tensor: ggml-org/llama.cpp#11397 brought it in April 2025", hint="a later --engine-version")
@@ -222,8 +222,8 @@ def _check_gpus(job: Job) -> None:
         what = f"{layers} layers" if layers < MAX_GPUS else "llama.cpp"
         raise BadValue(f"{gpus} GPUs for {what}", allowed=f"1 to {min(layers, MAX_GPUS)}", hint=f"--gpus {min(layers, MAX_GPUS)} or fewer")
     mode = settings["split_mode"]
-    if mode == "row":
-        raise BadValue("split_mode=row: llama.cpp @0c1e57098 refuses it, its CUDA devices have no split buffers", hint="split_mode=layer")
+    if mode == "row" and builds.rules_of(job.deployment.engine_version) is buffers.NEWEST:
+        raise BadValue("split_mode=row: llama.cpp @0c1e57098 refuses it, its CUDA devices have no split buffers", hint="split_mode=layer, or an --engine-version of 2024 or 2025")
     if mode == "tensor":
         raise NotModelled("split_mode=tensor, which llama.cpp calls experimental", hint="split_mode=layer")
     if mode == "none" and gpus > 1:

@@ -111,3 +111,14 @@ def test_a_card_that_a_server_refuses_loses_and_stops_nothing(engine):
     found = recommend(LLAMA_8B, {"engine": engine}, gpus=gpus)
     assert [c.gpu.name for c in found.candidates] == ["H100 SXM5 80GB"]
     assert {r.gpu for r in found.rejected} == {gpu.name for gpu in gpus[:2]}
+
+
+@pytest.mark.parametrize(("model", "options", "gpu", "least"), [
+    ("gpt-oss-120b", {"quant": "MXFP4_MOE"}, "DGX Spark", 59.5),  # spark-arena/recipe-registry#17
+    ("llama-3.3-70b", {"engine": "vllm", "gpus": 4, "settings": {"tensor_parallel_size": 4}}, "h100", 60),
+    ("qwen3-30b-a3b", {"quant": "Q4_K_M"}, "rtx 4090", 150),
+])  # fmt: skip
+def test_the_bound_of_speed_is_above_what_was_measured(model, options, gpu, least):
+    """Of experts only those that a token uses are read, and tensor-parallel ranks read at once."""
+    card = load_gpu(gpu)
+    assert decode_tokens_per_s_bound(estimate(model, context=2048, gpu=card, **options), card) > least

@@ -8,6 +8,7 @@ from calculator.catalog import load_gpu, load_model
 from calculator.errors import BadValue, CalculatorError
 from calculator.estimate import estimate
 from calculator.fit import fit
+from calculator.quantization import stored_nbytes
 from calculator.solve import largest, solve
 
 
@@ -92,7 +93,7 @@ def test_layers_on_the_host_cost_speed_and_host_memory():
     solved = solve(model, gpu, "n_gpu_layers", {"quant": "Q4_K_M"})
     o = solved.offload
     assert o.tokens_per_s_bound_low < o.tokens_per_s_bound < o.tokens_per_s_bound_high < o.tokens_per_s_bound_all_layers
-    host = solved.estimate.engine.host_read_bytes(solved.estimate.job)
+    host = stored_nbytes(solved.estimate.engine.host_read(solved.estimate.job)[0])
     assert o.tokens_per_s_bound < o.host_bandwidth_bytes_per_s / host
     assert host < o.host_bytes
 

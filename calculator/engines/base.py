@@ -224,6 +224,6 @@ class HasPresets(Protocol):
 class ReadsHost(Protocol):
     """An engine that may keep a part of what each token reads in host memory."""
 
-    def host_read_bytes(self, job: Job) -> int:
-        """Bytes of weights and cache in host memory that one decode step reads."""
+    def host_read(self, job: Job) -> tuple[Stored, int]:
+        """Weights, and bytes of cache, in host memory that decode steps read."""
         ...

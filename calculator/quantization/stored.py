@@ -48,3 +48,9 @@ Stored = tuple[StoredGroup, ...]
 def stored_nbytes(stored: Stored) -> int:
     """Bytes of all stored tensors, wherever they sit."""
     return sum(group.nbytes for group in stored)
+
+
+def idle_nbytes(stored: Stored, *, experts: int, used: int) -> int:
+    """Bytes that a token leaves unread: all but `used` of the `experts` in each stack of them [bytes]."""
+    stacks = (group.nbytes for group in stored if len(group.group.shape) == 3 and group.group.role.startswith("ffn"))
+    return sum(nbytes // experts * (experts - used) for nbytes in stacks) if experts else 0

@@ -22,7 +22,7 @@ from calculator.engines.weights import stored_formula
 from calculator.errors import NotModelled, Unsupported
 from calculator.formats import FORMATS
 from calculator.ledger import Formula, Line
-from calculator.quantization import Scheme, StoredGroup
+from calculator.quantization import Scheme, Stored, StoredGroup
 from calculator.quantization.gguf import OLD_SOURCE
 from calculator.quantization.gguf import SOURCE as RECIPE_SOURCE
 from calculator.spec import GpuSpec, ModelSpec, Workload
@@ -239,13 +239,13 @@ class LlamaCpp:
         """The llama-server call whose buffers these are; None where no flag gives a setting."""
         return start_command(job, context_of(job))
 
-    def host_read_bytes(self, job: Job) -> int:
-        """Bytes of weights and cache in host memory that each generated token reads, beside GPUs [bytes]."""
+    def host_read(self, job: Job) -> tuple[Stored, int]:
+        """Weights, and bytes of cache, in host memory that generated tokens read, beside GPUs."""
         context = context_of(job)
         if not context.cuda:
-            return 0
+            return (), 0
         cache = sum(line.nbytes for line in self.cache_lines(job, "prefill") if line.device == "host")
-        return _placed(job, context).host_read + cache
+        return _placed(job, context).host_read, cache
 
 
 def _older_and_split(context: buffers.Context) -> bool:

@@ -70,9 +70,9 @@ class Placed(NamedTuple):
     overridden: Stored = ()  # what override_tensor puts on the host
 
     @property
-    def host_read(self) -> int:
-        """Bytes of the host's weights that each token reads: all but the embedding [bytes]."""
-        return sum(g.nbytes for part in (self.layers, self.experts, self.no_kernel, self.overridden) for g in part)
+    def host_read(self) -> Stored:
+        """The host's weights that tokens read: all but the embedding."""
+        return (*self.layers, *self.experts, *self.no_kernel, *self.overridden)
 
 
 def place(stored: Stored, *, layers: int, tied: bool, context: Context) -> Placed:

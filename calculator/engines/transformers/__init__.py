@@ -35,7 +35,7 @@ from calculator.engines.transformers.settings import SETTINGS, check, resolve_kv
 from calculator.engines.transformers.state import attending, state_lines
 from calculator.engines.weights import weight_lines
 from calculator.ledger import Formula, Line
-from calculator.quantization import Scheme, compute_dtype, stored_nbytes
+from calculator.quantization import Scheme, Stored, compute_dtype, stored_nbytes
 from calculator.quantization.hf import DTYPE_BYTES
 from calculator.spec import ModelSpec
 from calculator.steps import Peak
@@ -189,10 +189,10 @@ class Transformers:
         """Nothing depends on the workload here."""
         return dict(job.deployment.settings)
 
-    def host_read_bytes(self, job: Job) -> int:
-        """Offloaded weights, which every pass brings to the GPU."""
+    def host_read(self, job: Job) -> tuple[Stored, int]:
+        """Offloaded weights, which every pass brings to the GPU; no cache."""
         found = spread(job)
-        return sum(stored_nbytes(stored_on(job.stored, found, place)) for place in AWAY) if found and found.offloaded else 0
+        return (tuple(group for place in AWAY for group in stored_on(job.stored, found, place)) if found and found.offloaded else ()), 0
 
     def _held(self, job: Job) -> tuple[Held, ...]:
         return held_by_gpus(job, spread(job))

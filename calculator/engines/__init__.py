@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from calculator.architectures import ARCHITECTURES, architecture
+from calculator.architectures import architecture
 from calculator.engines.base import Bounds, Engine, HasBounds, HasFamilies, Job, Releases
 from calculator.engines.bound import Bound
 from calculator.engines.llama_cpp import LlamaCpp
@@ -65,26 +65,39 @@ def check_runs(scheme: Scheme, engine: str) -> None:
 
 
 def for_family(runner: Engine, model: ModelSpec, scheme: Scheme, *, partial: bool) -> Engine:
-    """The engine for a model type; `partial`: weights and cache alone where its activations have no formula.
+    """The engine for a model type; `partial`: a lower bound where a part of its activations has no formula.
 
-    Raises NotModelled with the types that have one.
+    Raises NotModelled with the engines that have one, or that give a lower bound.
     """
-    having, engine = architecture(model.model_type).engines, runner.name
-    own = runner.families if isinstance(runner, HasFamilies) else frozenset()
-    missing = runner.bound(model) if isinstance(runner, Bounds) else ""
-    if (model.vision_parameters and engine in ("vllm", "sglang")) or missing:
-        if partial and model.model_type in own:
+    engine, knows, missing = runner.name, _knows(runner, model), _missing(runner, model)
+    if knows and missing:
+        if partial:
             return PartialServer(runner)
-        if missing:
-            raise NotModelled(f"{model.model_type} in {engine}: {missing} has no formula yet", hint="vram estimate, which gives a lower bound")
-        raise NotModelled(f"{engine} with a vision tower ({model.id}): its profiling run of images has no formula yet", hint="--engine transformers or llama.cpp")
-    if (engine in having or model.model_type in own) and not (partial and engine == "transformers" and as_published(model, scheme)):
+        raise NotModelled(f"{model.model_type} in {engine}: {missing} has no formula yet", hint="vram estimate, which gives a lower bound")
+    if knows and not (partial and engine == "transformers" and as_published(model, scheme)):
         return runner
     if partial and engine in PARTIAL:
         return Partial(runner)
-    types = ", ".join(name for name, row in ARCHITECTURES.items() if engine in row.engines or name in own)
-    hint = f"--engine {' or '.join(having)}" if having else "vram trace, which runs the real code; vram quants MODEL, which sizes the weights"
-    raise NotModelled(f"{model.model_type} in {engine}: its activations have no formula yet", allowed=types, hint=hint)
+    others = [name for name, other in ENGINES.items() if name != engine and _knows(other, model) and not _missing(other, model)]
+    if others:
+        hint = f"--engine {' or '.join(others)}"
+    elif engine in PARTIAL:
+        hint = "vram estimate, which gives weights and cache as a lower bound; vram trace, which runs the real code"
+    else:
+        hint = f"vram estimate --engine {' or '.join(PARTIAL)}, which gives weights and cache as a lower bound"
+    raise NotModelled(f"{model.model_type} in {engine}: its activations have no formula yet", hint=hint)
+
+
+def _missing(engine: Engine, model: ModelSpec) -> str:
+    """What of a pass has no formula in an engine that knows the model type."""
+    if isinstance(engine, Bounds) and (said := engine.bound(model)):
+        return said
+    return "its profiling run of images" if model.vision_parameters and engine.name in ("vllm", "sglang") else ""
+
+
+def _knows(engine: Engine, model: ModelSpec) -> bool:
+    own = engine.families if isinstance(engine, HasFamilies) else frozenset()
+    return engine.name in architecture(model.model_type).engines or model.model_type in own
 
 
 def bounded(runner: Engine, job: Job) -> Engine:

@@ -88,7 +88,9 @@ def load_named(name: str, *, listing: str = "vram models") -> Model:
 
     Raises UnknownName with the nearest names and where they are listed.
     """
-    return _catalog_model(lookup(name, _model_index(), kind="model", known=_known_models(), listing=listing))
+    found = _catalog_model(lookup(name, _model_index(), kind="model", known=_known_models(), listing=listing))
+    meant = [alias for alias in found.record.get("aliases", ()) if "/" in alias and key(name) in (key(alias), key(alias.rpartition("/")[2]))]
+    return found._replace(record={**found.record, "hf_id": meant[0]}) if meant else found  # another repository of the same dimensions
 
 
 def gpu_names() -> list[str]:

@@ -14,7 +14,7 @@ from calculator.spec import GpuSpec, Quantity
 
 MIG_SOURCE = "NVIDIA MIG User Guide, Supported MIG Profiles: eighths of the memory, sevenths of the multiprocessors"
 _MIG = re.compile(r"(.*?)[\s:/-]*(?:mig)?[\s:-]*(\d)g[.]?(\d{1,3})gb", re.IGNORECASE)
-_FRACTION = re.compile(r"(.*\S)\s*:\s*(0?\.\d{1,4})")
+_FRACTION = re.compile(r"(.*\S)\s*:\s*(\d{1,4}(?:\.\d{0,4})?|\.\d{1,4})")
 
 
 def part_of(name: str, load: Callable[[str], GpuSpec]) -> GpuSpec | None:
@@ -62,7 +62,7 @@ def _times(quantity: Quantity, part: int, whole: int) -> Quantity:
 def _fraction(gpu: GpuSpec, share: float) -> GpuSpec:
     """A share of the memory; bandwidth and compute are shared with others and stay the card's, an upper bound."""
     if not 0 < share < 1:
-        raise BadValue(f"{share:g} of {gpu.name}", allowed="above 0, below 1", hint=f"--gpu '{gpu.name}:0.5'")
+        raise BadValue(f"{share:g} of {gpu.name}", allowed="a share above 0, below 1", hint=f"--gpu '{gpu.name}:0.5', or --gpus {max(2, int(share))} for several")
 
     def of(quantity: Quantity | None) -> Quantity | None:
         if quantity is None:

@@ -45,6 +45,8 @@ def canonical(name: str) -> str:
     """The engine's name as its makers write it. Raises UnknownName."""
     names = {key(n).replace(".", ""): n for n in (*ENGINES, *LATER)} | _ALIASES
     wanted = key(name).replace(".", "")
+    if wanted == "ollama":
+        raise UnknownName("ollama runs llama.cpp", hint="--engine llama.cpp --set preset=ollama")
     if wanted not in names:
         near = nearest(name, (*ENGINES, *LATER))
         raise UnknownName(f"engine {name[:40]!r} is not known", hint=", ".join(near) or "vram engines lists all")

@@ -133,6 +133,8 @@ def local_path(name: str) -> Path:
 
     Raises UnreadableFile: a user who isn't there, a name that is too long, a folder that may not be entered.
     """
+    if not name.strip():
+        raise UnreadableFile("an empty path", hint="a path to a file that is there")
     try:
         path = Path(name).expanduser()
         (path / "config.json" if path.is_dir() else path).is_file()

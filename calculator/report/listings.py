@@ -16,12 +16,12 @@ def models_text(found: Search) -> str:
     from calculator.architectures import ARCHITECTURES
 
     document = models_document(found)
-    rows = [(m["id"], f"{m['parameters']:,}", f"{m['active_parameters']:,}" if m["active_parameters"] != m["parameters"] else "", m["family"], m["verdict"] or "", m["source"])
+    rows = [(m["id"], f"{m['parameters']:,}", f"{m['active_parameters']:,}" if m["active_parameters"] != m["parameters"] else "", m["family"], m["verdict"] or "")
             for m in document["models"]]  # fmt: skip
-    out = [table(rows, header=("id", "parameters", "active, text", "family", "verdict", "source"), right=frozenset({1, 2}))] if rows else ["no model is like that"]
+    out = [table(rows, header=("id", "parameters", "active, text", "family", "verdict"), right=frozenset({1, 2}))] if rows else ["no model is like that"]
     if left := document["not_sized"]:
         out.append(f"{len(left)} models have no size here: " + ", ".join(m["id"] for m in left[:6]) + (" ..." if len(left) > 6 else "") + " (--json says why)")
-    out.append(f"model types with formulas: {', '.join(ARCHITECTURES)}")
+    out.append(f"{len(rows)} models; --json has their sources. {len(ARCHITECTURES)} model types have inventories: {', '.join(ARCHITECTURES)}")
     out.append(f"your own models: config.json files, named NAME.json, in {document['user_folder']} (or $VRAM_MODELS)")
     return "\n".join(out)
 
@@ -45,7 +45,7 @@ def gpus_text() -> str:
 def quant_rows(name: str) -> list[dict[str, Any]]:
     """Each quantization: engines, rule, and the model's stored bytes in it."""
     from calculator.architectures import build_inventory
-    from calculator.quantization import CATALOG, parse, quantize, stored_nbytes
+    from calculator.quantization import CATALOG, parse, quantize, rule_of, stored_nbytes
 
     model = load_model(name)
     parameters = build_inventory(model.spec).parameters
@@ -53,7 +53,7 @@ def quant_rows(name: str) -> list[dict[str, Any]]:
     for quant in CATALOG:
         scheme = parse(quant)
         nbytes = stored_nbytes(quantize(model.spec, scheme))
-        rows.append({"name": scheme.name, "engines": list(scheme.engines), "rule": scheme.rule, "source": scheme.source,
+        rows.append({"name": scheme.name, "engines": list(scheme.engines), "rule": rule_of(model.spec, scheme), "source": scheme.source,
                      "model": model.spec.id, "tensor_bytes": nbytes, "bits_per_weight": round(8 * nbytes / parameters, 3)})  # fmt: skip
     return rows
 

@@ -45,7 +45,9 @@ def estimate_text(estimated: Estimate, *, explain: bool) -> str:
     held = fit(estimated, gpu) if gpu else None
     verdict = f"{_verdict(estimated, held.verdict):<14} " if held else ""
     indent = " " * len(verdict)
-    needs = f"needs {'more than ' if estimated.partial else ''}{gib(ledger.total_bytes)} ({gib(ledger.low_bytes)} - {gib(ledger.high_bytes)})"
+    needs = f"needs more than {gib(ledger.low_bytes)}" if estimated.partial else f"needs {gib(ledger.total_bytes)} ({gib(ledger.low_bytes)} - {gib(ledger.high_bytes)})"
+    if held and len(held.devices) > 1:
+        needs += f" over {len(held.devices)} GPUs, {gib(held.binding.required_bytes)} on the fullest"
     beside = f" and {gib(held.binding.beside_bytes)} beside it" if held and held.binding.beside_bytes else ""
     usable = f", usable {gib(held.binding.usable_bytes)} a GPU{beside}" if held else ""
     out = [f"{verdict}{describe(estimated)}", f"{indent}{needs}{usable}", ""]

@@ -11,7 +11,7 @@ from calculator.catalog import Model, load_gpu, load_gpus, load_model, model_ids
 from calculator.engines import ENGINES
 from calculator.engines.settings import Budgets, Real, Shares, Text
 from calculator.estimate import splits_tensors
-from calculator.quantization import CATALOG, parse
+from calculator.quantization import CATALOG, parse, rule_of
 from calculator.ui import state, tables
 from calculator.ui.state import AUTO, OFFERED_SETTINGS, PARAMS, SEGMENTS, SORTS, VENDORS, settle
 from calculator.units import GIB, tokens
@@ -59,7 +59,7 @@ def deployment(model: Model) -> tuple[dict[str, Any], str | None, int]:
     settle("quant", [AUTO, *names], default=AUTO, labels=list(labels.values()))
     quant = _chosen(st.selectbox("Quantization", [AUTO, *names], format_func=labels.__getitem__, key="quant",
                                  help="the size is that of the weights alone, in this format")) or model.own_quant  # fmt: skip
-    st.caption(tables.plain(parse(quant).rule))
+    st.caption(tables.plain(rule_of(model.spec, parse(quant))))
 
     limit = model.spec.max_position_embeddings
     steps = sorted({*tables.contexts(model), *(n for n in (now["first"]["context"],) if n <= limit)})

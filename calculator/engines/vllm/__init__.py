@@ -58,7 +58,7 @@ class Vllm(Server):
     families = frozenset(FAMILIES)
     image_source = "vllm v0.11.0 v1/worker/gpu_model_runner.py L3325-3403: profile_run"
     settings: ClassVar[dict[str, Setting]] = {
-        "gpu_memory_utilization": Setting(0.9, Real(0, 1), "share of the GPU's memory that the engine takes"),
+        "gpu_memory_utilization": Setting(0.9, Real(0, 1), "share of the GPU's memory that the engine takes; since 0.21 the default is 0.92"),
         "max_model_len": Setting(None, COUNT, "longest sequence [tokens]; default --context"),
         "max_num_seqs": Setting(None, COUNT, "most sequences at once; default by GPU and version, as the server"),
         "max_num_batched_tokens": Setting(None, COUNT, "most tokens a step; default by GPU and version, as the server"),

@@ -12,7 +12,8 @@ from calculator.engines.partial import whole_rows_bytes
 from calculator.engines.transformers.placement import layers_on_gpus
 from calculator.ledger import Ledger
 from calculator.quantization import quantize, stored_nbytes
-from calculator.quantization.gguf import NEEDS_IMATRIX, quantizer_of
+from calculator.quantization.gguf import quantizer_of
+from calculator.quantization.gguf_types import NEEDS_IMATRIX
 from calculator.steps import Peak
 from calculator.units import tokens
 

@@ -15,7 +15,8 @@ from calculator.errors import UnreadableFile
 from calculator.formats import FORMATS
 from calculator.quantization import Scheme, Stored, parse, quantize, stored_nbytes
 from calculator.quantization.converted import converted
-from calculator.quantization.gguf import QUANTIZERS, RECIPES
+from calculator.quantization.gguf import QUANTIZERS
+from calculator.quantization.gguf_types import RECIPES
 from calculator.quantization.stored import Part, StoredGroup
 from calculator.readers.gguf_model import config_of
 from calculator.readers.header import Header

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from calculator.architectures import architecture
-from calculator.engines.base import Bounds, Engine, HasBounds, HasFamilies, Job, Releases
+from calculator.engines.base import Engine, HasFamilies, Job, KnowsLess, LacksSteps, Releases
 from calculator.engines.bound import Bound
 from calculator.engines.llama_cpp import LlamaCpp
 from calculator.engines.partial import ENGINES as PARTIAL
@@ -92,7 +92,7 @@ def for_family(runner: Engine, model: ModelSpec, scheme: Scheme, *, partial: boo
 
 def _missing(engine: Engine, model: ModelSpec) -> str:
     """What of a pass has no formula in an engine that knows the model type."""
-    if isinstance(engine, Bounds) and (said := engine.bound(model)):
+    if isinstance(engine, LacksSteps) and (said := engine.lacking(model)):
         return said
     return "its profiling run of images" if model.vision_parameters and engine.name in ("vllm", "sglang") else ""
 
@@ -104,7 +104,7 @@ def _knows(engine: Engine, model: ModelSpec) -> bool:
 
 def bounded(runner: Engine, job: Job) -> Engine:
     """The engine, or weights and cache alone where it has no formula for this deployment's activations."""
-    if isinstance(runner, HasBounds) and runner.without_peak(job) is not None:
+    if isinstance(runner, KnowsLess) and runner.without_peak(job) is not None:
         return Bound(runner)
     return runner
 

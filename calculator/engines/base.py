@@ -167,10 +167,10 @@ class HasFamilies(Protocol):
 
 
 @runtime_checkable
-class Bounds(Protocol):
+class LacksSteps(Protocol):
     """An engine that runs some model types without having formulas for all of their pass."""
 
-    def bound(self, model: ModelSpec) -> str:
+    def lacking(self, model: ModelSpec) -> str:
         """What isn't modelled of the model's pass; empty for nothing."""
         ...
 
@@ -194,7 +194,7 @@ class Releases(Protocol):
 
 
 @runtime_checkable
-class HasBounds(Protocol):
+class KnowsLess(Protocol):
     """An engine that knows weights and cache of more deployments than peaks."""
 
     def without_peak(self, job: Job) -> str | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from calculator.engines.base import HasBounds, Job
+from calculator.engines.base import Job, KnowsLess
 from calculator.engines.partial import Partial
 from calculator.ledger import Formula, Line
 
@@ -12,12 +12,12 @@ class Bound(Partial):
 
     def what(self, job: Job) -> str:
         """As the engine says it."""
-        assert isinstance(self.inner, HasBounds)
+        assert isinstance(self.inner, KnowsLess)
         return self.inner.without_peak(job) or job.model.model_type
 
     def check(self, job: Job) -> None:
         """What isn't even known of weights and cache."""
-        assert isinstance(self.inner, HasBounds)
+        assert isinstance(self.inner, KnowsLess)
         self.inner.check_bound(job)
 
     def weight_lines(self, job: Job) -> list[Line]:

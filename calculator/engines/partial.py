@@ -11,7 +11,7 @@ from typing import Any
 
 from calculator.architectures import architecture
 from calculator.engines import kinds
-from calculator.engines.base import Bounds, Dynamic, Engine, HasBounds, Job, Pool
+from calculator.engines.base import Dynamic, Engine, Job, KnowsLess, LacksSteps, Pool
 from calculator.engines.llama_cpp.settings import context_of
 from calculator.engines.settings import Setting
 from calculator.engines.transformers.small import NAMES as HELD_BESIDE
@@ -88,7 +88,7 @@ class Partial:
         split = job.deployment.gpus > 1 or (self.name == "llama.cpp" and not context_of(job).on_gpus_alone)
         kinds.check(job.model, engine=self.name, context=job.workload.context, plain=job.scheme.family == "plain", split=split)
         if self.name == "llama.cpp":
-            if isinstance(self.inner, HasBounds):
+            if isinstance(self.inner, KnowsLess):
                 self.inner.check_bound(job)
             if job.model.model_type in _NOT_IN_LLAMA_CPP:
                 raise NotModelled(f"{job.model.model_type} in llama.cpp, which has no graph of it", hint="--engine transformers")
@@ -228,7 +228,7 @@ class PartialServer(Partial):
         """The text model's, and what is missing."""
         note = "not modelled: the pass of the largest images through the tower; the pool is smaller by it where it is the peak"
         lines = list(self.inner.activation_lines(job, phase))
-        missing = self.inner.bound(job.model) if isinstance(self.inner, Bounds) else ""
+        missing = self.inner.lacking(job.model) if isinstance(self.inner, LacksSteps) else ""
         for i in range(job.deployment.gpus):
             if job.model.vision_parameters:
                 lines.append(Line("activations", "vision encoder", 0, Formula("0"), self.inner.image_source, basis="modelled", device=i, note=note))

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from calculator.architectures import build_inventory
 from calculator.errors import UnknownName
 from calculator.names import nearest
-from calculator.quantization import exl2, gguf, hf
+from calculator.quantization import exl2, gguf, gguf_types, hf
 from calculator.quantization.stored import Part, Stored, StoredGroup, stored_nbytes
 from calculator.spec import ModelSpec
 
@@ -47,8 +47,8 @@ def _linear(name: str, storage: hf.Storage, engines: tuple[str, ...], source: st
 
 
 def _gguf_rule(recipe: str) -> str:
-    if recipe in gguf.WIDE_OUTER:
-        return f"as {gguf.WIDE_OUTER[recipe]}, but output and embedding Q8_0: a publisher's name, not llama-quantize's"
+    if recipe in gguf_types.WIDE_OUTER:
+        return f"as {gguf_types.WIDE_OUTER[recipe]}, but output and embedding Q8_0: a publisher's name, not llama-quantize's"
     return GGUF_RULE
 
 
@@ -80,8 +80,8 @@ _FIXED: dict[str, Scheme] = {
     )
 }
 _RECIPES = {
-    name.lower(): Scheme(name, "gguf", ("llama.cpp",), _gguf_rule(name), gguf.SOURCE, recipe=name)
-    for name in (*gguf.RECIPES, *gguf.WIDE_OUTER)
+    name.lower(): Scheme(name, "gguf", ("llama.cpp",), _gguf_rule(name), gguf_types.SOURCE, recipe=name)
+    for name in (*gguf_types.RECIPES, *gguf_types.WIDE_OUTER)
 }
 # a plain type by its Hugging Face name, run by llama.cpp
 _GGUF_ALIASES = {"fp32": "f32", "fp16": "f16"}
@@ -125,7 +125,7 @@ CATALOG: tuple[str, ...] = (
     "fp32", "bf16", "fp16", "fp8", "fp8-per-channel", "int8-w8a8", "bnb-int8", "torchao-int8wo", "torchao-fp8wo",
     "quanto-int8", "quanto-fp8", "gptq-int8-g-1", "gptq-int4-g128", "awq-int4-g128", "bnb-nf4", "bnb-nf4-dq", "bnb-fp4",
     "bnb-fp4-dq", "torchao-int4wo-g128", "hqq-int4-g64", "quanto-int4", "mxfp4", "nvfp4", "exl2-6.0", "exl2-4.0",
-    *(name for name in gguf.RECIPES if name != "BF16"),
+    *(name for name in gguf_types.RECIPES if name != "BF16"),
 )  # fmt: skip
 
 
@@ -191,7 +191,7 @@ def _parametrized(wanted: str) -> Scheme:
         if 2.0 <= budget <= 8.0:
             return Scheme(f"exl2-{budget}", "exl2", ("transformers",), exl2.RULE, exl2.SOURCE, bits=budget)
         raise UnknownName(f"quantization {wanted[:40]!r} is out of range", allowed="exl2-2.0 to exl2-8.0")
-    near = nearest(wanted, (*CATALOG, *gguf.WIDE_OUTER))
+    near = nearest(wanted, (*CATALOG, *gguf_types.WIDE_OUTER))
     hint = f"{', '.join(near)}, or vram quants" if near else "vram quants lists all"
     raise UnknownName(f"quantization {wanted[:40]!r} is not known", hint=hint)
 

@@ -10,7 +10,7 @@ from calculator.errors import CalculatorError, NotModelled, UnknownArchitecture
 from calculator.estimate import estimate
 from calculator.formats import FORMATS
 from calculator.quantization import parse, quantize, stored_nbytes
-from calculator.quantization.gguf import RECIPES
+from calculator.quantization.gguf_types import RECIPES
 from calculator.readers.hf_config import model_from_config
 
 gguf = pytest.importorskip("gguf")

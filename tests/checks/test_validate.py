@@ -14,7 +14,7 @@ from calculator.checks.records import RECORDS, read_records
 from calculator.checks.validate import CONTEXTS, ENTRIES, coverage, groups, of
 from calculator.datafiles import DATA
 from calculator.errors import UnreadableFile
-from calculator.quantization import CATALOG, gguf
+from calculator.quantization import CATALOG, gguf_types
 
 
 @cache
@@ -78,7 +78,7 @@ def test_what_was_executed_and_what_fake_tensors_ran_agree_byte_for_byte():
 
 def test_every_recipe_of_llama_quantize_is_on_record():
     recipes = {r.run["quant"] for r in read_records() if r.suite == "llama-cpp-recipes"}
-    assert recipes == set(gguf.RECIPES)
+    assert recipes == set(gguf_types.RECIPES)
 
 
 def test_kinds_of_evidence_are_never_pooled():

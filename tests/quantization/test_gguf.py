@@ -8,7 +8,7 @@ from strategies import models
 from calculator.architectures import build_inventory
 from calculator.catalog import load_model
 from calculator.estimate import estimate
-from calculator.quantization import gguf, parse, quantize, stored_nbytes
+from calculator.quantization import gguf, gguf_types, parse, quantize, stored_nbytes
 from calculator.spec import ModelSpec
 from calculator.units import GIB
 
@@ -98,7 +98,7 @@ def test_published_files_of_larger_models(model, tokenizer, printed):
 
 
 def test_a_publishers_wide_recipe_differs_in_output_and_embedding_alone():
-    for wide, base in gguf.WIDE_OUTER.items():
+    for wide, base in gguf_types.WIDE_OUTER.items():
         for name in ("llama-3.2-1b", "llama-3.1-8b", "qwen2.5-0.5b"):
             model = load_model(name).spec
             a, b = (quantize(model, parse(q)) for q in (wide, base))
@@ -107,7 +107,7 @@ def test_a_publishers_wide_recipe_differs_in_output_and_embedding_alone():
             assert [g for g in a if g not in outer] == [g for g in b if g.group.role not in ("output", "embedding")]
 
 
-@given(models(), st.sampled_from(sorted((*gguf.RECIPES, *gguf.WIDE_OUTER))), st.booleans())
+@given(models(), st.sampled_from(sorted((*gguf_types.RECIPES, *gguf_types.WIDE_OUTER))), st.booleans())
 def test_every_element_is_stored_once(model, recipe, imatrix):
     inventory = build_inventory(model.spec)
     stored = gguf.quantize(model.spec, inventory, recipe, imatrix=imatrix)

@@ -24,7 +24,7 @@ from calculator.formats import FORMATS
 from calculator.ledger import Formula, Line
 from calculator.quantization import Scheme, Stored, StoredGroup
 from calculator.quantization.gguf import OLD_SOURCE
-from calculator.quantization.gguf import SOURCE as RECIPE_SOURCE
+from calculator.quantization.gguf_types import SOURCE as RECIPE_SOURCE
 from calculator.spec import GpuSpec, ModelSpec, Workload
 from calculator.steps import Peak
 

@@ -87,7 +87,7 @@ class Sglang(Server):
         "allow_overwrite_longer_context_len": Setting(False, bool, "SGLANG_ALLOW_OVERWRITE_LONGER_CONTEXT_LEN"),
     }  # fmt: skip
 
-    def bound(self, model: ModelSpec) -> str:
+    def lacking(self, model: ModelSpec) -> str:
         """What the pass has that isn't modelled, beside a tower's images; empty for nothing."""
         return family_of(model).bound if model.model_type in FAMILIES else ""
 

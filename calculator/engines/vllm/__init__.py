@@ -78,7 +78,7 @@ class Vllm(Server):
         "allow_long_max_model_len": Setting(False, bool, "VLLM_ALLOW_LONG_MAX_MODEL_LEN: contexts beyond the model's limit"),
     }  # fmt: skip
 
-    def bound(self, model: ModelSpec) -> str:
+    def lacking(self, model: ModelSpec) -> str:
         """What the profiling run has that isn't modelled, beside a tower's images; empty for nothing."""
         return "the scratch of recurrent layers' scans" if model.recurrent else ""
 

@@ -111,3 +111,13 @@ def test_a_card_that_a_server_refuses_loses_and_stops_nothing(engine):
     found = recommend(LLAMA_8B, {"engine": engine}, gpus=gpus)
     assert [c.gpu.name for c in found.candidates] == ["H100 SXM5 80GB"]
     assert {r.gpu for r in found.rejected} == {gpu.name for gpu in gpus[:2]}
+
+
+def test_a_limit_is_refused_before_the_search(run, monkeypatch):
+    def search(*_, **__):
+        raise AssertionError("searched")
+
+    monkeypatch.setattr("calculator.recommend.recommend", search)
+    status, out, err = run("recommend", "llama-3.2-1b", "--limit", "abc")
+    assert (status, out) == (2, "")
+    assert err.startswith("error: --limit 'abc'")

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from calculator.catalog import Model, load_gpus
 from calculator.engines import ENGINES, Engine, Job
 from calculator.engines.base import Reserves
-from calculator.errors import BadValue, NotModelled
+from calculator.errors import BadValue, CalculatorError, NotModelled
 from calculator.estimate import largest_phase, resolve
 from calculator.fit import usable_memory
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 Table = npt.NDArray[np.int64]
 MAX_CELLS = 20_000_000
 INT64_SAFE = 2**62
+DEFAULTS: dict[str, Any] = {"kv_dtype": None, "engine": None, "engine_version": None, "gpu": None, "gpus": 1, "settings": {}}
 
 
 @dataclass(frozen=True)
@@ -94,13 +95,35 @@ def sweep(models: Sequence[Model], quants: Sequence[str], contexts: Sequence[int
     if cells > MAX_CELLS:
         raise BadValue(f"a grid of {cells:,} cells is too large", allowed=f"{MAX_CELLS:,}", hint="fewer steps")
     corner = {"context": max(contexts), "sequences": max(sequences)}
-    defaults: dict[str, Any] = {"kv_dtype": None, "engine": None, "engine_version": None, "gpu": None, "gpus": 1, "settings": {}}
-    jobs = [[resolve(m, **{**defaults, **(options or {}), **corner, "quant": q}) for q in quants] for m in models]
+    jobs = [[resolve(m, **{**DEFAULTS, **(options or {}), **corner, "quant": q}) for q in quants] for m in models]
     parts = _parts(jobs, contexts, sequences)
     engines = tuple(engine.name for _, engine in jobs[0])
     ids = tuple(m.spec.id for m in models)
     total = add(parts.static, parts.dynamic, parts.kind)
     return Sweep(ids, tuple(quants), tuple(contexts), tuple(sequences), engines, parts, total)
+
+
+def formats_that_run(models: Sequence[Model], quants: Sequence[str], contexts: Sequence[int], sequences: Sequence[int],
+                     options: dict[str, Any] | None = None) -> tuple[list[str], dict[str, str]]:  # fmt: skip
+    """The formats that every model runs in its engine, and why each of the others is left out of the grid.
+
+    Raises what a model says to the first format where it refuses them all.
+    """
+    left_out: dict[str, str] = {}
+    for model in models:
+        refused: dict[str, CalculatorError] = {}
+        for name in quants:
+            try:
+                resolve(model, **{**DEFAULTS, **(options or {}), "context": max(contexts), "sequences": max(sequences), "quant": name})
+            except CalculatorError as e:
+                refused[name] = e
+        if quants and len(refused) == len(quants):
+            raise next(iter(refused.values()))
+        left_out = {name: e.given for name, e in refused.items()} | left_out
+    kept = [name for name in quants if name not in left_out]
+    if quants and not kept:
+        raise BadValue("no format is one that all these models run", hint="--quants naming some, or one model at a time")
+    return kept, left_out
 
 
 def add(static: Table, dynamic: Sequence[Table], kind: npt.NDArray[np.intp]) -> Table:

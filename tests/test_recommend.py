@@ -122,3 +122,13 @@ def test_the_bound_of_speed_is_above_what_was_measured(model, options, gpu, leas
     """Of experts only those that a token uses are read, and tensor-parallel ranks read at once."""
     card = load_gpu(gpu)
     assert decode_tokens_per_s_bound(estimate(model, context=2048, gpu=card, **options), card) > least
+
+
+def test_a_limit_is_refused_before_the_search(run, monkeypatch):
+    def search(*_, **__):
+        raise AssertionError("searched")
+
+    monkeypatch.setattr("calculator.recommend.recommend", search)
+    status, out, err = run("recommend", "llama-3.2-1b", "--limit", "abc")
+    assert (status, out) == (2, "")
+    assert err.startswith("error: --limit 'abc'")

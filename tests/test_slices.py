@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import jsonschema
 import pytest
 from click.testing import CliRunner
 
@@ -12,6 +13,7 @@ from calculator.cli import main, vram
 from calculator.datafiles import read_json
 from calculator.estimate import estimate
 from calculator.fit import fit
+from calculator.report.schemas import schema_of
 from calculator.units import GIB
 
 
@@ -64,6 +66,17 @@ def test_several_models_on_one_gpu_add_up():
 def test_engines_that_reserve_add_up_by_their_shares(shares, verdict):
     calls = [f"llama-3.2-1b --engine vllm --gpu h100 --set gpu_memory_utilization={share}" for share in shares]
     assert run("compare", *calls, "--sum")["sum"]["verdict"] == verdict
+
+
+def test_a_sum_of_lower_bounds_never_fits():
+    """gpt-oss in transformers is weights and cache alone: with more it may not fit, and alone too large it doesn't."""
+    calls = ["gpt-oss-20b --gpu h100", "llama-3.2-1b --gpu h100"]
+    document = run("compare", *calls, "--sum")
+    assert document["sum"]["verdict"] is None
+    assert [d["fits"] for d in document["sum"]["devices"]] == [None]
+    jsonschema.validate(document, schema_of("compare"))
+    assert "together on H100 SXM5 80GB 0: not known" in CliRunner().invoke(vram, ["compare", *calls, "--sum"]).stdout
+    assert run("compare", "gpt-oss-120b --gpu l4", "llama-3.2-1b --gpu l4", "--sum")["sum"]["verdict"] == "does_not_fit"
 
 
 @pytest.mark.parametrize(

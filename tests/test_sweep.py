@@ -9,7 +9,7 @@ from calculator.errors import CalculatorError
 from calculator.estimate import estimate
 from calculator.fit import fit
 from calculator.quantization import CATALOG
-from calculator.sweep import sweep
+from calculator.sweep import formats_that_run, sweep
 
 MODELS = ("llama-3.1-8b", "llama-3.2-1b", "llama-3.2-1b-card", "llama-3.2-3b", "llama-3.3-70b", "qwen2.5-0.5b", "qwen2.5-7b", "tinyllama-1.1b")
 CONTEXTS, SEQUENCES = [1024 * 2**i for i in range(8)], [1, 3, 16]
@@ -53,3 +53,18 @@ def test_settings_reach_every_cell():
 def test_grids_that_cannot_be_are_refused(contexts, sequences, words):
     with pytest.raises(CalculatorError, match=words):
         sweep([load_model("llama-3.2-1b")], ["bf16"], contexts, sequences)
+
+
+def test_what_a_model_s_engine_refuses_is_left_out_of_the_default_grid():
+    models = [load_model("llama-3.2-1b"), load_model("qwen3-30b-a3b")]
+    kept, left_out = formats_that_run(models, CATALOG, [1024], [1])
+    assert [q for q in CATALOG if q in kept or q in left_out] == list(CATALOG)
+    assert {"bf16", "Q4_K_M"} <= set(kept)
+    assert "bfloat16 only" in left_out["fp32"]
+    assert sweep(models, kept, [1024], [1]).cells == 2 * len(kept)
+    assert formats_that_run(models[:1], CATALOG, [1024], [1]) == (list(CATALOG), {})
+
+
+def test_a_model_that_no_format_runs_says_why():
+    with pytest.raises(CalculatorError, match="foo"):
+        formats_that_run([load_model("llama-3.2-1b")], CATALOG, [1024], [1], {"engine": "foo"})

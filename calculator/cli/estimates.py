@@ -123,6 +123,7 @@ def recommend(model: str | None, gpu: str | None, here: bool, objective: str, li
 
     if here:
         raise NotModelled("--here comes with vram detect", hint="--gpu NAME (vram gpus)")
+    rows = parse_count(limit, name="--limit", example="15")  # before the search, which takes seconds
     card = load_gpu(gpu) if gpu is not None else None
     if model is not None:
         found_model = load_model(model)
@@ -133,7 +134,6 @@ def recommend(model: str | None, gpu: str | None, here: bool, objective: str, li
         found = runs_on(card, options_of(None, kw), objective=objective)
     else:
         raise BadValue("neither a model nor a GPU is given", hint="vram recommend MODEL, or vram recommend --gpu NAME")
-    rows = parse_count(limit, name="--limit", example="15")
     show(lambda: recommend_document(found), lambda: recommend_text(found, limit=rows), as_json)
 
 

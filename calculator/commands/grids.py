@@ -23,7 +23,7 @@ def run_sweep(models: tuple[str, ...], quants: str | None, contexts: str, sequen
               all_gpus: bool, output: str | None, as_json: bool) -> None:  # fmt: skip
     """Compute the grid and write it where asked: JSON, a file, or a short table."""
     need("numpy", "pandas", extra="sweep")
-    from calculator.sweep import sweep
+    from calculator.sweep import formats_that_run, sweep
 
     if output is not None and Path(output).suffix not in (".csv", ".parquet"):
         raise BadValue(f"-o {output[-60:]}", allowed=".csv or .parquet")
@@ -31,12 +31,17 @@ def run_sweep(models: tuple[str, ...], quants: str | None, contexts: str, sequen
     names = quants_that_run(options.get("engine")) if quants is None else [q.strip() for q in quants.split(",") if q.strip()]
     if not names:
         raise BadValue("--quants names none", hint="--quants bf16,Q4_K_M, or leaving it out for all")
-    result = sweep(found, names, axis(contexts, "--contexts"), axis(sequences, "--sequences"), options)
+    lengths, counts = axis(contexts, "--contexts"), axis(sequences, "--sequences")
+    left_out: dict[str, str] = {}
+    if quants is None:
+        names, left_out = formats_that_run(found, names, lengths, counts, options)
+    result = sweep(found, names, lengths, counts, options)
     frame = result.frame(all_gpus=all_gpus)
     if output is not None:
         write_file(output, lambda path: frame.to_parquet(path) if path.suffix == ".parquet" else frame.to_csv(path, index=False))
         if not as_json:
             click.echo(f"{len(frame):,} rows in {output}")
+            _say(left_out)
             return
     if as_json:
         axes = {"models": list(result.models), "quants": list(result.quants), "contexts": list(result.contexts),
@@ -50,6 +55,16 @@ def run_sweep(models: tuple[str, ...], quants: str | None, contexts: str, sequen
     click.echo(table(rows, header=("model", "quant", "context", "sequences", "total"), right=frozenset({2, 3, 4})))
     if len(frame) > len(shown):
         click.echo(f"and {len(frame) - len(shown):,} more; -o FILE.csv writes all")
+    _say(left_out)
+
+
+def _say(left_out: dict[str, str]) -> None:
+    """The formats that aren't in the grid, by reason."""
+    why: dict[str, list[str]] = {}
+    for name, reason in left_out.items():
+        why.setdefault(reason.replace(name, "FORMAT"), []).append(name)
+    for reason, names in why.items():
+        click.echo(f"left out: {', '.join(names)} ({reason})")
 
 
 def axis(text: str, name: str) -> list[int]:

@@ -87,12 +87,16 @@ def related(estimated: Estimate) -> list[dict[str, Any]]:
 def compare_document(estimates: list[Estimate], together: Fit | None = None) -> dict[str, Any]:
     """`vram compare --json`; `together` is what they hold on one GPU at once."""
     document = envelope(estimates=[estimate_document(e) for e in estimates])
+
+    def decided(verdict: str) -> bool:
+        return all(e.decides(verdict) for e in estimates)
+
     if together is not None:
         document["sum"] = {
-            "total_bytes": sum(e.total_bytes for e in estimates), "verdict": together.verdict,
+            "total_bytes": sum(e.total_bytes for e in estimates), "verdict": together.verdict if decided(together.verdict) else None,
             "devices": [
                 {"index": d.index, "gpu": d.gpu, "usable_bytes": d.usable_bytes, "required_bytes": d.required_bytes,
-                 "beside_bytes": d.beside_bytes, "headroom_bytes": d.headroom_bytes, "fits": d.verdict != "does_not_fit"}
+                 "beside_bytes": d.beside_bytes, "headroom_bytes": d.headroom_bytes, "fits": d.verdict != "does_not_fit" if decided(d.verdict) else None}
                 for d in together.devices
             ],
         }  # fmt: skip

@@ -118,7 +118,7 @@ def compare_text(estimates: Sequence[Estimate], together: Fit | None = None) -> 
     if together is not None:
         out.append("")
         out += [
-            f"together on {d.gpu} {d.index}: {VERDICTS[d.verdict]}, {gib(d.required_bytes)} (up to {gib(d.high_bytes)}) of {gib(d.usable_bytes)}"
+            f"together on {d.gpu} {d.index}: {VERDICTS[d.verdict] if all(e.decides(d.verdict) for e in estimates) else 'not known'}, {gib(d.required_bytes)} (up to {gib(d.high_bytes)}) of {gib(d.usable_bytes)}"
             for d in together.devices
         ]
     return "\n".join(out)

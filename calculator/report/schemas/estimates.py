@@ -130,10 +130,10 @@ class Estimate(Envelope):
 
 
 class Together(Document):
-    """What several estimates hold on one GPU at once."""
+    """What several estimates hold on one GPU at once; the verdict is null where a sum of lower bounds decides nothing."""
 
     total_bytes: int
-    verdict: Literal["fits", "tight", "does_not_fit"]
+    verdict: Literal["fits", "tight", "does_not_fit"] | None
     devices: list[Device]
 
 

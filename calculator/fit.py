@@ -11,6 +11,7 @@ from calculator.estimate import Estimate
 from calculator.ledger import Ledger
 from calculator.memory import usable_memory as usable_memory
 from calculator.spec import GpuSpec, Quantity
+from calculator.units import gib
 
 Verdict = Literal["fits", "tight", "does_not_fit"]
 ORDER: tuple[Verdict, ...] = ("fits", "tight", "does_not_fit")
@@ -90,6 +91,20 @@ def _fit_reserving(estimated: Estimate, engine: Reserves, gpu: GpuSpec) -> Fit:
         outside = 0 if given else min(beside.total_bytes, pool.room)
         devices.append(DeviceFit(index, gpu.name, usable.value, part.total_bytes, part.high_bytes, verdict, outside))
     return Fit(max((d.verdict for d in devices), key=ORDER.index), tuple(devices))
+
+
+def shortfall(estimated: Estimate, gpu: GpuSpec) -> str:
+    """What stops it: "needs X, usable Y: Z short", or how far the band of what is only tight reaches."""
+    held = fit(estimated, gpu)
+    device = min((d for d in held.devices if d.verdict == held.verdict), key=lambda d: d.headroom_bytes)
+    needs = f"needs {gib(device.required_bytes)}"
+    if held.verdict == "does_not_fit":
+        if device.headroom_bytes < 0:
+            return f"{needs}, usable {gib(device.usable_bytes)}: {gib(-device.headroom_bytes)} short"
+        return f"{needs}, usable {gib(device.usable_bytes)}: what is left for the cache holds no sequence"
+    usable = usable_memory(gpu)
+    sure = f" (at least {gib(usable.low_value)})" if usable.low_value < usable.value == device.usable_bytes else ""
+    return f"is tight: {needs}, up to {gib(device.high_bytes)}, usable {gib(device.usable_bytes)}{sure}"
 
 
 def fit_together(estimates: Sequence[Estimate], gpu: GpuSpec) -> Fit:

@@ -6,13 +6,14 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from calculator.catalog import Model, load_gpus, load_model, model_ids
+from calculator.catalog import Model, load_gpus, load_model, model_ids, user_models
 from calculator.engines import ENGINES, canonical, load
+from calculator.engines.llama_cpp.overrides import HELD
 from calculator.engines.settings import parse_settings
 from calculator.errors import BadValue, CalculatorError, NotModelled, Unsupported
 from calculator.estimate import Estimate, estimate
-from calculator.fit import Fit, Verdict, fit
-from calculator.solve import LADDERS, best_quant, largest_context, largest_sequences
+from calculator.fit import Fit, Verdict, fit, shortfall
+from calculator.solve import best_quant, ladder, largest_context, largest_sequences, sized_elsewhere, with_formulas
 from calculator.spec import GpuSpec
 from calculator.speed import decode_tokens_per_s_bound
 from calculator.units import gib, tokens
@@ -20,6 +21,8 @@ from calculator.units import gib, tokens
 OBJECTIVES = ("smallest", "speed", "headroom", "price")
 MIN_CONTEXT = 1024
 WIDTH = 4  # bits a weight
+SPLIT = ", layers split"
+PLACES = {"fit", "n_gpu_layers", "tensor_split", "override_tensor", "n_cpu_moe"}  # where the user has placed tensors already
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +67,13 @@ def recommend(model: Model, options: dict[str, Any], *, objective: str = "smalle
     check_objective(objective)
     candidates: list[Candidate] = []
     rejected: list[Rejected] = []
-    estimate(model, **options)  # what no GPU can mend is refused here, for all of them
+    options, elsewhere = with_formulas(model, options)
+    before = (elsewhere,) if elsewhere else ()
+    try:
+        unfitted = {k: v for k, v in (options.get("settings") or {}).items() if k != "fit"}  # which goes by the GPU's memory
+        estimate(model, **{**options, "settings": unfitted})  # what no GPU can mend is refused here, for all of them
+    except NotModelled as e:
+        raise sized_elsewhere(model, options, e) from None
     for gpu in load_gpus() if gpus is None else gpus:
         try:
             asked = estimate(model, **options, gpu=gpu)
@@ -73,12 +82,14 @@ def recommend(model: Model, options: dict[str, Any], *, objective: str = "smalle
             continue
         held = fit(asked, gpu)
         if held.verdict != "does_not_fit":
-            candidates.append(_candidate(model, gpu, asked, options, ()))
-        elif (rescued := _rescue(model, gpu, options)) is not None:
+            candidates.append(_candidate(model, gpu, asked, options, before))
+            continue
+        rescued, tried = _rescue(asked, gpu, options, before)
+        if rescued is not None:
             candidates.append(rescued)
         else:
-            tried = "no other cache type, quantization, engine, context or second card alone is enough"
-            rejected.append(Rejected(gpu.name, f"{_shortfall(held)}; {tried}"))
+            alone = f"not enough alone: {'; '.join(tried)}" if tried else "nothing else to change"
+            rejected.append(Rejected(gpu.name, f"{shortfall(asked, gpu)}; {alone}"))
     return Recommendation(tuple(sorted(candidates, key=_ranking(objective))), tuple(rejected))
 
 
@@ -97,6 +108,9 @@ def runs_on(gpu: GpuSpec, options: dict[str, Any], *, objective: str = "smallest
     rejected: list[Rejected] = []
     for id in model_ids():
         model = load_model(id)
+        if model.record.get("hf_id") is None and id not in user_models():
+            rejected.append(Rejected(gpu.name, "no checkpoint of it is published", id))
+            continue
         wanted = {**options, "engine": engine, "context": options.get("context") or min(8192, model.spec.max_position_embeddings)}
         try:
             best = best_quant(model, gpu, {k: v for k, v in wanted.items() if k != "quant"})
@@ -104,8 +118,7 @@ def runs_on(gpu: GpuSpec, options: dict[str, Any], *, objective: str = "smallest
             rejected.append(Rejected(gpu.name, str(e), id))
             continue
         if best.estimate is None or not isinstance(best.value, str):
-            smallest = estimate(model, **{**wanted, "quant": LADDERS[engine][-1]}, gpu=gpu)
-            rejected.append(Rejected(gpu.name, f"{_shortfall(fit(smallest, gpu))} even as {LADDERS[engine][-1]}", id))
+            rejected.append(Rejected(gpu.name, best.binding, id))
             continue
         chosen = {**wanted, "quant": best.value}
         candidates.append(_candidate(model, gpu, best.estimate, chosen, ()))
@@ -146,6 +159,8 @@ def _worth(objective: str) -> Callable[[Candidate], tuple[Any, ...]]:
 def _candidate(model: Model, gpu: GpuSpec, estimated: Estimate, options: dict[str, Any], changes: tuple[str, ...]) -> Candidate:
     held = fit(estimated, gpu)
     verdict = held.verdict
+    if estimated.job.deployment.settings.get("fit"):  # the engine makes room: what is largest is up to the host's memory
+        return Candidate(gpu, estimated.job.deployment.gpus, estimated, held, None, None, changes)
     context = largest_context(model, gpu, {k: v for k, v in options.items() if k != "context"}, verdict=verdict)
     sequences = largest_sequences(model, gpu, {k: v for k, v in options.items() if k != "sequences"}, verdict=verdict)
     return Candidate(
@@ -155,13 +170,20 @@ def _candidate(model: Model, gpu: GpuSpec, estimated: Estimate, options: dict[st
     )  # fmt: skip
 
 
-def _rescue(model: Model, gpu: GpuSpec, options: dict[str, Any]) -> Candidate | None:
-    """The first change that makes it fit, cheapest first: cache type, quantization, context, one more GPU."""
-    for change, changed in _changes(model, gpu, options):
+def _rescue(asked: Estimate, gpu: GpuSpec, options: dict[str, Any], before: tuple[str, ...]) -> tuple[Candidate | None, list[str]]:
+    """The first change that makes it fit, cheapest first, and those that were tried and don't."""
+    model, tried = asked.model, dict[str, list[str]]()
+    for change, changed in _changes(asked, gpu, options):
         estimated = _try(model, gpu, changed)
-        if estimated is not None and fit(estimated, gpu).verdict == "fits":
-            return _candidate(model, gpu, estimated, changed, (change,))
-    return None
+        if estimated is None:
+            continue
+        if fit(estimated, gpu).verdict == "fits":
+            return _candidate(model, gpu, estimated, changed, (*before, change)), []
+        kind, _, value = ("", "", "one more card") if change.endswith(SPLIT) else (change, "", "") if change.startswith("fit=1") else change.rpartition(" ")
+        tried.setdefault(kind, []).append(value)
+    if asked.job.workload.context > MIN_CONTEXT and "context" not in tried:  # the largest that fits is shorter
+        tried["context"] = [tokens(MIN_CONTEXT)]
+    return None, [f"{kind} {', '.join(values)}".strip() for kind, values in tried.items()]
 
 
 def _try(model: Model, gpu: GpuSpec, options: dict[str, Any]) -> Estimate | None:
@@ -172,18 +194,35 @@ def _try(model: Model, gpu: GpuSpec, options: dict[str, Any]) -> Estimate | None
         return None
 
 
-def _changes(model: Model, gpu: GpuSpec, options: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    asked = estimate(model, **options, gpu=gpu)
-    engine = asked.engine.name
+def _experts_on_host(asked: Estimate, gpu: GpuSpec, options: dict[str, Any]) -> tuple[str, dict[str, Any]] | None:
+    """llama-server's --fit, which keeps of a model with experts what a token always reads on the GPU; None where it doesn't apply."""
+    model, settings = asked.model, dict(options.get("settings") or {})
+    if asked.engine.name != "llama.cpp" or not model.spec.num_experts or model.spec.model_type not in HELD:
+        return None
+    if gpu.segment == "unified" or PLACES & settings.keys():
+        return None
+    changed = {**options, "settings": {**settings, "fit": "1"}}
+    fitted = _try(model, gpu, changed)
+    if fitted is None:
+        return None
+    layers = int(fitted.engine.resolved_settings(fitted.job).get("n_gpu_layers", 0)) <= model.spec.num_hidden_layers
+    what = "experts and whole layers" if layers else "experts"
+    return f"fit=1: {what} on the host, {gib(fitted.ledger.host_bytes)} of its memory", changed
+
+
+def _changes(asked: Estimate, gpu: GpuSpec, options: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    model, engine = asked.model, asked.engine.name
     quantized = {"llama.cpp": ("q8_0", "q4_0"), "vllm": ("fp8",), "sglang": ("fp8",)}.get(engine, ("int8", "int4"))
     for kind in quantized:
         if asked.job.deployment.kv_dtype not in quantized:
             yield f"kv-dtype {kind}", {**options, "kv_dtype": kind}
     if engine == "transformers" and options.get("engine") is None and asked.job.scheme.family == "plain":
         bare = {k: v for k, v in options.items() if k not in ("settings", "kv_dtype")}
-        for name in LADDERS["llama.cpp"]:  # the wider formats first: the same weights with another engine come before fewer bits
+        for name in ladder(model, "llama.cpp"):  # the wider formats first: the same weights with another engine come before fewer bits
             yield f"llama.cpp, {name}", {**bare, "engine": "llama.cpp", "quant": name}
-    for name in LADDERS[engine]:
+    if (hosted := _experts_on_host(asked, gpu, options)) is not None:
+        yield hosted
+    for name in ladder(model, engine):
         smaller = _try(model, gpu, {**options, "quant": name})
         if smaller is not None and smaller.tensor_bytes < asked.tensor_bytes:
             yield f"quant {name}", {**options, "quant": name}
@@ -193,9 +232,4 @@ def _changes(model: Model, gpu: GpuSpec, options: dict[str, Any]) -> Iterator[tu
         yield f"context {tokens(down)}", {**options, "context": down}
     if gpu.segment != "unified":
         count = asked.job.deployment.gpus + 1
-        yield f"{count} x {gpu.name}, layers split", {**options, "gpus": count}
-
-
-def _shortfall(held: Fit) -> str:
-    device = held.binding
-    return f"needs {gib(device.required_bytes)}, usable {gib(device.usable_bytes)}: {gib(-device.headroom_bytes)} short"
+        yield f"{count} x {gpu.name}{SPLIT}", {**options, "gpus": count}

@@ -6,13 +6,14 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from calculator.catalog import Model
-from calculator.errors import BadValue, CalculatorError
+from calculator.engines import canonical
+from calculator.errors import BadValue, CalculatorError, NotModelled
 from calculator.estimate import Estimate, estimate
-from calculator.fit import ORDER, Verdict, fit
+from calculator.fit import ORDER, Verdict, fit, shortfall
 from calculator.quantization import parse, quantize, stored_nbytes
 from calculator.spec import GpuSpec
 from calculator.speed import decode_tokens_per_s_bound, host_bandwidth
-from calculator.units import MAX_COUNT, gib
+from calculator.units import MAX_COUNT
 
 LLAMA_CPP_MAX_SEQUENCES = 256  # LLAMA_MAX_SEQ, llama.cpp src/llama-cparams.h @0c1e57098
 
@@ -23,6 +24,36 @@ LADDERS: dict[str, tuple[str, ...]] = {
     "vllm": ("bf16", "fp8", "gptq-int4-g128"),
     "sglang": ("bf16", "fp8", "gptq-int4-g128"),
 }
+# of checkpoints that are published in eight or four bits: their own format, and what is published beside it
+PUBLISHED: dict[str, dict[str, tuple[str, ...]]] = {
+    "mxfp4": {"llama.cpp": ("MXFP4_MOE",), **dict.fromkeys(("transformers", "vllm", "sglang"), ("mxfp4",))},
+    "fp8-block": {"transformers": ("fp8-block",), **dict.fromkeys(("vllm", "sglang"), ("fp8-block", "gptq-int4-g128"))},
+}
+
+
+def ladder(model: Model, engine: str) -> tuple[str, ...]:
+    """The formats that people choose between for this model in this engine, widest first: those that are published."""
+    return PUBLISHED.get(model.own_quant, {}).get(engine) or LADDERS[engine]
+
+
+def with_formulas(model: Model, options: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
+    """The options, and what was changed so that they can be sized: blocks of mxfp4 are the same in llama.cpp's MXFP4_MOE.
+
+    Transformers' activations over them have no formula, so the checkpoint as it is published goes to llama.cpp, unless
+    an engine or a format is asked for.
+    """
+    engine = canonical(options["engine"]) if options.get("engine") else None
+    if options.get("quant") is None and model.own_quant == "mxfp4" and engine in (None, "llama.cpp"):
+        return {**options, "engine": "llama.cpp", "quant": "MXFP4_MOE"}, "quant MXFP4_MOE" if engine else "llama.cpp, MXFP4_MOE"
+    return options, None
+
+
+def sized_elsewhere(model: Model, options: dict[str, Any], refusal: NotModelled) -> NotModelled:
+    """A refusal of the published format, with the engines that have a formula for it as what to try."""
+    recipe = {"mxfp4": "--quant MXFP4_MOE", "fp8-block": "a GGUF recipe such as --quant Q4_K_M"}.get(model.own_quant)
+    if recipe is None or options.get("quant") not in (None, model.own_quant) or canonical(options.get("engine") or "transformers") != "transformers":
+        return refusal
+    return NotModelled(refusal.given, hint=f"{recipe} (llama.cpp), or --engine vllm")
 
 
 class Offload(NamedTuple):
@@ -103,19 +134,40 @@ def largest_sequences(model: Model, gpu: GpuSpec, options: dict[str, Any], *, ve
 
 def best_quant(model: Model, gpu: GpuSpec, options: dict[str, Any], *, verdict: Verdict = "fits") -> Solution:
     """The quantization with the most bytes that still fits: totals grow with tensor bytes, so bisect the sorted list."""
-    engine = options.get("engine")
-    ladder = LADDERS.get(engine or "", LADDERS["llama.cpp"])
-    sized = sorted({stored_nbytes(quantize(model.spec, parse(q, engine=engine))): q for q in ladder}.items())
-    names = [name for _, name in sized]
+    engine = canonical(options.get("engine") or "llama.cpp")
+    options = {**options, "engine": engine}
+    sized = {stored_nbytes(quantize(model.spec, parse(q, engine=engine))): q for q in ladder(model, engine)}
+    names = [name for _, name in sorted(sized.items())]
 
     def run(index: int) -> Estimate:
         return estimate(model, **{**options, "quant": names[index - 1]}, gpu=gpu)
 
-    value = largest(lambda n: holds(run(n), gpu, verdict), 1, len(names))
+    try:
+        value = largest(lambda n: holds(run(n), gpu, verdict), 1, len(names))
+    except CalculatorError:
+        names = _not_refused(names, lambda name: estimate(model, **{**options, "quant": name}, gpu=gpu))
+        value = largest(lambda n: holds(run(n), gpu, verdict), 1, len(names))
+    listed = ", ".join(reversed(names))
     if value is None:
-        return Solution("quant", None, _why(run(1), gpu), False, None)
-    binding = "memory" if value < len(names) else "the widest of the list"
+        smallest = f"{names[0]}, the only format tried," if len(names) == 1 else f"of {listed} the smallest, {names[0]},"
+        return Solution("quant", None, f"{smallest} {shortfall(run(1), gpu)}", False, None)
+    binding = "memory" if value < len(names) else f"the widest of {listed}" if len(names) > 1 else f"the only format tried: {listed}"
     return Solution("quant", names[value - 1], binding, False, run(value))
+
+
+def _not_refused(names: list[str], run: Callable[[str], Estimate]) -> list[str]:
+    """The formats that the engine runs of this model. Raises what it says to the smallest where it runs none."""
+    kept, refused = [], []
+    for name in names:
+        try:
+            run(name)
+        except CalculatorError as e:
+            refused.append(e)
+        else:
+            kept.append(name)
+    if not kept:
+        raise refused[0]
+    return kept
 
 
 def most_gpu_layers(model: Model, gpu: GpuSpec, options: dict[str, Any], *, verdict: Verdict = "fits") -> Solution:
@@ -157,7 +209,13 @@ def solve(model: Model, gpu: GpuSpec, wanted: str, options: dict[str, Any]) -> S
     given = options.get(wanted)
     if given is not None and not (wanted == "sequences" and str(given) == "1"):
         raise BadValue(f"{wanted} is both given and looked for", hint=f"leaving --{wanted} out")
-    return SOLVERS[wanted](model, gpu, {k: v for k, v in options.items() if k != wanted})
+    left = {k: v for k, v in options.items() if k != wanted}
+    if wanted != "quant":
+        left, _ = with_formulas(model, left)
+    try:
+        return SOLVERS[wanted](model, gpu, left)
+    except NotModelled as e:
+        raise sized_elsewhere(model, left, e) from None
 
 
 def holds(estimated: Estimate, gpu: GpuSpec, verdict: Verdict = "fits") -> bool:
@@ -182,5 +240,4 @@ def _binding(run: Callable[[int], Estimate], n: int) -> str:
 
 
 def _why(smallest: Estimate, gpu: GpuSpec) -> str:
-    device = fit(smallest, gpu).binding
-    return f"even the smallest needs up to {gib(device.high_bytes)}, usable {gib(device.usable_bytes)}"
+    return f"even the smallest {shortfall(smallest, gpu)}"

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from calculator.catalog import load_gpu, load_gpus, load_model
-from calculator.errors import BadValue, CalculatorError
+from calculator.errors import BadValue, CalculatorError, NotModelled
 from calculator.estimate import estimate
 from calculator.fit import fit
 from calculator.recommend import recommend, runs_on
+from calculator.solve import ladder, solve
 from calculator.speed import decode_tokens_per_s_bound
 
 LLAMA_8B = load_model("llama-3.1-8b")
@@ -132,3 +135,63 @@ def test_a_limit_is_refused_before_the_search(run, monkeypatch):
     status, out, err = run("recommend", "llama-3.2-1b", "--limit", "abc")
     assert (status, out) == (2, "")
     assert err.startswith("error: --limit 'abc'")
+
+
+@pytest.mark.parametrize("name", ["gpt-oss-20b", "gpt-oss-120b"])
+def test_a_model_published_in_mxfp4_is_sized_as_the_same_blocks_in_llama_cpp(name):
+    found = recommend(load_model(name), {}, gpus=[load_gpu("h100"), load_gpu("rtx 2060")])
+    (c,) = found.candidates
+    assert (c.estimate.engine.name, c.estimate.job.deployment.quant) == ("llama.cpp", "MXFP4_MOE")
+    assert c.changes == ("llama.cpp, MXFP4_MOE",)
+    assert [r.gpu for r in found.rejected] == ["RTX 2060"]
+    solved = solve(load_model(name), load_gpu("h100"), "context", {})
+    assert solved.estimate.job.deployment.quant == "MXFP4_MOE"
+
+
+@pytest.mark.parametrize(("name", "words"), [("gpt-oss-20b", "--quant MXFP4_MOE"), ("deepseek-v3", "--engine vllm")])
+def test_a_published_format_without_a_formula_names_where_it_has_one(name, words):
+    with pytest.raises(NotModelled, match=words):
+        recommend(load_model(name), {"engine": "transformers"})
+    with pytest.raises(NotModelled, match=words):
+        solve(load_model(name), load_gpu("b200"), "context", {"engine": "transformers"})
+
+
+def test_formats_that_nobody_publishes_are_not_chosen():
+    oss, deepseek, llama = (load_model(name) for name in ("gpt-oss-20b", "deepseek-v3", "llama-3.1-8b"))
+    assert [ladder(oss, engine) for engine in ("llama.cpp", "vllm", "sglang")] == [("MXFP4_MOE",), ("mxfp4",), ("mxfp4",)]
+    assert ladder(deepseek, "vllm") == ladder(deepseek, "sglang") == ("fp8-block", "gptq-int4-g128")
+    assert ladder(deepseek, "llama.cpp") == ladder(llama, "llama.cpp")
+    assert "bf16" in ladder(llama, "vllm")
+    assert solve(oss, load_gpu("rtx 4090"), "quant", {"engine": "vllm"}).value == "mxfp4"
+
+
+def test_a_card_without_a_checkpoint_is_not_recommended():
+    found = runs_on(load_gpu("rtx 4060"), {})
+    assert {r.model: r.reason for r in found.rejected}["llama-3.2-1b-card"] == "no checkpoint of it is published"
+    assert "llama-3.2-1b-card" not in {c.estimate.job.model.id for c in found.candidates}
+
+
+def test_a_shortfall_is_never_negative_and_tight_is_called_tight():
+    reasons = {r.model: r.reason for r in runs_on(load_gpu("rtx 4060"), {}).rejected}
+    assert not [reason for reason in reasons.values() if re.search(r"-\d[\d.,]* [KMG]?i?B short", reason)]
+    assert "Q2_K, is tight: needs" in reasons["codegemma-7b-it"]
+    tight = load_model("codegemma-7b-it")
+    assert fit(estimate(tight, quant="Q2_K", gpu="rtx 4060"), load_gpu("rtx 4060")).verdict == "tight"
+
+
+def test_experts_go_to_the_host_before_bits_do():
+    model, gpu = load_model("qwen3-30b-a3b"), load_gpu("rtx 4060")
+    (c,) = recommend(model, {"quant": "Q4_K_M"}, gpus=[gpu]).candidates
+    assert c.changes[0].startswith("fit=1: experts on the host, ")
+    assert c.estimate.job.deployment.quant == "Q4_K_M"
+    assert c.estimate.ledger.host_bytes > 10 * 2**30
+    assert (c.max_context, c.max_sequences) == (None, None)  # the engine makes room as far as the host goes
+    (asked,) = recommend(model, {"quant": "Q4_K_M", "settings": {"fit": "1"}}, gpus=[gpu]).candidates
+    assert asked.changes == ()
+
+
+def test_a_loser_names_the_changes_that_were_tried():
+    (dense,) = recommend(load_model("llama-3.3-70b"), {"quant": "Q4_K_M"}, gpus=[load_gpu("rtx 2060")]).rejected
+    assert dense.reason.endswith("not enough alone: kv-dtype q8_0, q4_0; quant IQ4_XS, Q3_K_M, Q2_K; one more card; context 1k")
+    with_host = recommend(load_model("gpt-oss-20b"), {"settings": {"n_gpu_layers": "25"}}, gpus=[load_gpu("rtx 2060")])
+    assert "fit=1" not in with_host.rejected[0].reason

@@ -126,6 +126,8 @@ def solve_document(solved: Solution) -> dict[str, Any]:
         "for": solved.wanted, "value": solved.value, "binding": solved.binding, "next_value_fits": solved.next_value_fits,
         "total_bytes": solved.estimate.total_bytes if solved.estimate else None,
         "host_bytes": solved.estimate.ledger.host_bytes if solved.estimate else None,
+        "quant": solved.estimate.job.deployment.quant if solved.estimate else None,
+        "engine": solved.estimate.job.deployment.engine if solved.estimate else None,
         "start_command": solved.estimate.start_command if solved.estimate else None,
         "offload": solved.offload._asdict() if solved.offload else None,
     })  # fmt: skip

@@ -230,5 +230,7 @@ class Solve(Envelope):
     next_value_fits: bool
     total_bytes: int | None
     host_bytes: int | None
+    quant: str | None
+    engine: str | None
     start_command: str | None
     offload: OffloadRow | None

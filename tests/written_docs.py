@@ -16,8 +16,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from click.testing import CliRunner
 
-from calculator.checks.compare import compare
-from calculator.checks.records import read_records
+from calculator.checks.compare import compare_all
 from calculator.checks.validate import validate
 from calculator.checks.write import with_tables
 from calculator.cli import vram
@@ -43,8 +42,7 @@ def run(command: str) -> str:
 def readme() -> str:
     """The README with its quotations made new."""
     text = OUTPUT.sub(lambda m: f"{m[1]}```text\n{run(m[2])}```\n{m[4]}", README.read_text())
-    records = read_records()
-    return with_tables(text, validate(records), compare(records)[0])
+    return with_tables(text, validate(), compare_all()[0])
 
 
 def cli_page() -> str:

@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from calculator.catalog import Model, load_model
-from calculator.checks.records import Record
+from calculator.checks.records import Record, read_records
 from calculator.engines import ENGINES, describes
 from calculator.engines.base import Reserves
 from calculator.engines.ranks import shares_of
@@ -86,6 +86,12 @@ def compare(records: Iterable[Record]) -> tuple[list[Comparison], list[Refusal]]
             continue
         comparisons += [Comparison(record, component, figure, recorded, rounding) for component, figure, recorded, rounding in sized]
     return comparisons, refusals
+
+
+@lru_cache(maxsize=1)
+def compare_all() -> tuple[list[Comparison], list[Refusal]]:
+    """Of all records; once a process, as it takes a while."""
+    return compare(read_records())
 
 
 def _all_sized(records: list[Record]) -> Iterable[Sized | str]:

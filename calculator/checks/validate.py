@@ -9,8 +9,8 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from calculator.catalog import Model, load_model
-from calculator.checks.compare import Comparison, Refusal, compare
-from calculator.checks.records import Record, read_records
+from calculator.checks.compare import Comparison, Refusal, compare, compare_all
+from calculator.checks.records import Record
 from calculator.errors import CalculatorError
 from calculator.quantization import CATALOG, parse
 from calculator.readers.hf_config import model_from_config
@@ -56,7 +56,7 @@ class Validation(NamedTuple):
 
 def validate(records: Sequence[Record] | None = None) -> Validation:
     """Compare all records with today's formulas."""
-    return of(*compare(read_records() if records is None else records))
+    return of(*(compare_all() if records is None else compare(records)))
 
 
 def of(comparisons: Sequence[Comparison], refusals: Sequence[Refusal]) -> Validation:

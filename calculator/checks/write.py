@@ -9,8 +9,8 @@ from pathlib import Path
 
 from calculator.checks import peers
 from calculator.checks.bands import METHOD, residuals
-from calculator.checks.compare import Comparison, compare
-from calculator.checks.records import RECORDS, read_records
+from calculator.checks.compare import Comparison, compare_all
+from calculator.checks.records import RECORDS
 from calculator.checks.validate import ENTRIES, HEADER, MATRIX_HEADER, Validation, matrix_rows, of, table_rows
 from calculator.datafiles import DATA, read_json
 from calculator.engines.records import residual_band
@@ -27,11 +27,11 @@ def write_all() -> list[Path]:
     if not readme.is_file():
         raise UnreadableFile("--write works in a checkout of the repository only", hint="vram validate")
     written = [DATA / "residuals.json", ROOT / "validation" / "report.md", readme]
-    records = read_records()
     written[0].write_text(residuals_text(), encoding="utf-8")
     read_json.cache_clear()
     residual_band.cache_clear()
-    comparisons, refusals = compare(records)
+    compare_all.cache_clear()
+    comparisons, refusals = compare_all()
     found = of(comparisons, refusals)
     written[1].write_text(report(found, comparisons), encoding="utf-8")
     readme.write_text(with_tables(readme.read_text("utf-8"), found, comparisons), "utf-8")
@@ -46,7 +46,7 @@ def with_tables(text: str, found: Validation, comparisons: Sequence[Comparison])
 
 def residuals_text() -> str:
     """data/residuals.json, from the records."""
-    return json.dumps(residuals(compare(read_records())[0]), indent=2) + "\n"
+    return json.dumps(residuals(compare_all()[0]), indent=2) + "\n"
 
 
 def error_table(found: Validation) -> str:

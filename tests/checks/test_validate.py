@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 import json
-from functools import cache
 
 import pytest
 
 from calculator.architectures import ARCHITECTURES
 from calculator.checks import write
-from calculator.checks.compare import compare
+from calculator.checks.compare import compare_all
 from calculator.checks.records import RECORDS, read_records
 from calculator.checks.validate import CONTEXTS, ENTRIES, coverage, groups, of
 from calculator.datafiles import DATA
 from calculator.errors import UnreadableFile
 from calculator.quantization import CATALOG, gguf_types
-
-
-@cache
-def compared():
-    return compare(read_records())
-
 
 EXACT = [
     ("transformers", "weights"),
@@ -36,7 +29,7 @@ EXACT = [
 
 @pytest.mark.parametrize(("engine", "component"), EXACT, ids=str)
 def test_exact_components_are_exact_on_every_record(engine, component):
-    cases = [c for c in compared()[0] if (c.record.engine, c.component) == (engine, component)]
+    cases = [c for c in compare_all()[0] if (c.record.engine, c.component) == (engine, component)]
     wrong = [(c.record.model["id"], c.record.run, c.predicted.point, c.recorded) for c in cases if not c.exact]
     assert cases
     assert not wrong, wrong[:3]
@@ -44,7 +37,7 @@ def test_exact_components_are_exact_on_every_record(engine, component):
 
 def test_simulated_compute_buffers_are_exact():
     """All but 8 contexts with an IQ4_NL cache on CUDA, which the mock device took into flash attention; CUDA doesn't."""
-    cases = [c for c in compared()[0] if c.component in ("compute buffer", "compute buffer, host")]
+    cases = [c for c in compare_all()[0] if c.component in ("compute buffer", "compute buffer, host")]
     assert len(cases) > 5_900
     wrong = [c for c in cases if not c.exact]
     assert len({id(c.record) for c in wrong}) == 8
@@ -52,13 +45,13 @@ def test_simulated_compute_buffers_are_exact():
 
 
 def test_bands_cover_the_records_and_are_narrow():
-    cases = [c for c in compared()[0] if c.component == "compute buffer"]
+    cases = [c for c in compare_all()[0] if c.component == "compute buffer"]
     assert sum(c.covered for c in cases) > 0.98 * len(cases)
     assert sorted(c.width for c in cases)[len(cases) // 2] < 0.01
 
 
 def test_only_records_without_formulas_are_refused_and_none_is_lost():
-    comparisons, refusals = compared()
+    comparisons, refusals = compare_all()
     for r in refusals:
         assert r.record.engine == "transformers"
         assert r.record.suite == "training" or ARCHITECTURES[r.record.model["model_type"]].full_every  # static caches with windows
@@ -82,13 +75,13 @@ def test_every_recipe_of_llama_quantize_is_on_record():
 
 
 def test_kinds_of_evidence_are_never_pooled():
-    for group in groups(compared()[0]):
-        cases = [c for c in compared()[0] if (c.record.engine, c.component, c.record.evidence) == group[:3]]
+    for group in groups(compare_all()[0]):
+        cases = [c for c in compare_all()[0] if (c.record.engine, c.component, c.record.evidence) == group[:3]]
         assert group.n == len(cases)
 
 
 def test_the_matrix_has_a_cell_for_every_quantization_and_context_of_both_entries():
-    cells = coverage(compared()[0])
+    cells = coverage(compare_all()[0])
     assert len(cells) == len(ENTRIES) * len(CATALOG) * len(CONTEXTS)
     assert all(cell.worst_percent or cell.reason.startswith("not checked") for cell in cells)
     checked = {(c.model, c.quant, c.context) for c in cells if c.worst_percent and not c.reason}
@@ -98,7 +91,7 @@ def test_the_matrix_has_a_cell_for_every_quantization_and_context_of_both_entrie
 def test_what_is_committed_is_what_the_records_say():
     """`vram validate --write` was run after the last change of formula or record."""
     assert (DATA / "residuals.json").read_text() == write.residuals_text()
-    assert (RECORDS.parent / "report.md").read_text() == write.report(of(*compared()), compared()[0])
+    assert (RECORDS.parent / "report.md").read_text() == write.report(of(*compare_all()), compare_all()[0])
 
 
 @pytest.mark.parametrize("line", ["", "{", "[]", '{"suite": 1}', json.dumps(dict.fromkeys(

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from calculator.checks import peers as shown
-from calculator.checks.compare import compare
-from calculator.checks.records import read_records
+from calculator.checks.compare import compare_all
 
 VALIDATION = Path(__file__).parents[2] / "validation"
 sys.path.insert(0, str(VALIDATION))
@@ -118,7 +117,7 @@ def test_peers_import_nothing_of_ours():
 
 
 def test_ours_comes_first_on_each_set_of_records_and_only_once():
-    rows = shown.table_rows(compare(read_records())[0])
+    rows = shown.table_rows(compare_all()[0])
     sets = dict.fromkeys(row[:3] for row in rows)
     for one in sets:
         names = [row[3] for row in rows if row[:3] == one]

@@ -66,12 +66,12 @@ def check(model: ModelSpec, *, engine: str, context: int, plain: bool, split: bo
     """Refuse what isn't known of these models. `plain`: weights in 16 or 32 bits; `split`: layers on several devices."""
     if context > model.max_position_embeddings and model.model_type in TABLES:
         raise BadValue(f"{model.id} has learned positions for {model.max_position_embeddings:,} tokens, not for {context:,}", hint=f"--context {model.max_position_embeddings}")
-    if engine == "llama.cpp":
-        if model.model_type in NOT_IN_LLAMA_CPP or (model.model_type == "falcon" and model.attention_bias != "none"):
-            raise Unsupported(f"llama.cpp @0c1e57098 doesn't run {model.model_type}{' with biases' if model.model_type == 'falcon' else ''}", hint="--engine transformers")
-        if split and (model.by_layer or model.indexer):
-            raise NotModelled(f"{model.model_type} with layers on several devices: where the cache of each kind of layer lies", hint="one GPU that holds all layers")
-    elif not plain and architecture(model.model_type).plain_only:
+    unknown = model.model_type in NOT_IN_LLAMA_CPP or (model.model_type == "falcon" and model.attention_bias != "none")
+    if engine == "llama.cpp" and unknown:
+        raise Unsupported(f"llama.cpp @0c1e57098 doesn't run {model.model_type}{' with biases' if model.model_type == 'falcon' else ''}", hint="--engine transformers")
+    if split and (model.by_layer or model.indexer or model.cross_attention_layers):
+        raise NotModelled(f"{model.model_type} with layers on several devices: where the cache of each kind of layer lies", hint="one GPU that holds all layers")
+    if engine != "llama.cpp" and not plain and architecture(model.model_type).plain_only:
         raise NotModelled(f"{model.model_type} quantized by a library of transformers: what it leaves alone isn't known here", hint="--quant bf16, or a GGUF recipe")
 
 

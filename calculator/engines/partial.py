@@ -14,6 +14,7 @@ from calculator.engines import kinds
 from calculator.engines.base import Dynamic, Engine, Job, KnowsLess, LacksSteps, Pool
 from calculator.engines.llama_cpp.settings import context_of
 from calculator.engines.settings import Setting
+from calculator.engines.transformers.placement import check_map
 from calculator.engines.transformers.small import NAMES as HELD_BESIDE
 from calculator.errors import NotModelled
 from calculator.formats import FORMATS
@@ -85,7 +86,8 @@ class Partial:
 
     def check(self, job: Job) -> None:
         """What the engine refuses, and caches that aren't known."""
-        split = job.deployment.gpus > 1 or (self.name == "llama.cpp" and not context_of(job).on_gpus_alone)
+        apart = not context_of(job).on_gpus_alone if self.name == "llama.cpp" else bool(job.deployment.settings.get("device_map"))
+        split = apart or job.deployment.gpus > 1
         kinds.check(job.model, engine=self.name, context=job.workload.context, plain=job.scheme.family == "plain", split=split)
         if self.name == "llama.cpp":
             if isinstance(self.inner, KnowsLess):
@@ -95,6 +97,7 @@ class Partial:
             if job.model.mla and "/" in job.deployment.kv_dtype:
                 raise NotModelled("keys and values of two types with latent attention, which keeps no values", hint="--kv-dtype")
             return
+        check_map(job)
         model, settings = job.model, job.deployment.settings
         what = f"{model.model_type} in transformers"
         if settings["cache_implementation"] != "dynamic":

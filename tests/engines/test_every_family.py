@@ -9,6 +9,7 @@ from test_contract import value_of
 
 from calculator.catalog import load_model, model_ids
 from calculator.engines import ENGINES
+from calculator.engines.settings import Budgets, Setting
 from calculator.errors import CalculatorError
 from calculator.estimate import Estimate, estimate
 from calculator.report import estimate_document
@@ -56,3 +57,29 @@ def test_formulas_evaluate_to_their_bytes(model_type, engine):
     found = sized(first_of_each_type()[model_type], engine, 512)
     for line in found.ledger.lines if isinstance(found, Estimate) else ():
         assert value_of(str(line.formula)) == pytest.approx(line.nbytes, abs=1), (line.name, str(line.formula))
+
+
+def values_of(name: str, setting: Setting) -> list[str]:
+    """Values of a setting that are allowed, whatever the model makes of them."""
+    own = {"override_tensor": "ffn_.*=CPU", "lora_targets": "attn_q", "draft": "llama-3.2-1b", "draft_quant": "Q8_0", "tensor_split": "3,1"}
+    allowed = setting.allowed
+    if name in own:
+        return [own[name]]
+    if allowed is bool:
+        return ["0" if setting.default else "1"]
+    if isinstance(allowed, range):
+        return [str(min(allowed.stop - 1, 7))]
+    if isinstance(allowed, Budgets):
+        return ["0:10GiB,cpu:30GiB"]
+    return [word for word in allowed if word != setting.default][-1:] if isinstance(allowed, tuple) else ["0.5"]
+
+
+@pytest.mark.parametrize(("engine", "name", "value"), [(e, n, v) for e, engine in ENGINES.items() for n, s in engine.settings.items() for v in values_of(n, s)])
+def test_no_setting_ends_in_a_traceback(engine, name, value):
+    settings = {name: value} | ({"device_map": "auto"} if name in ("max_memory", "host_memory_bytes") else {})
+    for id in first_of_each_type().values():
+        try:
+            found = estimate(id, quant=RECIPE if engine == "llama.cpp" else OWN, engine=engine, context=64, gpu="rtx 4060", settings=settings, partial=True)
+        except CalculatorError:
+            continue
+        assert found.total_bytes > 0

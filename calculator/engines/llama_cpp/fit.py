@@ -5,6 +5,7 @@ Source: llama.cpp @0c1e57098 common/fit.cpp; defaults common/common.h L480.
 
 from __future__ import annotations
 
+from calculator.architectures import architecture
 from calculator.engines.base import Job
 from calculator.engines.llama_cpp.buffers import Context
 from calculator.engines.llama_cpp.fit_search import Asked
@@ -37,7 +38,7 @@ def check(job: Job) -> None:
         raise NotModelled("fit with backend=cpu: it goes by the host's memory", hint="leaving fit out")
     if job.deployment.engine_version != "0c1e57098":
         raise NotModelled(f"fit with llama.cpp {job.deployment.engine_version}", hint="leaving --engine-version out")
-    if job.model.num_experts and job.model.model_type not in HELD:
+    if (job.model.num_experts or "llama.cpp" not in architecture(job.model.model_type).engines) and job.model.model_type not in HELD:
         raise NotModelled(f"fit with {job.model.model_type}", allowed=", ".join(HELD), hint="n_gpu_layers")
     if asked(job).free <= 0:
         raise BadValue("fit needs to know the free memory", hint="--gpu NAME, or --set fit_free=MIB")

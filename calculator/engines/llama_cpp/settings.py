@@ -66,6 +66,7 @@ def context_of(job: Job, context: int = 0, sequences: int = 0) -> buffers.Contex
     asked = _asked(job, context, sequences)
     if not job.deployment.settings["fit"] or not asked.cuda:
         return asked
+    fit.check(job)  # what it isn't modelled for has no context
     return fitted(job.model, job.stored, asked, fit.asked(job))
 
 
@@ -109,6 +110,8 @@ def check(job: Job, *, graph: bool = True) -> None:
                        "trained for", hint=f"--context {job.model.max_position_embeddings}, or --set preset=llama-server")  # fmt: skip
     if job.workload.sequences > MAX_SEQUENCES:
         raise BadValue(f"sequences {job.workload.sequences} is out of range for llama.cpp", allowed=f"1 to {MAX_SEQUENCES}")
+    overrides.check(job)
+    fit.check(job)
     _check_cells(job, context_of(job))
     if settings["backend"] == "cpu":
         _check_cpu(job)
@@ -120,8 +123,6 @@ def check(job: Job, *, graph: bool = True) -> None:
     if int(settings["n_cpu_moe"]) and not job.model.num_experts:
         raise BadValue(f"n_cpu_moe={settings['n_cpu_moe']}: {job.model.id} has no experts", hint="n_gpu_layers")
     _check_model(job, context_of(job))
-    overrides.check(job)
-    fit.check(job)
     draft.check(job)
     if "draft" in settings:
         check(draft.job_of(job, context_of(job)))

@@ -49,10 +49,10 @@ def text_config(config: Mapping[str, Any], id: str) -> tuple[dict[str, Any], int
         raise UnreadableFile(f"{id}: vision_config.{str(bad[0])[:40]} is out of range", hint="the config as published")
     try:
         count = _TOWERS[outer](vision, inner, config)
-    except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError) as e:
+        if outer == "mllama":  # rows of an image of the most tiles, which cross-attention caches
+            merged["image_tokens"] = vision["max_num_tiles"] * ((vision["image_size"] // vision["patch_size"]) ** 2 + 1)
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as e:
         raise UnreadableFile(f"{id}: vision_config lacks or misstates {str(e)[:60]}", hint="the config as published") from None
-    if outer == "mllama":  # rows of an image of the most tiles, which cross-attention caches
-        merged["image_tokens"] = vision["max_num_tiles"] * ((vision["image_size"] // vision["patch_size"]) ** 2 + 1)
     if not isinstance(count, int) or count < 1:
         raise UnreadableFile(f"{id}: vision_config's dimensions aren't whole numbers above 0", hint="the config as published")
     return merged, count

@@ -123,6 +123,8 @@ def test_experts_are_in_the_layers_that_have_them():
         ({"model_type": "gemma3", "text_config": {"model_type": "gemma3_text"}, "vision_config": {}}, "vision_config lacks"),
         ({"model_type": "gemma3", "text_config": {"model_type": "gemma3_text"}, "vision_config": {"hidden_size": -3}}, "out of range"),
         ({"model_type": "gemma3", "text_config": {"model_type": [1]}}, "no model_type"),
+        ({"model_type": "mistral3", "text_config": {"model_type": "mistral", "hidden_size": float("inf")},
+          "vision_config": {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "head_dim": 4, "image_size": 56, "patch_size": 14}}, "misstates"),
         ({"model_type": "deepseek_v3"}, "lacks kv_lora_rank"), ({"model_type": "cohere", "use_qk_norm": True}, "use_qk_norm"),
         ({"model_type": "qwen2_moe"}, "lacks num_experts"),
         ({"model_type": "deepseek_v3", "kv_lora_rank": 16, "q_lora_rank": -1, "qk_nope_head_dim": 8, "qk_rope_head_dim": 4, "v_head_dim": 8,

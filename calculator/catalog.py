@@ -93,11 +93,6 @@ def load_named(name: str, *, listing: str = "vram models") -> Model:
     return found._replace(record={**found.record, "hf_id": meant[0]}) if meant else found  # another repository of the same dimensions
 
 
-def gpu_names() -> list[str]:
-    """Names of all GPUs of the catalog, in its order."""
-    return [gpu.name for gpu in load_gpus()]
-
-
 @lru_cache(maxsize=1)
 def load_gpus() -> tuple[GpuSpec, ...]:
     """All GPUs of the catalog."""

@@ -19,7 +19,7 @@ from calculator.engines.transformers.small import NAMES as HELD_BESIDE
 from calculator.errors import NotModelled
 from calculator.formats import FORMATS
 from calculator.ledger import Formula, Line
-from calculator.quantization import Scheme, compute_dtype
+from calculator.quantization import Scheme, compute_dtype, experts_alone
 from calculator.quantization.hf import DTYPE_BYTES
 from calculator.spec import ModelSpec
 from calculator.steps import Peak, Step
@@ -47,7 +47,7 @@ def whole_rows_bytes(job: Job) -> int:
 
 def as_published(model: ModelSpec, scheme: Scheme) -> bool:
     """Whether this is the format that makers of models with experts publish them in: weights are known, what its kernels hold isn't."""
-    return model.num_experts > 0 and (scheme.name == "fp8-block" or (scheme.name == "mxfp4" and model.model_type == "gpt_oss"))
+    return model.num_experts > 0 and (scheme.name == "fp8-block" or experts_alone(model, scheme))
 
 
 class Partial:

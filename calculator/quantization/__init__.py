@@ -154,18 +154,18 @@ def quantize(model: ModelSpec, scheme: Scheme, *, imatrix: bool = False, quantiz
         return exl2.quantize(model, inventory, bits=scheme.bits)
     return hf.quantize(
         inventory, scheme.storage, dtype=compute_dtype(model, scheme), label=scheme.name.upper(),
-        experts_alone=_experts_alone(model, scheme),
+        experts_alone=experts_alone(model, scheme),
     )  # fmt: skip
 
 
-def _experts_alone(model: ModelSpec, scheme: Scheme) -> bool:
-    """As OpenAI publishes gpt-oss."""
+def experts_alone(model: ModelSpec, scheme: Scheme) -> bool:
+    """Whether the scheme leaves all but the experts in 16 bits: MXFP4 as OpenAI publishes gpt-oss."""
     return model.model_type == "gpt_oss" and scheme.name == "mxfp4"
 
 
 def rule_of(model: ModelSpec, scheme: Scheme) -> str:
     """Which tensors of this model the scheme quantizes."""
-    return "the experts alone; the rest stays 16-bit" if _experts_alone(model, scheme) else scheme.rule
+    return "the experts alone; the rest stays 16-bit" if experts_alone(model, scheme) else scheme.rule
 
 
 def compute_dtype(model: ModelSpec, scheme: Scheme) -> str:

@@ -19,7 +19,6 @@ from calculator.readers import gguf, safetensors
 from calculator.readers.header import Header, joined
 from calculator.readers.untrusted import MAX_JSON_BYTES, parse_json, printable, quoted, read_json
 
-PREFIX = "hf:"
 TIMEOUT_S = 10.0  # between two parts of an answer
 ANSWER_S = 60.0  # for a whole answer
 RETRY_S = 5.0  # the longest that a server may ask us to wait

@@ -51,7 +51,8 @@ _LEEWAY_DAYS = 7
 
 _COMMITTED = {"794fe23f": date(2025, 2, 28), "4227c9be": date(2025, 8, 31)}  # the months' last days
 
-# When llama.cpp learned an architecture, by its name in GGUF, or the model type where it has no graph here: the month's first day its pull request was merged in, or the day.
+# About when llama.cpp learned an architecture, by its name in GGUF, or the model type where it has no graph here. Recalled, not
+# read in a source: no number comes of it, it only refuses builds that are older than the architecture.
 ARCHITECTURES = {
     "llama": date(2023, 8, 1), "starcoder2": date(2024, 3, 1), "stablelm": date(2023, 11, 14), "olmoe": date(2024, 9, 3), "nemotron": date(2024, 8, 16), "qwen2": date(2024, 1, 19), "gemma": date(2024, 2, 21), "command-r": date(2024, 3, 15), "qwen2moe": date(2024, 4, 16),
     "phi3": date(2024, 4, 24), "deepseek2": date(2024, 5, 28), "gemma2": date(2024, 6, 28), "granite": date(2024, 9, 17), "granitemoe": date(2024, 9, 25),

@@ -44,7 +44,7 @@ from calculator.engines.sglang.steps import COPIES, STEPS_SOURCE, prefill
 from calculator.engines.weights import weight_lines
 from calculator.errors import BadValue, NotModelled, Unsupported
 from calculator.ledger import Formula, Ledger, Line
-from calculator.quantization import compute_dtype
+from calculator.quantization import compute_dtype, experts_alone
 from calculator.spec import ModelSpec
 from calculator.steps import Peak
 from calculator.units import align_up, ceil_div
@@ -105,7 +105,7 @@ class Sglang(Server):
         if context > length and settings.get("context_length"):
             raise BadValue(f"context_length {length:,} is below the context of {context:,}", hint="leaving context_length out")
         check_family(model, HISTORY.covered(job.deployment.engine_version), job.deployment.engine_version)
-        if model.model_type == "gpt_oss" and job.scheme.name == "mxfp4" and not (job.gpu and (job.gpu.compute_capability or "").startswith(("9.", "10."))):
+        if experts_alone(model, job.scheme) and not (job.gpu and (job.gpu.compute_capability or "").startswith(("9.", "10."))):
             raise NotModelled("gpt_oss in mxfp4 on cards other than Hopper and Blackwell: its layout there hasn't been read", hint="--gpu, --quant bf16, or --engine vllm")
         self.check_window(job)
         if chunk_of(job) % int(settings["page_size"]):

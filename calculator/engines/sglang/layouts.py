@@ -11,6 +11,7 @@ from calculator.engines.vllm.layouts import mxfp4_extra
 from calculator.errors import BadValue, NotModelled
 from calculator.ledger import Formula, Line
 from calculator.parallelism import Share
+from calculator.quantization import experts_alone
 
 LORA_SOURCE = "sglang v0.5.2 and v0.5.6 srt/lora/mem_pool.py get_lora_A_shape, get_lora_B_shape, init_buffers: 16-bit buffers of all slots, before the pool"
 LORA_RELEASES = ((0, 5, 0), (0, 5, 6))  # read; later ones may count embedding and head among "all"
@@ -73,7 +74,7 @@ def extra_lines(job: Job, share: Share) -> list[Line]:
         elements = sum(g.group.elements * len(set(g.layers) & set(share.layers)) for g in job.stored if g.group.role == "router")
         lines.append(Line("weights", "routers in float32", (4 - e) * elements, Formula("{x} (bytes more) × {n} (elements)", {"x": 4 - e, "n": elements}),
                           ROUTER_SOURCE, device=share.device, note="beside the 16 bits that the checkpoint stores"))  # fmt: skip
-    if model.model_type == "gpt_oss" and job.scheme.name == "mxfp4":
+    if experts_alone(model, job.scheme):
         major = int((job.gpu.compute_capability or "9").split(".")[0]) if job.gpu else 9
         each, formula, kernel = mxfp4_extra(capability=(major, 0), hidden=rank.hidden_size, width=rank.expert_intermediate_size)
         symbols = {"L": count, "E": rank.num_experts, "h": rank.hidden_size, "f": rank.expert_intermediate_size}

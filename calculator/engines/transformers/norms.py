@@ -45,27 +45,6 @@ def rms_gemma(run: Run, shape: str, rows: str) -> Tensor:
     return run.new("normed", shape + "e") if run.half else weighed
 
 
-def rms_llama4(run: Run, shape: str, rows: str) -> Tensor:
-    """Llama 4: without a weight in float32, weighed after."""
-    y = l2(run, shape, rows)
-    out = run.new("normed", shape + "e")
-    del y
-    return out
-
-
-def l2(run: Run, shape: str, rows: str) -> Tensor:
-    """Llama 4's norm of queries and keys: no weight."""
-    wide = run.new("float32 copy", shape + "4") if run.half else None
-    squares = run.new("squares", shape + "4")
-    root = run.new("inverse root", rows + "4")
-    del squares
-    y = run.new("norm in float32", shape + "4")
-    del root
-    out = run.new("normed", shape + "e") if run.half else y
-    del wide
-    return out
-
-
 def layer(run: Run, shape: str, rows: str) -> Tensor:
     """Torch's own: output, mean and inverse deviation."""
     out = run.new("normed", shape + "e")

@@ -9,7 +9,7 @@ from calculator.engines.vllm.families import family_of
 from calculator.errors import Unsupported
 from calculator.ledger import Formula, Line
 from calculator.parallelism import Share
-from calculator.quantization import Stored
+from calculator.quantization import Stored, experts_alone
 from calculator.spec import ModelSpec
 from calculator.units import align_up
 
@@ -51,7 +51,7 @@ def absorbed_line(job: Job, rank: ModelSpec, share: Share) -> Line | None:
     bytes = L x c x H x (n + v) x e          c compressed row, H the rank's heads, n and v widths of a head      derived
     """
     mla = rank.mla
-    if mla is None or job.scheme.storage is None or (job.scheme.name == "mxfp4" and job.model.model_type == "gpt_oss"):
+    if mla is None or job.scheme.storage is None:
         return None
     symbols = {"L": len(share.layers), "c": mla.kv_lora_rank, "H": rank.num_attention_heads, "n": mla.qk_nope_head_dim,
                "v": mla.v_head_dim, "e": element_bytes(job)}  # fmt: skip
@@ -88,7 +88,7 @@ def mxfp4_extra(*, capability: tuple[int, int] | None, hidden: int, width: int, 
 
 def padded_line(job: Job, rank: ModelSpec, share: Share) -> Line | None:
     """What the kernel's layout adds to experts in MXFP4, biases and block scales included."""
-    if job.model.model_type != "gpt_oss" or job.scheme.name != "mxfp4":
+    if not experts_alone(job.model, job.scheme):
         return None
     stated = job.gpu.compute_capability if job.gpu else None
     major, _, minor = (stated or "").partition(".")

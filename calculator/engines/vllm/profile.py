@@ -80,8 +80,27 @@ def profile(rank: ModelSpec, run: Profile) -> Peak:
 
     Equals the printed 4.76, 5.56, 5.64, 4.84 and 7.38 GiB of five models on 0.11, 1.89 on 0.19 and 2.02, 2.07, 2.99 and 5.66 on V0.
     """
-    t, b, v, h, f, e = run.tokens, run.sequences, run.vocabulary, rank.hidden_size, rank.intermediate_size, run.element_bytes
     workspace = Buffer("cuBLAS workspace", run.workspace, "{w}")
+    known = rank.recurrent is None or rank.recurrent.kind == "delta"  # else the sampler alone, a lower bound
+    steps = [_sampler(rank, run, workspace)] if run.samples else []
+    if rank.num_experts and known:
+        steps.append(Step("experts", tuple(experts_step(rank, run, workspace))))
+    if len(rank.expert_layers) < rank.num_hidden_layers and known:
+        steps.append(_feed_forward(rank, run, workspace))
+    if rank.mla and known:
+        steps.append(_latent_attention(rank, rank.mla, run, workspace))
+    step, nbytes = largest(steps)
+    mla = rank.mla or _NONE
+    symbols = {"e": run.element_bytes, "B": run.sequences, "V": run.vocabulary, "T": run.tokens, "h": rank.hidden_size, "f": rank.intermediate_size, "w": run.workspace, "c": run.hidden_copies,
+               "M": min(run.sequences, run.multiprocessors), "r": run.sort_buffers, "E": rank.num_experts, "k": rank.num_experts_per_tok,
+               "F": rank.expert_intermediate_size, "m": _chunk(run), "H": rank.num_attention_heads, "R": run.latent_rows,
+               "n": mla.qk_nope_head_dim, "p": mla.qk_rope_head_dim, "v": mla.v_head_dim}  # fmt: skip
+    return Peak("prefill", step, nbytes, symbols)
+
+
+def _sampler(rank: ModelSpec, run: Profile, workspace: Buffer) -> Step:
+    """Logits, and what choosing among them holds."""
+    t, b, v, h, e = run.tokens, run.sequences, run.vocabulary, rank.hidden_size, run.element_bytes
     cells = b * v
     sampler = [
         Buffer("logits", e * cells, "{e} × {B} × {V}"),
@@ -105,6 +124,12 @@ def profile(rank: ModelSpec, run: Profile) -> Peak:
         Buffer("last hidden states, twice", 2 * e * b * h, "2 × {e} × {B} × {h}"),
         workspace,
     ]
+    return Step("sampler", tuple(sampler))
+
+
+def _feed_forward(rank: ModelSpec, run: Profile, workspace: Buffer) -> Step:
+    """Gate, up and their product beside the hidden states."""
+    t, h, f, e = run.tokens, rank.hidden_size, rank.intermediate_size, run.element_bytes
     gate_and_up = Buffer("gate and up", 2 * e * t * f, "2 × {e} × {T} × {f}") if family_of(rank).gated else Buffer("up", e * t * f, "{e} × {T} × {f}")
     mlp = [
         gate_and_up,
@@ -116,27 +141,19 @@ def profile(rank: ModelSpec, run: Profile) -> Peak:
         mlp.append(Buffer("sum over the ranks", e * t * h, "{e} × {T} × {h}"))
     if run.marlin_copies:
         mlp.append(Buffer("the kernel's input", e * t * f, "{e} × {T} × {f}"))
-    steps = [Step("sampler", tuple(sampler))] if run.samples else []
-    known = rank.recurrent is None or rank.recurrent.kind == "delta"  # else the sampler alone, a lower bound
-    if rank.num_experts and known:
-        steps.append(Step("experts", tuple(experts_step(rank, run, workspace))))
-    if len(rank.expert_layers) < rank.num_hidden_layers and known:
-        steps.append(Step("mlp", tuple(mlp)))
-    mla = rank.mla or _NONE
-    if rank.mla and known:
-        steps.append(Step("attention", (
-            Buffer("queries", e * t * rank.num_attention_heads * (mla.qk_nope_head_dim + mla.qk_rope_head_dim), "{e} × {T} × {H} × ({n} + {p})"),
-            Buffer("keys and values of earlier context", e * run.latent_rows * rank.num_attention_heads * (mla.qk_nope_head_dim + mla.v_head_dim),
-                   "{e} × {R} × {H} × ({n} + {v})"),
-            Buffer("hidden states", run.hidden_copies * e * t * h, "{c} × {e} × {T} × {h}"),
-            workspace,
-        )))  # fmt: skip
-    step, nbytes = largest(steps)
-    symbols = {"e": e, "B": b, "V": v, "T": t, "h": h, "f": f, "w": run.workspace, "c": run.hidden_copies,
-               "M": min(b, run.multiprocessors), "r": run.sort_buffers, "E": rank.num_experts, "k": rank.num_experts_per_tok,
-               "F": rank.expert_intermediate_size, "m": _chunk(run), "H": rank.num_attention_heads, "R": run.latent_rows,
-               "n": mla.qk_nope_head_dim, "p": mla.qk_rope_head_dim, "v": mla.v_head_dim}  # fmt: skip
-    return Peak("prefill", step, nbytes, symbols)
+    return Step("mlp", tuple(mlp))
+
+
+def _latent_attention(rank: ModelSpec, mla: LatentAttention, run: Profile, workspace: Buffer) -> Step:
+    """Queries, and keys and values of earlier context made whole again."""
+    t, h, e = run.tokens, rank.hidden_size, run.element_bytes
+    return Step("attention", (
+        Buffer("queries", e * t * rank.num_attention_heads * (mla.qk_nope_head_dim + mla.qk_rope_head_dim), "{e} × {T} × {H} × ({n} + {p})"),
+        Buffer("keys and values of earlier context", e * run.latent_rows * rank.num_attention_heads * (mla.qk_nope_head_dim + mla.v_head_dim),
+               "{e} × {R} × {H} × ({n} + {v})"),
+        Buffer("hidden states", run.hidden_copies * e * t * h, "{c} × {e} × {T} × {h}"),
+        workspace,
+    ))  # fmt: skip
 
 
 def _chunk(run: Profile) -> int:

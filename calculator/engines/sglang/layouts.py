@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from calculator.engines.base import Job
+from calculator.engines.mxfp4 import mxfp4_extra
 from calculator.engines.ranks import element_bytes, ranks_of
 from calculator.engines.sglang.deployment import HISTORY
 from calculator.engines.sglang.families import ABSORBED_SOURCE, family_of, full_layer
 from calculator.engines.sglang.ranks import held, rank_spec
-from calculator.engines.vllm.layouts import mxfp4_extra
 from calculator.errors import BadValue, NotModelled
 from calculator.ledger import Formula, Line
 from calculator.parallelism import Share

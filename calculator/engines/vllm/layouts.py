@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from calculator.engines.base import Job
+from calculator.engines.mxfp4 import mxfp4_extra
 from calculator.engines.ranks import element_bytes
 from calculator.engines.vllm.deployment import HISTORY
 from calculator.engines.vllm.families import family_of
@@ -11,7 +12,6 @@ from calculator.ledger import Formula, Line
 from calculator.parallelism import Share
 from calculator.quantization import Stored, experts_alone
 from calculator.spec import ModelSpec
-from calculator.units import align_up
 
 ROUTER_SOURCE = "vllm v0.19.0 model_executor/models/glm4_moe.py L147, ernie45_moe.py L167, minimax_m2.py L117: params_dtype float32"
 ABSORBED_SOURCE = "vllm v0.11.0 v1/attention/backends/mla/common.py L985-1074, v0.8.5 L735-761: W_UK_T and W_UV are views of kv_b dequantized to 16 bits"
@@ -59,31 +59,6 @@ def absorbed_line(job: Job, rank: ModelSpec, share: Share) -> Line | None:
     return Line("weights", "absorbed key and value matrices", nbytes,
                 Formula("{L} (layers) × {c} (compressed row) × {H} (heads) × ({n} + {v}) × {e}", symbols), ABSORBED_SOURCE,
                 device=share.device, note="a copy of kv_b_proj in 16 bits")  # fmt: skip
-
-
-def mxfp4_extra(*, capability: tuple[int, int] | None, hidden: int, width: int, triton: bool = True) -> tuple[int, str, str]:
-    """What the kernel of a GPU adds to an expert [bytes], its formula, and the kernel's name.
-
-    Marlin (Ampere, Ada, consumer Blackwell)  3 (h' f' - h f) 17 / 32 + 2 (2 (f' - f) + h' - h)     h' to 256, f' to 128
-    FlashInfer (Blackwell)                    the same, f' to 256
-    Triton (Hopper since 0.11)                f' to 64, a second copy of the scales, swizzled, its rows to 256, biases in float32
-
-    Equals 65.9651 and 13.72 GiB (Marlin) and 64.38 and 13.47 (Triton) of the 120B and the 20B to 0.06 %.     derived
-
-    Source: MXFP4_SOURCE; triton_kernels tensor_details/layout_details/hopper_scale.py, swizzle_data.
-    """
-    h, f = hidden, width
-    if capability is not None and capability[0] == 9 and triton:
-        wide = align_up(f, 64)
-        swizzled = align_up(2 * wide, 256) * (h // 32) + align_up(h, 256) * (wide // 32)  # scales
-        stored = 3 * h * f * 17 // 32 + 2 * (2 * f + h)
-        held = 3 * h * wide * 17 // 32 + swizzled + 4 * (2 * wide + h)
-        formula = f"(3 × {{h}} × {wide} × 17 / 32 + {swizzled} (swizzled scales) + 4 × (2 × {wide} + {{h}}) - 3 × {{h}} × {{f}} × 17 / 32 - 2 × (2 × {{f}} + {{h}}))"
-        return held - stored, formula, "Triton"
-    blackwell = capability is not None and capability[0] == 10
-    wide, padded = align_up(h, 256), align_up(f, 256 if blackwell else 128)
-    formula = f"(3 × ({wide} × {padded} - {{h}} × {{f}}) × 17 / 32 + 2 × (2 × ({padded} - {{f}}) + {wide} - {{h}}))"
-    return 3 * (wide * padded - h * f) * 17 // 32 + 2 * (2 * (padded - f) + wide - h), formula, "FlashInfer" if blackwell else "Marlin"
 
 
 def padded_line(job: Job, rank: ModelSpec, share: Share) -> Line | None:

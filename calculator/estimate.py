@@ -19,6 +19,7 @@ from calculator.engines.transformers.small import NAMES as HELD_BESIDE
 from calculator.errors import BadValue, NotModelled, Unsupported
 from calculator.ledger import Ledger
 from calculator.memory import with_total
+from calculator.parallelism import tensor_split
 from calculator.quantization import Scheme, Stored, parse, quantize, stored_nbytes
 from calculator.quantization.gguf import file_nbytes, predicting, quantizer_of
 from calculator.spec import Deployment, GpuSpec, Workload
@@ -188,6 +189,8 @@ def resolve(
         sequences=parse_count(sequences, name="sequences", example="1"),
     )
     filled = {name: s.default for name, s in runner.settings.items() if s.default is not None}
+    if "tensor_parallel_size" in filled:
+        filled["tensor_parallel_size"] = tensor_split(spec, gpus)
     filled |= {**(presets.preset(chosen, version, spec, scheme, workload, card, gpus) if presets else {}), **chosen}
     kv_dtype = runner.resolve_kv_dtype(spec, scheme, kv_dtype, filled)
     if total := filled.get("total_memory_bytes"):

@@ -38,6 +38,11 @@ def tensor_sizes(model: ModelSpec) -> tuple[int, ...]:
     return tuple(n for n in range(1, model.num_attention_heads + 1) if _splits(model, n))
 
 
+def tensor_split(model: ModelSpec, gpus: int) -> int:
+    """Ranks that `gpus` GPUs make where nobody says how they are used: the most that each layer can be split over, the rest are stages."""
+    return max((n for n in range(1, min(gpus, model.num_attention_heads) + 1) if gpus % n == 0 and _splits(model, n)), default=1)
+
+
 def expert_rank(model: ModelSpec, size: int, *, vocab_multiple: int) -> ModelSpec:
     """As `tensor_rank`, but whole experts are dealt out: the first rank has ceil(E / size) of them.
 

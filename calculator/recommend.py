@@ -11,8 +11,9 @@ from calculator.engines import ENGINES, canonical, load
 from calculator.engines.llama_cpp.overrides import HELD
 from calculator.engines.settings import parse_settings
 from calculator.errors import BadValue, CalculatorError, NotModelled, Unsupported
-from calculator.estimate import Estimate, estimate
+from calculator.estimate import Estimate, estimate, splits_tensors
 from calculator.fit import Fit, Verdict, fit, shortfall
+from calculator.parallelism import tensor_split
 from calculator.solve import best_quant, ladder, largest_context, largest_sequences, sized_elsewhere, with_formulas
 from calculator.spec import GpuSpec
 from calculator.speed import decode_tokens_per_s_bound
@@ -21,7 +22,7 @@ from calculator.units import gib, tokens
 OBJECTIVES = ("smallest", "speed", "headroom", "price")
 MIN_CONTEXT = 1024
 WIDTH = 4  # bits a weight
-SPLIT = ", layers split"
+COUNTS, RANK_COUNTS = (2, 3, 4, 6, 8), (2, 4, 8)  # cards of one machine; those that heads can mostly be divided by
 PLACES = {"fit", "n_gpu_layers", "tensor_split", "override_tensor", "n_cpu_moe"}  # where the user has placed tensors already
 
 
@@ -179,8 +180,11 @@ def _rescue(asked: Estimate, gpu: GpuSpec, options: dict[str, Any], before: tupl
             continue
         if fit(estimated, gpu).verdict == "fits":
             return _candidate(model, gpu, estimated, changed, (*before, change)), []
-        kind, _, value = ("", "", "one more card") if change.endswith(SPLIT) else (change, "", "") if change.startswith("fit=1") else change.rpartition(" ")
-        tried.setdefault(kind, []).append(value)
+        kind, _, value = (change, "", "") if change.startswith("fit=1") else change.rpartition(" ")
+        if changed.get("gpus", 1) > asked.job.deployment.gpus:
+            tried["up to"] = [f"{changed['gpus']} cards"]
+        else:
+            tried.setdefault(kind, []).append(value)
     if asked.job.workload.context > MIN_CONTEXT and "context" not in tried:  # the largest that fits is shorter
         tried["context"] = [tokens(MIN_CONTEXT)]
     return None, [f"{kind} {', '.join(values)}".strip() for kind, values in tried.items()]
@@ -231,5 +235,14 @@ def _changes(asked: Estimate, gpu: GpuSpec, options: dict[str, Any]) -> Iterator
         down = shorter.value // MIN_CONTEXT * MIN_CONTEXT
         yield f"context {tokens(down)}", {**options, "context": down}
     if gpu.segment != "unified":
-        count = asked.job.deployment.gpus + 1
-        yield f"{count} x {gpu.name}{SPLIT}", {**options, "gpus": count}
+        counts = RANK_COUNTS if splits_tensors(engine) else COUNTS
+        for count in (n for n in counts if n > asked.job.deployment.gpus):
+            yield f"{count} x {gpu.name}, {_split(asked, options, count)}", {**options, "gpus": count}
+
+
+def _split(asked: Estimate, options: dict[str, Any], count: int) -> str:
+    """How so many cards share the model."""
+    if not splits_tensors(asked.engine.name):
+        return "layers split"
+    ranks = int((options.get("settings") or {}).get("tensor_parallel_size", tensor_split(asked.job.model, count)))
+    return f"tensor parallel {ranks}" + (f", {count // ranks} stages" if count > ranks else "")

@@ -260,6 +260,10 @@ def test_a_checkpoint_that_is_published_quantized_starts_as_it_is():
 def test_gpus_of_a_server_are_ranks_and_layers_may_stay_on_the_host():
     at = open_page(model="llama-3.1-8b", engine="vllm", gpu="rtx 4090", gpus="2")
     assert total_of(at) == estimate("llama-3.1-8b", engine="vllm", gpu="rtx 4090", settings={"tensor_parallel_size": 2}).total_bytes
+    at = open_page(model="llama-3.1-8b", engine="vllm", gpu="rtx 4090", gpus="3", max_num_seqs="64")
+    wanted = estimate("llama-3.1-8b", engine="vllm", gpu="rtx 4090", gpus=3, settings={"tensor_parallel_size": 1, "max_num_seqs": 64})
+    assert total_of(at) == wanted.total_bytes
+    assert at.code[0].value == wanted.start_command
     at = open_page(model="llama-3.1-8b", quant="Q4_K_M", gpu="rtx 4060", n_gpu_layers="8")
     wanted = estimate("llama-3.1-8b", quant="Q4_K_M", gpu="rtx 4060", settings={"n_gpu_layers": 8})
     assert total_of(at) == wanted.total_bytes

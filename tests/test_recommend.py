@@ -140,10 +140,11 @@ def test_a_limit_is_refused_before_the_search(run, monkeypatch):
 @pytest.mark.parametrize("name", ["gpt-oss-20b", "gpt-oss-120b"])
 def test_a_model_published_in_mxfp4_is_sized_as_the_same_blocks_in_llama_cpp(name):
     found = recommend(load_model(name), {}, gpus=[load_gpu("h100"), load_gpu("rtx 2060")])
-    (c,) = found.candidates
+    c, *several = found.candidates
     assert (c.estimate.engine.name, c.estimate.job.deployment.quant) == ("llama.cpp", "MXFP4_MOE")
     assert c.changes == ("llama.cpp, MXFP4_MOE",)
-    assert [r.gpu for r in found.rejected] == ["RTX 2060"]
+    assert all(other.count > 1 for other in several)
+    assert [r.gpu for r in found.rejected] == ["RTX 2060"] * (not several)
     solved = solve(load_model(name), load_gpu("h100"), "context", {})
     assert solved.estimate.job.deployment.quant == "MXFP4_MOE"
 
@@ -192,6 +193,16 @@ def test_experts_go_to_the_host_before_bits_do():
 
 def test_a_loser_names_the_changes_that_were_tried():
     (dense,) = recommend(load_model("llama-3.3-70b"), {"quant": "Q4_K_M"}, gpus=[load_gpu("rtx 2060")]).rejected
-    assert dense.reason.endswith("not enough alone: kv-dtype q8_0, q4_0; quant IQ4_XS, Q3_K_M, Q2_K; one more card; context 1k")
+    assert dense.reason.endswith("not enough alone: kv-dtype q8_0, q4_0; quant IQ4_XS, Q3_K_M, Q2_K; up to 8 cards; context 1k")
     with_host = recommend(load_model("gpt-oss-20b"), {"settings": {"n_gpu_layers": "25"}}, gpus=[load_gpu("rtx 2060")])
-    assert "fit=1" not in with_host.rejected[0].reason
+    assert not any("fit=1" in change for c in with_host.candidates for change in c.changes)
+    assert not any("fit=1" in r.reason for r in with_host.rejected)
+
+
+def test_servers_are_given_as_many_cards_as_a_machine_has():
+    """Llama 3.1 405B in bf16 is 756 GiB: eight cards of 141 GB hold it, each layer split over them; eight of 80 GB don't."""
+    options = {"engine": "vllm", "context": 8192, "quant": "bf16"}
+    found = recommend(load_model("llama-3.1-405b"), options, gpus=[load_gpu("h200"), load_gpu("h100"), load_gpu("rtx 4090")])
+    (best,) = [c for c in found.candidates if c.estimate.job.deployment.quant == "bf16"]
+    assert (best.gpu.name, best.count, best.changes) == ("H200 SXM 141GB", 8, ("8 x H200 SXM 141GB, tensor parallel 8",))
+    assert next(r for r in found.rejected if r.gpu == "RTX 4090").reason.endswith("up to 8 cards; context 1k")

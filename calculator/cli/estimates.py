@@ -129,7 +129,7 @@ def recommend(model: str | None, gpu: str | None, here: bool, objective: str, li
         found_model = load_model(model)
         found = recommend(found_model, options_of(found_model, kw), objective=objective, gpus=[card] if card else None)
     elif card is not None:
-        if parse_count(kw["tp"], name="--tp") > 1 and not splits_tensors(kw["engine"]):
+        if parse_count(kw["tp"] or "1", name="--tp") > 1 and not splits_tensors(kw["engine"]):
             raise NotModelled("tensor parallelism without a serving engine", hint="--engine vllm, or --gpus N, which splits by layers")
         found = runs_on(card, options_of(None, kw), objective=objective)
     else:

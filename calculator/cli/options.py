@@ -22,9 +22,9 @@ def workload_options(command: Command) -> Command:
         click.option("--kv-dtype", metavar="D", help="Type of K and V: f16, q8_0, int4 ..."),
         click.option("--engine", metavar="E", help="transformers, llama.cpp, vllm or sglang. Default by quantization."),
         click.option("--engine-version", metavar="V", help="Version that the formulas describe."),
-        click.option("--gpus", metavar="N", default="1", help="GPUs of one kind; layers are split."),
-        click.option("--tp", metavar="N", default="1", help="Tensor-parallel size (vllm, sglang)."),
-        click.option("--pp", metavar="N", default="1", help="Pipeline stages; the same split as --gpus here."),
+        click.option("--gpus", metavar="N", default="1", help="GPUs of one kind: a server splits each layer where it can, others split by layers."),
+        click.option("--tp", metavar="N", help="Tensor-parallel size (vllm, sglang)."),
+        click.option("--pp", metavar="N", help="Pipeline stages: layers are split."),
         click.option("--set", "settings", metavar="KEY=VALUE", multiple=True, help="A setting in the engine's own name."),
     )):  # fmt: skip
         command = option(command)
@@ -33,15 +33,15 @@ def workload_options(command: Command) -> Command:
 
 def options_of(model: Any, kw: dict[str, Any]) -> dict[str, Any]:
     """Keyword arguments of `estimate` from the options; everything numeric is checked here or there."""
-    from calculator.estimate import check_tensor_parallel
+    from calculator.estimate import check_tensor_parallel, splits_tensors
     from calculator.units import parse_count
 
-    gpus, stages = parse_count(kw["gpus"], name="--gpus", example="2"), parse_count(kw["pp"], name="--pp", example="2")
-    tp = parse_count(kw["tp"], name="--tp", example="2")
+    gpus, stages, tp = (parse_count("1" if kw[name] is None else kw[name], name=f"--{name}", example="2") for name in ("gpus", "pp", "tp"))
     if model is not None:
         check_tensor_parallel(model, tp, kw["engine"])
     settings = parse_set(kw["settings"])
-    if tp > 1 and settings.setdefault("tensor_parallel_size", str(tp)) != str(tp):
+    asked = (kw["tp"] or kw["pp"]) is not None and splits_tensors(kw["engine"])  # else the GPUs decide
+    if asked and settings.setdefault("tensor_parallel_size", str(tp)) != str(tp) and kw["tp"] is not None:
         raise BadValue(f"--tp {tp} and --set tensor_parallel_size contradict each other", hint="one of them")
     if stages > 1:
         stages *= parse_count(settings.get("tensor_parallel_size", "1"), name="tensor_parallel_size", example="2")

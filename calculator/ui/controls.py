@@ -90,12 +90,8 @@ def deployment(model: Model) -> tuple[dict[str, Any], str | None, int]:
     if gpu is None:
         return options, None, 1
     settle_number("gpus")
-    splits = splits_tensors(runner)
-    how = "each layer split over all (tensor parallel)" if splits else "layers split"
-    count = int(st.number_input(f"Number of GPUs, {how}", 1, state.MAX_GPUS, key="gpus"))
-    if splits and count > 1:
-        settings["tensor_parallel_size"] = count
-    return options, gpu, 1 if splits else count
+    how = "each layer split over them (tensor parallel) where it can be" if splits_tensors(runner) else "layers split"
+    return options, gpu, int(st.number_input(f"Number of GPUs, {how}", 1, state.MAX_GPUS, key="gpus"))
 
 
 def engine_settings(runner: str) -> dict[str, Any]:
@@ -105,7 +101,8 @@ def engine_settings(runner: str) -> dict[str, Any]:
         wanted = state.setting(name)
         if isinstance(wanted.allowed, range):
             settle_number(name)
-            value: Any = st.number_input(name, wanted.allowed.start, min(wanted.allowed.stop - 1, state.MAX_SETTING), key=name, help=wanted.meaning)
+            empty: Any = {"value": None, "placeholder": "by the engine"} if wanted.default is None else {}
+            value: Any = st.number_input(name, wanted.allowed.start, min(wanted.allowed.stop - 1, state.MAX_SETTING), key=name, help=wanted.meaning, **empty)
         elif isinstance(wanted.allowed, Real):
             settle_number(name)
             value = st.number_input(name, 0.01, float(wanted.allowed.high), step=0.01, key=name, help=wanted.meaning)

@@ -157,6 +157,9 @@ def lines(estimated: Estimate) -> None:
     for text in estimated.warnings:
         if not text.startswith("see also"):  # the other entry is shown at the top
             st.warning(tables.plain(text))
+    if (command := estimated.start_command) is not None:
+        st.caption("This deployment is started with")
+        st.code(command, language="bash", wrap_lines=True)
     name = f"{job.model.id}-{job.deployment.quant}-{state.short(job.workload.context)}"
     with st.container(horizontal=True):
         st.download_button("Lines as CSV", tables.lines_csv(estimated), f"{name}.csv", "text/csv", key="csv",

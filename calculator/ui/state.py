@@ -22,8 +22,8 @@ AUTO = "default"  # the first option of a selector whose choice may be left open
 OFFERED_SETTINGS: dict[str, tuple[str, ...]] = {
     "transformers": ("attn_implementation", "logits_to_keep", "cache_implementation", "phase"),
     "llama.cpp": ("n_gpu_layers", "flash_attn", "n_ubatch", "kv_unified"),
-    "vllm": ("gpu_memory_utilization", "enforce_eager", "block_size"),
-    "sglang": ("mem_fraction_static", "disable_cuda_graph", "page_size"),
+    "vllm": ("gpu_memory_utilization", "max_num_seqs", "max_num_batched_tokens", "enforce_eager", "enable_expert_parallel", "block_size"),
+    "sglang": ("mem_fraction_static", "max_running_requests", "chunked_prefill_size", "disable_cuda_graph", "page_size"),
 }
 SORTS = tuple(name for name in OBJECTIVES if name != "price")
 VENDORS = tuple(dict.fromkeys(gpu.vendor for gpu in load_gpus()))

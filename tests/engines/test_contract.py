@@ -34,6 +34,9 @@ def value_of(formula: str) -> float:
     return eval(expression)
 
 
+IN_STAGES = {engine: {"tensor_parallel_size": 1} for engine in SERVERS}  # else each layer is split
+
+
 @given(models(), QUANTS, contexts, sequences)
 def test_the_formula_of_every_line_evaluates_to_its_bytes(model, chosen, context, count):
     quant, engine = chosen
@@ -88,7 +91,7 @@ def test_layers_on_several_devices_add_up_to_the_whole(model, chosen, gpus):
     assume(gpus <= model.spec.num_hidden_layers)
     quant, engine = chosen
     one = estimate(model, quant=quant, engine=engine, context=512)
-    many = estimate(model, quant=quant, engine=engine, context=512, gpus=gpus)
+    many = estimate(model, quant=quant, engine=engine, context=512, gpus=gpus, settings=IN_STAGES.get(engine))
     assert many.ledger.component_bytes("kv_cache") == one.ledger.component_bytes("kv_cache")
     repeated = 0
     if engine == "llama.cpp" and model.spec.rope_type == "llama3":  # a table of rotary frequencies on each device with layers
@@ -122,7 +125,7 @@ def test_each_device_of_more_devices_holds_no_more(model, chosen, few, many):
     assume(engine != "transformers")  # accelerate's balance leaves what is over to the last GPU: three may hold less well than two
     few, many = sorted((few, many))
     assume(many <= model.spec.num_hidden_layers)
-    a, b = (estimate(model, quant=quant, engine=engine, context=512, gpus=n).ledger for n in (few, many))
+    a, b = (estimate(model, quant=quant, engine=engine, context=512, gpus=n, settings=IN_STAGES.get(engine)).ledger for n in (few, many))
     assert max(b.on(i).component_bytes("kv_cache") for i in b.devices) <= max(a.on(i).component_bytes("kv_cache") for i in a.devices)
 
 

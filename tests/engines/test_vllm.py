@@ -312,11 +312,27 @@ def test_tensor_parallel_ranks_times_pipeline_stages():
 
 def test_the_last_pipeline_stage_alone_samples():
     """vllm v0.19.0 v1/worker/gpu_model_runner.py L5782-5793, is_last_rank."""
-    one, two = (run("llama-3.1-8b", quant="bf16", gpu="H100 SXM5 80GB", gpus=n).ledger for n in (1, 2))
+    one, two = (run("llama-3.1-8b", quant="bf16", gpu="H100 SXM5 80GB", gpus=n, settings={"tensor_parallel_size": 1}).ledger for n in (1, 2))
     first, last = (two.on(i).component_bytes("activations") for i in (0, 1))
     assert last == one.component_bytes("activations")
     assert first < last
     assert "mlp" in next(line.note for line in two.on(0).lines if line.component == "activations")
+
+
+@pytest.mark.parametrize("engine", ["vllm", "sglang"])
+@pytest.mark.parametrize(
+    ("model", "options", "split"),
+    [
+        ("llama-3.1-8b", "--gpus 4", (4, 1)), ("llama-3.1-8b", "--gpus 3", (1, 3)), ("llama-3.1-8b", "--gpus 6", (2, 3)), ("qwen2.5-0.5b", "--gpus 4", (2, 2)),
+        ("llama-3.1-8b", "--gpus 4 --tp 2", (2, 2)), ("llama-3.1-8b", "--gpus 2 --tp 1", (1, 2)), ("llama-3.1-8b", "--pp 2", (1, 2)),
+        ("llama-3.1-8b", "--pp 2 --set tensor_parallel_size=2", (2, 2)),
+    ],
+)  # fmt: skip
+def test_gpus_are_ranks_where_the_heads_allow_it_unless_stages_are_asked_for(engine, model, options, split):
+    got = CliRunner().invoke(vram, ["estimate", model, "--engine", engine, *options.split(), "--json"])
+    deployment = json.loads(got.stdout)["deployment"]
+    ranks = deployment["settings"]["tensor_parallel_size"]
+    assert (ranks, deployment["gpus"] // ranks) == split
 
 
 def test_ranks_that_hold_the_same_share_a_row():
@@ -382,7 +398,7 @@ def test_the_v0_engine_samples_on_its_first_rank_alone():
 
 @pytest.mark.parametrize(
     ("version", "gpu", "settings", "v1"),
-    [("0.7.3", "rtx 4090", {}, False), ("0.8.5.post1", "rtx 4090", {}, True), ("0.8.5.post1", "rtx 4090", {"use_v1": 0}, False),
+    [("0.7.3", "rtx 4090", {}, False), ("0.10.1.1", "rtx 4090", {}, True), ("0.8.5.post1", "rtx 4090", {}, True), ("0.8.5.post1", "rtx 4090", {"use_v1": 0}, False),
      ("0.9.2", "T4", {}, False), ("0.11.0", "T4", {}, True), ("v0.10.1", "rtx 4090", {}, True)],
 )  # fmt: skip
 def test_releases_between_the_modelled_ones(version, gpu, settings, v1):

@@ -14,10 +14,15 @@ from calculator.units import MAX_COUNT
 
 @dataclass(frozen=True, slots=True)
 class Real:
-    """Allowed values of a setting that is not whole: low < value <= high."""
+    """Allowed values of a setting that is not whole: low < value <= high, or low too."""
 
     low: float
     high: float
+    from_low: bool = False
+
+    def holds(self, value: float) -> bool:
+        """Whether a value is allowed."""
+        return self.low < value <= self.high or (self.from_low and value == self.low)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +76,8 @@ class Setting(NamedTuple):
                 raise BadValue(f"{name}={text[:30]!r}", allowed=f"a whole number, {shown}")
             return int(text)
         if isinstance(self.allowed, Real):
-            if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{0,20})?|\.[0-9]{1,20}", text) or not self.allowed.low < float(text) <= self.allowed.high:
-                raise BadValue(f"{name}={text[:30]!r}", allowed=f"above {self.allowed.low:g}, up to {self.allowed.high:g}")
+            if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{0,20})?|\.[0-9]{1,20}", text) or not self.allowed.holds(float(text)):
+                raise BadValue(f"{name}={text[:30]!r}", allowed=f"{'from' if self.allowed.from_low else 'above'} {self.allowed.low:g}, up to {self.allowed.high:g}")
             return float(text)
         if isinstance(self.allowed, Shares):
             if len(text) > 400 or not re.fullmatch(rf"{_SHARE}(\s*[,/]\s*{_SHARE})*", text):
@@ -107,7 +112,7 @@ NOT_MODELLED: Mapping[str, Mapping[str, str]] = {
     "vllm": {
         **dict.fromkeys(("speculative_config", "speculative_model", "num_speculative_tokens"), "speculative decoding: the draft's weights, cache and pass"),
         **dict.fromkeys(("data_parallel_size", "decode_context_parallel_size"), "ranks that don't split the layers"),
-        **dict.fromkeys(("cpu_offload_gb", "kv_transfer_config", "kv_offloading_size"), "weights or cache outside of the GPU"),
+        **dict.fromkeys(("kv_transfer_config", "kv_offloading_size"), "cache outside of the GPU"),
     },
     "llama.cpp": dict.fromkeys(("mmproj", "mmproj_offload"), "a projector's weights and the buffer that images are encoded in"),
     "sglang": {

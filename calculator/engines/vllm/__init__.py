@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 from calculator.engines.base import Dynamic, Job, Pool
-from calculator.engines.ranks import element_bytes, kv_element_bytes, rank_of, ranks_of, shares_of
+from calculator.engines.ranks import element_bytes, held_by, kv_element_bytes, rank_of, ranks_of, shares_of
 from calculator.engines.records import Record, record, record_line
 from calculator.engines.server import Server
 from calculator.engines.settings import COUNT, Real, Setting
@@ -35,11 +35,12 @@ from calculator.engines.vllm.deployment import (
 from calculator.engines.vllm.families import FAMILIES, check_family
 from calculator.engines.vllm.hybrid import STATE_SOURCE, block_size, check_hybrid
 from calculator.engines.vllm.layouts import check_blocks
+from calculator.engines.vllm.offload import budget_of, check_offload, offloaded
 from calculator.engines.vllm.pool import for_one, pool_of
 from calculator.engines.vllm.profile import SORT_SOURCE, SOURCE, TRITON_SOURCE, peaks, samples_on
 from calculator.errors import BadValue, NotModelled, Unsupported
 from calculator.ledger import Formula, Ledger, Line
-from calculator.quantization import Scheme, compute_dtype
+from calculator.quantization import Scheme, Stored, compute_dtype
 from calculator.spec import GpuSpec, ModelSpec, Workload
 from calculator.steps import Peak
 
@@ -71,6 +72,7 @@ class Vllm(Server):
         "enable_lora": Setting(False, bool, "slots for LoRA adapters"),
         "max_loras": Setting(1, range(1, 1025), "adapters in one batch"),
         "max_lora_rank": Setting(16, range(1, 1025), "largest rank of an adapter"),
+        "cpu_offload_gb": Setting(0.0, Real(0, 100_000, from_low=True), "weights of each GPU that stay in host memory [GiB]"),
         "enforce_eager": Setting(False, bool, "no CUDA graphs"),
         "use_v1": Setting(None, bool, "VLLM_USE_V1: the V1 engine or not; default by version and card (0.8 to 0.10)"),
         "kv_pool_bytes": Setting(None, COUNT, "cache pool of a GPU, given instead of derived (kv_cache_memory_bytes) [bytes]"),
@@ -116,6 +118,7 @@ class Vllm(Server):
             raise NotModelled(f"vllm with layers that share a cache ({model.id}): no log to hold their groups against", hint="--engine transformers or llama.cpp")
         self.check_split(job)
         check_hybrid(job)
+        check_offload(job)
         check_blocks(job, rank_of(job))
 
     def preset_context(self, chosen: Mapping[str, Any], model: ModelSpec, gpu: GpuSpec | None, gpus: int) -> int | None:  # noqa: ARG002
@@ -181,6 +184,12 @@ class Vllm(Server):
             else:
                 lines.append(record_line(graphs, name, i))
         return lines
+
+    def host_read(self, job: Job) -> tuple[Stored, int]:
+        """Offloaded weights; no cache."""
+        budget, rank = budget_of(job), rank_of(job)
+        held = (offloaded(held_by(job, share, rank), share.layers, budget) for share in shares_of(job)) if budget else ()
+        return tuple(group for stored in held for group in stored if group.on_host), 0
 
     def peak(self, job: Job, phase: str) -> Peak:  # noqa: ARG002
         """The largest step of the profiling run."""

@@ -56,6 +56,8 @@ def start_command(job: Job) -> str | None:
         words.append("--enable-expert-parallel")
     if settings["enable_lora"]:
         words += ["--enable-lora", "--max-loras", str(settings["max_loras"]), "--max-lora-rank", str(settings["max_lora_rank"])]
+    if settings["cpu_offload_gb"]:
+        words += ["--cpu-offload-gb", f"{float(settings['cpu_offload_gb']):g}"]
     if settings["enforce_eager"]:
         words.append("--enforce-eager")
     if given is not None:

@@ -12,6 +12,8 @@ from calculator.engines.vllm.allocator import MAX_SPLIT, unsplit
 from calculator.engines.vllm.deployment import HISTORY, batch_limits, length_of, version_of
 from calculator.engines.vllm.families import DEEP_LAYERS, family_of, image_buffer_elements, rotary_rows, rotary_width
 from calculator.engines.vllm.layouts import absorbed_line, padded_line, router_line
+from calculator.engines.vllm.offload import SOURCE as OFFLOAD_SOURCE
+from calculator.engines.vllm.offload import budget_of, offloaded
 from calculator.engines.vllm.tensors import layers_made
 from calculator.engines.weights import weight_lines
 from calculator.ledger import Formula, Line
@@ -46,7 +48,10 @@ def lines_of(job: Job) -> list[Line]:
         held = held_by(job, share)
         if job.deployment.settings["language_model_only"]:
             held = tuple(g for g in held if g.group.role != "vision")
+        if budget := budget_of(job):
+            held = offloaded(held, share.layers, budget)
         mine = weight_lines(job.scheme, held, device=share.device, tied=model.tie_word_embeddings)
+        mine = [replace(line, source=f"{line.source}; {OFFLOAD_SOURCE}", note=f"cpu_offload_gb of GPU {share.device}") if line.device == "host" else line for line in mine]
         if rank.vocab_size * ranks_of(job) != model.vocab_size:
             note = f"vocabulary of {model.vocab_size:,} padded to {rank.vocab_size * ranks_of(job):,}"
             mine = [replace(line, note=note) if line.name in ("embedding", "output head") and line.nbytes else line for line in mine]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from calculator.catalog import Model, load_gpus, load_model, model_ids, user_models
@@ -14,7 +15,15 @@ from calculator.errors import BadValue, CalculatorError, NotModelled, Unsupporte
 from calculator.estimate import Estimate, estimate, splits_tensors
 from calculator.fit import Fit, Verdict, fit, shortfall
 from calculator.parallelism import tensor_split
-from calculator.solve import best_quant, ladder, largest_context, largest_sequences, sized_elsewhere, with_formulas
+from calculator.solve import (
+    Solution,
+    best_quant,
+    ladder,
+    largest_context,
+    largest_sequences,
+    sized_elsewhere,
+    with_formulas,
+)
 from calculator.spec import GpuSpec
 from calculator.speed import decode_tokens_per_s_bound
 from calculator.units import gib, tokens
@@ -26,17 +35,36 @@ COUNTS, RANK_COUNTS = (2, 3, 4, 6, 8), (2, 4, 8)  # cards of one machine; those 
 PLACES = {"fit", "n_gpu_layers", "tensor_split", "override_tensor", "n_cpu_moe"}  # where the user has placed tensors already
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Candidate:
     """A GPU that holds the workload, possibly after the changes named."""
 
     gpu: GpuSpec
-    count: int
     estimate: Estimate
     fit: Fit
-    max_context: int | None
-    max_sequences: int | None
+    options: dict[str, Any]
     changes: tuple[str, ...]
+
+    @property
+    def count(self) -> int:
+        """Cards of it."""
+        return self.estimate.job.deployment.gpus
+
+    @cached_property
+    def max_context(self) -> int | None:
+        """Largest context with the same verdict; None where the engine makes room, as what is largest is up to the host's memory."""
+        return self._largest(largest_context, "context")
+
+    @cached_property
+    def max_sequences(self) -> int | None:
+        """Most sequences of the context with the same verdict."""
+        return self._largest(largest_sequences, "sequences")
+
+    def _largest(self, search: Callable[..., Solution], axis: str) -> int | None:
+        if self.estimate.job.deployment.settings.get("fit"):
+            return None
+        value = search(self.estimate.model, self.gpu, {k: v for k, v in self.options.items() if k != axis}, verdict=self.fit.verdict).value
+        return value if isinstance(value, int) else None
 
     @property
     def tokens_per_s(self) -> float:
@@ -83,7 +111,7 @@ def recommend(model: Model, options: dict[str, Any], *, objective: str = "smalle
             continue
         held = fit(asked, gpu)
         if held.verdict != "does_not_fit":
-            candidates.append(_candidate(model, gpu, asked, options, before))
+            candidates.append(Candidate(gpu, asked, held, options, before))
             continue
         rescued, tried = _rescue(asked, gpu, options, before)
         if rescued is not None:
@@ -122,7 +150,7 @@ def runs_on(gpu: GpuSpec, options: dict[str, Any], *, objective: str = "smallest
             rejected.append(Rejected(gpu.name, best.binding, id))
             continue
         chosen = {**wanted, "quant": best.value}
-        candidates.append(_candidate(model, gpu, best.estimate, chosen, ()))
+        candidates.append(Candidate(gpu, best.estimate, fit(best.estimate, gpu), chosen, ()))
     return Recommendation(tuple(sorted(candidates, key=_worth(objective))), tuple(rejected))
 
 
@@ -157,20 +185,6 @@ def _worth(objective: str) -> Callable[[Candidate], tuple[Any, ...]]:
     return key
 
 
-def _candidate(model: Model, gpu: GpuSpec, estimated: Estimate, options: dict[str, Any], changes: tuple[str, ...]) -> Candidate:
-    held = fit(estimated, gpu)
-    verdict = held.verdict
-    if estimated.job.deployment.settings.get("fit"):  # the engine makes room: what is largest is up to the host's memory
-        return Candidate(gpu, estimated.job.deployment.gpus, estimated, held, None, None, changes)
-    context = largest_context(model, gpu, {k: v for k, v in options.items() if k != "context"}, verdict=verdict)
-    sequences = largest_sequences(model, gpu, {k: v for k, v in options.items() if k != "sequences"}, verdict=verdict)
-    return Candidate(
-        gpu, estimated.job.deployment.gpus, estimated, held,
-        context.value if isinstance(context.value, int) else None,
-        sequences.value if isinstance(sequences.value, int) else None, changes,
-    )  # fmt: skip
-
-
 def _rescue(asked: Estimate, gpu: GpuSpec, options: dict[str, Any], before: tuple[str, ...]) -> tuple[Candidate | None, list[str]]:
     """The first change that makes it fit, cheapest first, and those that were tried and don't."""
     model, tried = asked.model, dict[str, list[str]]()
@@ -178,8 +192,8 @@ def _rescue(asked: Estimate, gpu: GpuSpec, options: dict[str, Any], before: tupl
         estimated = _try(model, gpu, changed)
         if estimated is None:
             continue
-        if fit(estimated, gpu).verdict == "fits":
-            return _candidate(model, gpu, estimated, changed, (*before, change)), []
+        if (held := fit(estimated, gpu)).verdict == "fits":
+            return Candidate(gpu, estimated, held, changed, (*before, change)), []
         kind, _, value = (change, "", "") if change.startswith("fit=1") else change.rpartition(" ")
         if changed.get("gpus", 1) > asked.job.deployment.gpus:
             tried["up to"] = [f"{changed['gpus']} cards"]

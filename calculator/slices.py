@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import NamedTuple
 
 from calculator.datafiles import read_json
 from calculator.errors import BadValue, Unsupported
+from calculator.memory import usable_memory
 from calculator.names import key
 from calculator.spec import GpuSpec, Quantity
 
@@ -30,29 +31,50 @@ def part_of(name: str, load: Callable[[str], GpuSpec]) -> GpuSpec | None:
 
 
 def profiles(gpu: GpuSpec) -> tuple[str, ...]:
-    """MIG profiles of a card whose memory has been published."""
-    return tuple(r["profile"] for r in _records(gpu))
+    """MIG profiles of a card."""
+    return tuple(dict.fromkeys((*_measured(gpu), *_by_fraction(gpu))))
 
 
-def _records(gpu: GpuSpec) -> list[dict[str, Any]]:
-    return [r for r in read_json("slices.json")["slices"] if key(r["parent"]) == key(gpu.name)]
+class Slice(NamedTuple):
+    """Part of a card's memory and multiprocessors: (part, whole); its usable memory where somebody printed it."""
+
+    memory: tuple[int, int]
+    compute: tuple[int, int]
+    usable: Quantity | None = None
+
+
+def _measured(gpu: GpuSpec) -> dict[str, Slice]:
+    records = (r for r in read_json("slices.json")["slices"] if key(r["parent"]) == key(gpu.name))
+    return {r["profile"]: Slice((r["memory_slices"], 8), (r["compute_slices"], 7), Quantity(**r["cuda_total_bytes"])) for r in records}
+
+
+def _by_fraction(gpu: GpuSpec) -> dict[str, Slice]:
+    tables = (r["profiles"] for r in read_json("slices.json")["by_fraction"] if gpu.name in r["parents"])
+    return {name: Slice((a, b), (c, d)) for table in tables for name, (a, b, c, d) in table.items()}
 
 
 def _slice(gpu: GpuSpec, profile: str) -> GpuSpec:
-    for record in _records(gpu):
-        if record["profile"] == profile:
-            eighths, sevenths = record["memory_slices"], record["compute_slices"]
-            return replace(
-                gpu, name=f"{gpu.name} MIG {profile}", aliases=(), nvml_total_bytes=None, cuda_total_bytes=Quantity(**record["cuda_total_bytes"]),
-                memory_sold_bytes=_times(gpu.memory_sold_bytes, eighths, 8), bandwidth_bytes_per_s=_times(gpu.bandwidth_bytes_per_s, eighths, 8),
-                bf16_dense_flops=_times(gpu.bf16_dense_flops, sevenths, 7) if gpu.bf16_dense_flops else None,
-                fp8_dense_flops=_times(gpu.fp8_dense_flops, sevenths, 7) if gpu.fp8_dense_flops else None,
-                notes=f"MIG: {eighths}/8 of the memory, {sevenths}/7 of the multiprocessors; no NVLink between slices",
-            )  # fmt: skip
-    known = profiles(gpu)
+    known = {**_by_fraction(gpu), **_measured(gpu)}
     if not known:
         raise Unsupported(f"{gpu.name} has no MIG profile here", hint=f"--gpu '{gpu.name}:0.5' for a plain fraction")
-    raise Unsupported(f"{gpu.name} has no MIG profile {profile}", allowed=", ".join(known))
+    if profile not in known:
+        raise Unsupported(f"{gpu.name} has no MIG profile {profile}", allowed=", ".join(profiles(gpu)))
+    memory, compute, usable = known[profile]
+    return replace(
+        gpu, name=f"{gpu.name} MIG {profile}", aliases=(), nvml_total_bytes=None, cuda_total_bytes=usable or _share(gpu, *memory),
+        memory_sold_bytes=_times(gpu.memory_sold_bytes, *memory), bandwidth_bytes_per_s=_times(gpu.bandwidth_bytes_per_s, *memory),
+        bf16_dense_flops=_times(gpu.bf16_dense_flops, *compute) if gpu.bf16_dense_flops else None,
+        fp8_dense_flops=_times(gpu.fp8_dense_flops, *compute) if gpu.fp8_dense_flops else None,
+        notes=f"MIG: {memory[0]}/{memory[1]} of the memory, {compute[0]}/{compute[1]} of the multiprocessors; no NVLink between slices",
+    )  # fmt: skip
+
+
+def _share(gpu: GpuSpec, part: int, whole: int) -> Quantity:
+    """Usable memory of a slice that nobody printed: those that were (slices.json) have 0.91 to 1.00 of their part of the card's."""
+    card = usable_memory(gpu)
+    low, point, high = (card.low_value * 91, card.value * 97, (card.high or card.value) * 100)
+    return Quantity(value=point * part // whole // 100, low=low * part // whole // 100, high=high * part // whole // 100,
+                    source=f"{part}/{whole} of {card.source}; {MIG_SOURCE}", verified=False)  # fmt: skip
 
 
 def _times(quantity: Quantity, part: int, whole: int) -> Quantity:

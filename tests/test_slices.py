@@ -39,6 +39,27 @@ def test_a_slice_is_near_its_eighths_of_the_card(record):
     assert load_gpu(f"{card.name} MIG {record['profile']}").bandwidth_bytes_per_s.value == card.bandwidth_bytes_per_s.value * record["memory_slices"] // 8
 
 
+@pytest.mark.parametrize(("profile", "printed_gib"), [("2g.24gb", 23.0), ("3g.48gb", 46.5), ("4g.48gb", 46.5)])
+def test_a_slice_by_its_fraction_covers_what_is_printed(profile, printed_gib):
+    """nvidia-smi mig -lgip of a GH200 96GB, public log, text index 47731255761."""
+    usable = load_gpu(f"gh200 {profile}").cuda_total_bytes
+    assert usable.low <= printed_gib * GIB <= usable.high
+    assert usable.value == pytest.approx(printed_gib * GIB, rel=0.02)
+    assert not usable.verified
+
+
+@pytest.mark.parametrize("row", read_json("slices.json")["by_fraction"], ids=lambda r: r["parents"][0])
+def test_profiles_are_named_after_their_memory(row):
+    """The guide names a profile after its share of the sold memory, rounded; names are of cards of the catalog."""
+    for parent in row["parents"]:
+        sold = load_gpu(parent).memory_sold_bytes.value / GIB
+        for name, (part, whole, *compute) in row["profiles"].items():
+            gib = int(name.partition("g.")[2].removesuffix("gb"))
+            assert gib == pytest.approx(sold * part / whole, abs=1.01)
+            assert compute[0] <= compute[1]
+            assert load_gpu(f"{parent} MIG {name}").name == f"{parent} MIG {name}"
+
+
 def test_what_fits_the_card_may_not_fit_its_slice():
     found = estimate("llama-3.1-8b", quant="bf16", engine="vllm", context="32k", gpu="h100")
     assert fit(found, load_gpu("h100")).verdict == "fits"

@@ -132,6 +132,8 @@ class ModelSpec:
     qk_norm: bool = False  # norms over queries and keys, where a model type may or may not have them
     head_bias: bool = False
     vision_parameters: int = 0  # of a vision tower and its projector, where the config has them
+    vision_layers: int = 0  # num_hidden_layers of vision_config, and its hidden_size; 0 where it doesn't say
+    vision_hidden_size: int = 0
     indexer: Indexer | None = None
     by_layer: ByLayer | None = None
     cross_attention_layers: tuple[int, ...] = ()  # layers that attend to images instead of text (Llama 3.2 Vision)

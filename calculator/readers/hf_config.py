@@ -70,6 +70,8 @@ def model_from_config(config: Mapping[str, Any], *, id: str, trusted: bool = Fal
         "head_bias": _switch(config, "lm_head_bias", id) if config["model_type"] == "phimoe" else False,
         "mla": mla,
         "vision_parameters": vision,
+        "vision_layers": config.get("vision_layers", 0) if vision else 0,
+        "vision_hidden_size": config.get("vision_hidden_size", 0) if vision else 0,
         **_windows(config, row, id),
         **experts(config, row, id),
         **own_fields(config, id),

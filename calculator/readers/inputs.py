@@ -123,6 +123,8 @@ class ModelInput(_Input):
     qk_norm: bool = False
     head_bias: bool = False
     vision_parameters: Annotated[int, Field(ge=0, le=2**40)] = 0
+    vision_layers: Width = 0
+    vision_hidden_size: Width = 0
     indexer: IndexerInput | None = None
     by_layer: ByLayerInput | None = None
     cross_attention_layers: Annotated[tuple[Annotated[int, Field(ge=0, le=10_000)], ...], Field(max_length=10_000)] = ()

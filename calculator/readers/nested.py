@@ -53,6 +53,7 @@ def text_config(config: Mapping[str, Any], id: str) -> tuple[dict[str, Any], int
             merged["image_tokens"] = vision["max_num_tiles"] * ((vision["image_size"] // vision["patch_size"]) ** 2 + 1)
     except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as e:
         raise UnreadableFile(f"{id}: vision_config lacks or misstates {str(e)[:60]}", hint="the config as published") from None
+    merged |= {f"vision_{short}": vision[name] for short, name in (("layers", "num_hidden_layers"), ("hidden_size", "hidden_size")) if isinstance(vision.get(name), int)}
     if not isinstance(count, int) or count < 1:
         raise UnreadableFile(f"{id}: vision_config's dimensions aren't whole numbers above 0", hint="the config as published")
     return merged, count

@@ -76,9 +76,9 @@ def test_what_is_refused(options, words):
 
 
 def test_solving_and_recommending_go_through_the_static_fraction():
-    solved = solve(load_model("llama-3.1-8b"), load_gpu("rtx 4090"), "context", {"engine": "sglang", "quant": "bf16"})
+    solved = solve(load_model("llama-3.1-8b"), load_gpu("rtx 4090"), "context", {"engine": "sglang", "engine_version": "0.5.12", "quant": "bf16"})
     assert 20_000 < solved.value < 40_000
-    found = recommend(load_model("llama-3.1-8b"), {"engine": "sglang", "context": "16k"}, gpus=[load_gpu("rtx 4090"), load_gpu("t4")])
+    found = recommend(load_model("llama-3.1-8b"), {"engine": "sglang", "engine_version": "0.5.12", "context": "16k"}, gpus=[load_gpu("rtx 4090"), load_gpu("t4")])
     assert found.candidates[0].gpu.name == "RTX 4090"
 
 

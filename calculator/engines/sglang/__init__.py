@@ -14,17 +14,8 @@ from calculator.engines.ranks import (
 from calculator.engines.records import Record, record, record_line
 from calculator.engines.server import Server
 from calculator.engines.settings import COUNT, Real, Setting
-from calculator.engines.sglang.deployment import (
-    HISTORY,
-    VERSIONS,
-    chunk_of,
-    context_length,
-    graph_sequences,
-    prefill_tokens,
-    static_fraction,
-    version_of,
-    whole_chunk,
-)  # fmt: skip
+from calculator.engines.sglang.defaults import chunk_of, graph_sequences, prefill_tokens, static_fraction, whole_chunk
+from calculator.engines.sglang.deployment import HISTORY, VERSIONS, context_length, version_of
 from calculator.engines.sglang.families import FAMILIES, check_family, family_of, rotary_elements
 from calculator.engines.sglang.layouts import check_lora, extra_lines
 from calculator.engines.sglang.pool import (

@@ -1,43 +1,43 @@
-"""SGLang's releases, and the limits that the server sets by the card where nobody else does."""
+"""SGLang's releases: what differs between them, and what every default goes by."""
 
 from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
 from calculator.engines.base import Job
-from calculator.engines.ranks import ranks_of
 from calculator.engines.releases import History, Release
-from calculator.engines.sglang.ranks import attention_groups
-from calculator.errors import NotModelled
 from calculator.memory import usable_memory
 from calculator.units import MIB
 
-VERSIONS = ("0.4.1", "0.4.3", "0.4.6", "0.4.8", "0.4.9", "0.5.2", "0.5.3", "0.5.6", "0.5.9", "0.5.10", "0.5.12")  # sources read
-PREFILL_TOKENS = 16384  # max_prefill_tokens, where prefill isn't chunked
-FRACTION_SOURCE = "sglang v0.4.3 srt/server_args.py L194-205; v0.4.9 L283-321; v0.5.6 L699-861; v0.5.10 L1281-1316, v0.5.12 L1540-1590"
+VERSIONS = ("0.4.1", "0.4.3", "0.4.6", "0.4.8", "0.4.9", "0.5.2", "0.5.3", "0.5.6", "0.5.9", "0.5.10", "0.5.12", "0.5.13", "0.5.16", "0.5.18", "0.5.20", "0.5.23")  # sources read
 
 
 class Version(NamedTuple):
     """What differs between releases."""
 
-    fraction: Literal["table", "reserve", "chunk", "stated"]
-    """How mem_fraction_static defaults: by ranks, by a reserve of the card's class, by chunk and graphs; or in a way without a formula."""
+    fraction: Literal["table", "reserve", "chunk"]
+    """How mem_fraction_static defaults: by ranks, by a reserve of the card's class, by chunk and graphs."""
     spare_slot: int
     """Rows of the request table beyond max_running_requests."""
-    piecewise: bool = False
-    """Prefill runs in CUDA graphs by pieces, whose memory the default fraction leaves."""
+    prefill: Literal["", "piecewise", "breakable"] = ""
+    """How prefill runs in CUDA graphs, whose memory the default fraction leaves."""
+    wide_small_cards: bool = False
+    """Cards of 20 to 35 GiB prefill 4,096 tokens and capture 48 sequences."""
+    graphs_to_requests: bool = False
+    """No batch beyond max_running_requests is captured by default."""
 
 
 SINCE: dict[Release, Version] = {
     (0, 4, 0): Version("table", 1),
     (0, 4, 8): Version("reserve", 0),
     (0, 5, 3): Version("chunk", 0),
-    (0, 5, 10): Version("chunk", 0, piecewise=True),
-    (0, 5, 11): Version("chunk", 1, piecewise=True),
-    (0, 5, 13): Version("stated", 1),
+    (0, 5, 10): Version("chunk", 0, "piecewise"),
+    (0, 5, 11): Version("chunk", 1, "piecewise"),
+    (0, 5, 15): Version("chunk", 1, "breakable"),
+    (0, 5, 20): Version("chunk", 1, "breakable", wide_small_cards=True),
+    (0, 5, 22): Version("chunk", 1, "breakable", wide_small_cards=True, graphs_to_requests=True),
 }
-HISTORY = History(SINCE, newest=(0, 5, 15))
-DP_CHUNKS_SINCE = (0, 4, 4)  # before, DP attention halves the chunk
+HISTORY = History(SINCE, newest=(0, 5, 23))
 
 
 def version_of(job: Job) -> Version:
@@ -57,90 +57,3 @@ def card_mib(job: Job) -> int | None:
     gpu = job.gpu
     size = gpu.nvml_total_bytes or (gpu.memory_sold_bytes if gpu.memory_sold_bytes.verified else usable_memory(gpu))
     return max(size.value // MIB, 1)
-
-
-def chunk_of(job: Job) -> int:
-    """chunked_prefill_size in force [tokens], each attention group its part of it; 0 where it is off."""
-    groups = attention_groups(job)
-    if groups > 1 and HISTORY.covered(job.deployment.engine_version) < DP_CHUNKS_SINCE:
-        groups = 2
-    return whole_chunk(job) // groups
-
-
-def whole_chunk(job: Job) -> int:
-    """chunked_prefill_size: as set, or by the card [tokens]; 0 where it is off."""
-    given = job.deployment.settings.get("chunked_prefill_size")
-    if given is not None:
-        return max(int(given), 0)
-    memory = card_mib(job)
-    if version_of(job).fraction in ("table", "reserve"):
-        return 2048 if memory is not None and memory < 25_000 else 8192
-    if memory is None:
-        return 4096
-    return 2048 if memory < 35 * 1024 else 4096 if memory < 60 * 1024 else 8192 if memory < 160 * 1024 else 16384
-
-
-def prefill_tokens(job: Job) -> int:
-    """Tokens of one prefill pass: attention groups bring theirs together before the feed-forward."""
-    return (chunk_of(job) or PREFILL_TOKENS) * attention_groups(job)
-
-
-def graph_sequences(job: Job) -> int:
-    """cuda_graph_max_bs: the largest captured batch, by card, ranks and release [sequences]."""
-    memory, few = card_mib(job), ranks_of(job) < 4
-    kind = version_of(job).fraction
-    if kind in ("table", "reserve"):
-        return (8 if few else 80) if memory is not None and memory < 25_000 else 160
-    if memory is None:
-        return 160
-    if memory < 20 * 1024:
-        return 8
-    if memory < 35 * 1024:
-        return 24 if few else 80
-    if memory < 60 * 1024:
-        return 32 if few else 160
-    return 256 if few and memory < 160 * 1024 else 512
-
-
-def static_fraction(job: Job) -> float:
-    """mem_fraction_static: as set, or the server's choice. Source: FRACTION_SOURCE."""
-    given = job.deployment.settings.get("mem_fraction_static")
-    if given is not None:
-        return float(given)
-    memory, gpus = card_mib(job), job.deployment.gpus
-    kind = version_of(job).fraction
-    if memory is None:
-        return 0.88
-    if kind == "stated":
-        raise NotModelled(f"sglang {job.deployment.engine_version}'s own mem_fraction_static, which follows from its prefill graphs", hint="--set mem_fraction_static, or --engine-version 0.5.12")
-    if kind == "table":
-        return _by_ranks(memory, gpus)
-    groups = attention_groups(job)
-    if kind == "reserve":
-        reserved = (2.8 + gpus / 10 if memory < 35 * 1024 else 9.5 + gpus / 2 if memory < 90 * 1024 else
-                    12 + gpus / 2 if memory < 160 * 1024 else 32) * 1024 + (4096 if groups > 1 else 0)  # fmt: skip
-    else:
-        graphs = graph_sequences(job)
-        reserved = 512 + max(whole_chunk(job) or PREFILL_TOKENS, 2048) * 1.5 + graphs * 2 + gpus / 8 * 1024
-        if groups > 1:
-            reserved += graphs * groups * (3 if graphs <= 300 else 4.5)
-        elif version_of(job).piecewise and gpus == ranks_of(job):
-            reserved += 1536 if job.model.mla else 8 * piecewise_graphs(whole_chunk(job))
-        if memory > 60 * 1024:
-            reserved = max(reserved, 10 * 1024)
-    return max(round((memory - reserved) / memory, 3), 0.001)
-
-
-def piecewise_graphs(most: int) -> int:
-    """Number of prefill graphs up to `most` tokens. Source: sglang v0.5.10 srt/server_args.py L1397-1415."""
-    sizes = (*range(4, 33, 4), *range(48, 257, 16), *range(288, 513, 32), *range(576, 1025, 64), *range(1280, 4097, 256), *range(4608, most + 1, 512))
-    return sum(size <= most for size in sizes)
-
-
-def _by_ranks(memory: int, gpus: int) -> float:
-    fraction = 0.88
-    if memory <= 81920:
-        fraction = next((share for least, share in ((16, 0.79), (8, 0.81), (4, 0.85), (2, 0.87)) if gpus >= least), 0.88)
-    if memory > 96 * 1024:
-        fraction = min(fraction + 48 * 1024 * (1 - fraction) / memory, (memory - 18 * 1024) / memory)
-    return fraction

@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 from calculator.engines.base import Job, Pool
 from calculator.engines.ranks import kv_element_bytes, shares_of
-from calculator.engines.sglang.deployment import HISTORY, context_length, static_fraction, version_of
+from calculator.engines.sglang.defaults import static_fraction
+from calculator.engines.sglang.deployment import HISTORY, context_length, version_of
 from calculator.engines.sglang.families import full_layer, windowed
 from calculator.engines.sglang.ranks import attention_groups, rank_spec
 from calculator.engines.sglang.states import slot_bytes, slots_a_request, slots_of

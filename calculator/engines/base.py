@@ -136,6 +136,8 @@ class Pool(NamedTuple):
     queues: bool = False
     """Fewer sequences at once than the workload has."""
     warnings: tuple[str, ...] = ()
+    states: int | None = None
+    """Slots of recurrent states on each GPU, where layers have them."""
 
 
 @runtime_checkable

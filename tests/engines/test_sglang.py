@@ -52,7 +52,9 @@ def test_a_prompt_beyond_the_pool_does_not_fit_and_says_how_long_one_may_be():
     found = run(gpu="rtx 4090", context="128k")
     assert "exceeds the maximum allowed length" in found.warnings[0]
     assert fit(found, found.job.gpu).verdict == "does_not_fit"
-    assert "Not enough memory" in estimate("llama-3.3-70b", engine="sglang", quant="bf16", gpu="rtx 4090").warnings[0]
+    said = [estimate("llama-3.3-70b", engine="sglang", engine_version=v, quant="bf16", gpu=g).warnings[0] for v, g in (("0.5.13", "rtx 4090"), ("0.5.14", "H200"))]
+    assert "Not enough memory" in said[0]
+    assert "Loaded weights leave no GPU memory for the KV cache under --mem-fraction-static=0.903. Raise --mem-fraction-static above 0.944" in said[1]
 
 
 @pytest.mark.parametrize(

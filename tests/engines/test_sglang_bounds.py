@@ -6,7 +6,7 @@ import pytest
 
 from calculator.engines.ranks import shares_of
 from calculator.engines.sglang.pool import row_bytes
-from calculator.engines.sglang.states import PADDING, slot_bytes, slots_of
+from calculator.engines.sglang.states import PADDING, slot_bytes, slots_a_request, slots_of
 from calculator.errors import NotModelled, Unsupported
 from calculator.estimate import estimate
 from calculator.units import GIB
@@ -55,6 +55,24 @@ def test_states_come_off_the_pool_of_tokens_and_few_slots_queue():
     assert tight.pool is not None
     assert roomy.pool.nbytes - tight.pool.nbytes == 30 * slot_bytes(roomy.job, shares_of(roomy.job)[0])
     assert bounded("qwen3.5-4b", gpu="RTX 4090", sequences=11, settings={"max_mamba_cache_size": 30}).pool.queues
+
+
+@pytest.mark.parametrize(("version", "slots", "padding"), [("0.5.13", 3, 0), ("0.5.14", 5, 0), ("0.5.16", 5, 0), ("0.5.17", 5, 1), ("0.5.23", 5, 1)])
+def test_a_request_has_snapshots_since_0_5_14_and_the_padded_slot_is_paid_since_0_5_17(version, slots, padding):
+    found = bounded("qwen3.5-4b", gpu="RTX 4090", engine_version=version)
+    job, share = found.job, shares_of(found.job)[0]
+    assert slots_a_request(job) == slots
+    size = slot_bytes(job, share)
+    assert slots_of(job, share, 19 * size) == 9 - padding  # 0.9 / 1.9 of 19 slots
+    (states,) = [line for line in found.ledger.lines if line.name == "recurrent states"]
+    assert states.nbytes == (slots + PADDING) * size
+
+
+def test_the_request_table_has_no_rows_beyond_the_requests_that_states_allow():
+    found = bounded("qwen3.5-4b", gpu="RTX 4090", settings={"max_mamba_cache_size": 30, "context_length": 4096})
+    (table,) = [line for line in found.ledger.lines if line.name == "request table"]
+    assert found.pool.states == 30
+    assert table.nbytes == 4 * (30 // 3 + 1) * (4096 + 4)
 
 
 # printed K and V of each pool [GiB]: windowed layers' tokens and bytes, the others'

@@ -14,8 +14,10 @@ from calculator.engines.sglang.defaults import (
     tower_factor,
     whole_chunk,
 )
+from calculator.engines.sglang.pool import image_bytes, running_requests
 from calculator.estimate import estimate
 from calculator.readers.hf_config import model_from_config
+from calculator.units import MIB
 
 DP = {"enable_dp_attention": 1, "dp_size": 2}
 
@@ -95,3 +97,26 @@ def test_layers_and_width_of_a_tower_are_read_under_the_names_that_the_server_re
     spec = model_from_config(config, id="x")
     assert spec.vision_parameters
     assert (spec.vision_layers, spec.vision_hidden_size) == (0, 1152)
+
+
+def test_requests_at_once_are_bounded_by_the_pool_as_each_release_bounds_them():
+    """Half the tokens since 0.5.10; what is set is divided over attention groups, and until 0.5.13 no more than the default."""
+
+    def most(version, model="llama-3.1-8b", tp=1, **settings):
+        found = estimate(model, engine="sglang", engine_version=version, gpu="H200", gpus=tp, context=256, settings=settings | {"tensor_parallel_size": tp})
+        return running_requests(found.job, found.pool)
+
+    small = {"max_total_tokens": 1000}
+    assert [most(v, **small) for v in ("0.5.9", "0.5.10", "0.5.23")] == [2048, 500, 500]
+    assert [most(v, max_running_requests=5000, **small) for v in ("0.5.9", "0.5.13", "0.5.14")] == [5000, 2048, 500]
+    assert most("0.5.18", "qwen3-30b-a3b", 2, max_running_requests=64, **DP) == 32
+
+
+def test_what_images_are_kept_free_for_comes_off_the_pool():
+    job = job_of("qwen3-8b", "0.5.18", "H200")
+    seen = replace(job, model=replace(job.model, vision_parameters=10**8))
+
+    def of(version, job=seen, **settings):
+        return image_bytes(replace(job, deployment=replace(job.deployment, engine_version=version, settings=job.deployment.settings | settings)))
+
+    assert [of("0.5.18", job), of("0.5.17"), of("0.5.18"), of("0.5.20"), of("0.5.20", max_running_requests=400)] == [0, 0, 100 * MIB, 1024 * MIB, 3072 * MIB]

@@ -19,10 +19,12 @@ from calculator.engines.sglang.deployment import HISTORY, VERSIONS, context_leng
 from calculator.engines.sglang.families import FAMILIES, check_family, family_of, rotary_elements
 from calculator.engines.sglang.layouts import check_lora, extra_lines
 from calculator.engines.sglang.pool import (
+    IMAGES_SOURCE,
     MLA_SOURCE,
     POOL_SOURCE,
     TABLE_SOURCE,
     cell_bytes,
+    image_bytes,
     layers_of,
     pool_of,
     row_bytes,
@@ -38,7 +40,7 @@ from calculator.ledger import Formula, Ledger, Line
 from calculator.quantization import compute_dtype, experts_alone
 from calculator.spec import ModelSpec
 from calculator.steps import Peak
-from calculator.units import align_up, ceil_div
+from calculator.units import MIB, align_up, ceil_div
 
 ROPE_SOURCE = "sglang v0.4.3 srt/layers/rotary_embedding.py L82: the table stays float32 on CUDA"
 
@@ -148,14 +150,17 @@ class Sglang(Server):
 
     def overhead_lines(self, job: Job, phase: str) -> list[Line]:  # noqa: ARG002
         """What is held before the weights, and what comes after the pool."""
-        lines, tokens, length = [], self._tokens(job), context_length(job)
-        requests = running_requests(job, tokens) + version_of(job).spare_slot
+        lines, pool, length, images = [], self.pool(job), context_length(job), image_bytes(job)
+        requests = running_requests(job, pool) + version_of(job).spare_slot
         graphs = record("sglang", "cuda_graphs_small" if graph_sequences(job) <= 32 else "cuda_graphs")
         for i in range(job.deployment.gpus):
             lines.append(record_line(self._context(job), "CUDA context", i))
-            lines.append(Line("overhead", "request table", table_bytes(job, tokens),
+            lines.append(Line("overhead", "request table", table_bytes(job, pool),
                               Formula("4 × {R} (requests) × ({C} (context_length) + 4)", {"R": requests, "C": length}), TABLE_SOURCE, device=i))
             lines.append(record_line(record("sglang", "attention_workspace"), "attention workspace", i))
+            if images:
+                lines.append(Line("overhead", "image caches", images, Formula("{n} × {M} (bytes)", {"n": images // MIB, "M": MIB}), IMAGES_SOURCE, low=0, device=i,
+                                  note="kept free of the pool for embeddings and features of images"))  # fmt: skip
             if job.deployment.settings["disable_cuda_graph"]:
                 lines.append(Line("overhead", "CUDA graphs", 0, Formula("0"), "setting disable_cuda_graph", device=i, note="none: disable_cuda_graph"))
             else:
@@ -190,10 +195,10 @@ class Sglang(Server):
 
     def resolved_settings(self, job: Job) -> dict[str, str | int | bool | float]:
         """With the server's choices filled in."""
-        tokens = self._tokens(job)
+        given = job.deployment.settings.get("max_running_requests")
         derived: dict[str, str | int | bool | float] = {
             "mem_fraction_static": static_fraction(job), "chunked_prefill_size": whole_chunk(job) or -1, "context_length": context_length(job),
-            "max_running_requests": running_requests(job, tokens),
+            "max_running_requests": int(given) if given is not None else running_requests(job, self.pool(job)) * attention_groups(job),
         }  # fmt: skip
         return dict(job.deployment.settings) | derived
 
@@ -216,6 +221,8 @@ class Sglang(Server):
         if (stages := job.deployment.gpus // ranks_of(job)) > 1:
             words += ["--pipeline-parallel-size", str(stages)]
         for name in ("context_length", "mem_fraction_static", "max_running_requests", "chunked_prefill_size", "page_size"):
+            if name == "max_running_requests" and settings.get(name) is None:
+                continue  # set, it also bounds what is captured
             words += [f"--{name.replace('_', '-')}", f"{chosen[name]:g}" if isinstance(chosen[name], float) else str(chosen[name])]
         if (limit := settings.get("max_total_tokens")) is not None:
             words += ["--max-total-tokens", str(limit)]
@@ -240,8 +247,3 @@ class Sglang(Server):
 
     def _context(self, job: Job) -> Record:
         return record("sglang", "context_tp" if job.deployment.gpus > 1 else "context")
-
-    def _tokens(self, job: Job) -> int | None:
-        pool = self.pool(job)
-        return pool.tokens if pool else None
-

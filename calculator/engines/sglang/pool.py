@@ -6,19 +6,24 @@ from collections.abc import Callable
 
 from calculator.engines.base import Job, Pool
 from calculator.engines.ranks import kv_element_bytes, shares_of
-from calculator.engines.sglang.defaults import static_fraction
-from calculator.engines.sglang.deployment import HISTORY, context_length, version_of
+from calculator.engines.sglang.defaults import sees_images, static_fraction
+from calculator.engines.sglang.deployment import HISTORY, card_mib, context_length, version_of
 from calculator.engines.sglang.families import full_layer, windowed
 from calculator.engines.sglang.ranks import attention_groups, rank_spec
-from calculator.engines.sglang.states import slot_bytes, slots_a_request, slots_of
+from calculator.engines.sglang.states import paid_padding, slot_bytes, slots_a_request, slots_of
 from calculator.ledger import Ledger
 from calculator.memory import usable_memory
 from calculator.parallelism import Share
 from calculator.spec import Quantity
+from calculator.units import GIB, MIB
 
 POOL_SOURCE = "sglang v0.4.9 srt/model_executor/model_runner.py profile_max_num_token L928-963; v0.5.6 L1367"
 TABLE_SOURCE = "sglang v0.4.9 srt/mem_cache/memory_pool.py ReqToTokenPool L48-71; model_runner.py init_memory_pool"
-
+REQUESTS_SOURCE = (
+    "sglang v0.5.9 srt/model_executor/model_runner_kv_cache_mixin.py L343-376, v0.5.10 L847-859, v0.5.13 L876-893, v0.5.14 L981-1018; "
+    "v0.5.23 srt/mem_cache/kv_cache_configurator.py L3119-3172"
+)
+IMAGES_SOURCE = "sglang v0.5.18 srt/mem_cache/kv_cache_configurator.py L130 mm_runtime_reservation_gb; v0.5.23 srt/arg_groups/model_overrides/qwen3_vl.py L84-119, srt/environ.py L1598-1622"
 
 MLA_SOURCE = "sglang v0.5.6 srt/model_executor/model_runner.py L1383-1388: one row of kv_lora_rank + qk_rope_head_dim a layer, on every rank"
 
@@ -53,17 +58,50 @@ def cell_bytes(job: Job, share: Share) -> int:
     return row_bytes(job) * full + round(row_bytes(job, near=True) * near * float(job.deployment.settings["swa_full_tokens_ratio"]))
 
 
-def running_requests(job: Job, tokens: int | None) -> int:
-    """max_running_requests: as set, or 512 for each context that the pool holds, from 2,048 to 4,096."""
-    given = job.deployment.settings.get("max_running_requests")
-    if given is not None:
-        return int(given)
-    return min(max(int((tokens or 0) / context_length(job) * 512), 2048), 4096)
+def running_requests(job: Job, pool: Pool | None) -> int:
+    """Requests at once of one attention group: as set, or 512 for each context that the pool holds, from 2,048 to 4,096.
+
+    No more than half the tokens, or, where it is set, until 0.5.13 than the default; nor than the slots of recurrent states allow.
+
+    Source: REQUESTS_SOURCE.
+    """
+    given, release = job.deployment.settings.get("max_running_requests"), HISTORY.covered(job.deployment.engine_version)
+    tokens = pool.tokens if pool else 0
+    most = min(max(int(tokens / context_length(job) * 512), 2048), 4096)
+    if release >= (0, 5, 10):
+        most = min(most if given is None or release < (0, 5, 14) else 2**31, max(tokens // 2, 1) if pool and (given is None or release >= (0, 5, 14)) else 2**31)
+        given = None if given is None else max(int(given) // attention_groups(job), 1)
+        most = most if given is None else min(most, given)
+    elif given is not None:
+        most = int(given)
+    if pool and pool.states is not None:
+        most = min(most, max(pool.states // slots_a_request(job), 1))
+    return most
 
 
-def table_bytes(job: Job, tokens: int | None) -> int:
+def table_bytes(job: Job, pool: Pool | None) -> int:
     """Where each request's tokens lie: 4 (R + spare) (C + 4) bytes, allocated after the pool.        Source: TABLE_SOURCE."""
-    return 4 * (running_requests(job, tokens) + version_of(job).spare_slot) * (context_length(job) + 4)
+    return 4 * (running_requests(job, pool) + version_of(job).spare_slot) * (context_length(job) + 4)
+
+
+def image_bytes(job: Job) -> int:
+    """What the pool is less by for the embeddings and features of images, since 0.5.18 [bytes]. Source: IMAGES_SOURCE."""
+    release = HISTORY.covered(job.deployment.engine_version)
+    if release < (0, 5, 18) or not sees_images(job.model):
+        return 0
+    hopper = job.gpu is not None and job.gpu.compute_capability == "9.0" and (card_mib(job) or 0) >= 60 * 1024
+    if release >= (0, 5, 20) and hopper and job.model.model_type in ("qwen3", "qwen3_moe"):  # Qwen3-VL
+        return (3072 if int(job.deployment.settings.get("max_running_requests") or 0) >= 400 else 1024) * MIB
+    return 100 * MIB
+
+
+def refusal(job: Job, free: int, taken: int) -> str:
+    """What the server says where nothing is left for tokens. Source: v0.5.14 srt/model_executor/model_runner_kv_cache_mixin.py L111; pool_configurator.py."""
+    release, least = HISTORY.covered(job.deployment.engine_version), taken / max(free, 1)
+    if release < (0, 5, 14) or taken <= free * static_fraction(job):
+        return "sglang refuses: Not enough memory. Please try to increase --mem-fraction-static."
+    said = f"sglang refuses: Loaded weights leave no GPU memory for the KV cache under --mem-fraction-static={static_fraction(job):g}."
+    return f"{said} Raise --mem-fraction-static above {least:.3f}" if least < 1 else f"{said} No fraction would do: {taken / GIB:.2f} of {free / GIB:.2f} GiB are taken"
 
 
 def static_share(job: Job, total: Quantity, before: tuple[int, int, int]) -> Quantity:
@@ -96,9 +134,11 @@ def pool_of(job: Job, static: Callable[[Job], Ledger], before: tuple[int, int, i
         left = []
         for share in shares:
             part = ledger.on(share.device)
-            bounds = (usable.value - part.total_bytes, usable.low_value - part.high_bytes, (usable.high or usable.value) - part.low_bytes)
+            images, padding = image_bytes(job), paid_padding(job)
+            whole = (usable.value - part.total_bytes, usable.low_value - part.high_bytes, (usable.high or usable.value) - part.low_bytes)
+            bounds = (whole[0] - images, whole[1] - images, whole[2] - images)
             slots = slots_of(job, share, bounds[0])
-            point, low, high = (rest - slots_of(job, share, rest) * slot_bytes(job, share) for rest in bounds)
+            point, low, high = (rest - (slots_of(job, share, rest) + padding) * slot_bytes(job, share) for rest in bounds)
             left.append((max(point, 0) // cell_bytes(job, share), (point, low, high), slots))
         tokens, bounds, _ = min(left)
         held = min(slots for *_, slots in left)
@@ -109,12 +149,14 @@ def pool_of(job: Job, static: Callable[[Job], Ledger], before: tuple[int, int, i
     point, low, high = bounds
     length, work = context_length(job), job.workload
     groups = attention_groups(job)
-    at_once = min(groups * tokens / work.context, running_requests(job, tokens))
-    if held is not None and job.model.recurrent:
-        at_once = min(at_once, groups * (held // slots_a_request(job)))
+    found = Pool(point, low, high, tokens // page, tokens, groups * tokens / work.context, usable, 0, states=held if job.model.recurrent else None)
+    at_once = min(groups * tokens / work.context, groups * running_requests(job, found))
+    if found.states is not None:
+        at_once = min(at_once, groups * (found.states // slots_a_request(job)))
     said: tuple[str, ...] = ()
     if tokens <= 0:
-        said = ("sglang refuses: Not enough memory. Please try to increase --mem-fraction-static.",)
+        taken = max(ledger.on(share.device).total_bytes for share in shares) + image_bytes(job)
+        said = (refusal(job, round(usable.value / static_fraction(job)), taken),)
     elif work.context > min(length, tokens):
         said = (f"sglang refuses: Input length ({work.context} tokens) exceeds the maximum allowed length ({min(length, tokens) - 1} tokens).",)
     queues = not said and at_once < work.sequences
@@ -124,4 +166,4 @@ def pool_of(job: Job, static: Callable[[Job], Ledger], before: tuple[int, int, i
         said = (*said, f"tokens are those of one attention group, as each prints them; {groups} groups hold {groups * tokens:,}")
     reserved = usable.value * job.deployment.gpus or ledger.total_bytes + point * job.deployment.gpus
     room = int((usable_memory(job.gpu).low_value - before[2]) * (1 - static_fraction(job))) if job.gpu else 0
-    return Pool(point, low, high, tokens // page, tokens, groups * tokens / work.context, usable, reserved, room, queues, said)
+    return found._replace(reserved_bytes=reserved, room=room, queues=queues, warnings=said)

@@ -84,7 +84,7 @@ def _fit_reserving(estimated: Estimate, engine: Reserves, gpu: GpuSpec) -> Fit:
         verdict = judge(part.total_bytes - beside.total_bytes - cache + needed, part.high_bytes - beside.high_bytes - cache + needed, usable)
         if verdict == "fits" and not given and sum(line.high_bytes for line in beside.lines if line.name != "CUDA context") > pool.room:
             verdict = "tight"
-        if pool.nbytes < one:
+        if pool.nbytes < one or pool.crowded:
             verdict = "does_not_fit"
         elif verdict == "fits" and pool.queues:
             verdict = "tight"

@@ -222,6 +222,7 @@ FIGURES: dict[str, tuple[str, Callable[[Estimate], Figure | None]]] = {
     "output_bytes": ("output buffer", lambda e: _sum(line for line in e.ledger.lines if line.name == "output buffer")),
     "generate_peak_bytes": ("peak of generate()", _generate),
     "rank_weights_bytes": ("weights", _rank(component="weights")),
+    "request_table_bytes": ("request table", _rank(name="request table")),
     "peak_activation_bytes": ("activations", _rank(component="activations")),
     "non_torch_bytes": ("non-torch memory", _rank(name="non-torch memory")),
     "cuda_graphs_bytes": ("CUDA graphs", _rank(name="CUDA graphs")),

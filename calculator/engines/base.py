@@ -138,6 +138,8 @@ class Pool(NamedTuple):
     warnings: tuple[str, ...] = ()
     states: int | None = None
     """Slots of recurrent states on each GPU, where layers have them."""
+    crowded: bool = False
+    """What is sure to be allocated beside the share finds no room on the card."""
 
 
 @runtime_checkable

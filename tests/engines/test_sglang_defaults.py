@@ -69,6 +69,7 @@ def test_stages_are_not_captured_but_for_four_releases():
 def test_a_tower_lowers_the_fraction_by_its_layers_and_width():
     """ViT-L/14 leaves 0.95; a wide one no less than 0.76; before 0.4.9 a fraction that was set is lowered too."""
     assert tower_factor(24, 1024) == 0.95
+    assert 0.848 * tower_factor(27, 1152) == 0.7714564062499999  # printed for Kimi K2.5 on 8 RTX PRO 6000: magik6k/glm-kimi-sm120-rtx6000bw @3ef3c8d
     assert tower_factor(24, 3584) == pytest.approx(0.76)
     assert tower_factor(2, 64) == pytest.approx(0.95 * 1.05, rel=0.01)
     job = job_of("llama-3.1-8b", "0.5.9", "H200")

@@ -8,6 +8,7 @@ from calculator.engines.sglang.defaults import piecewise_graphs
 from calculator.engines.sglang.families import FAMILIES
 from calculator.errors import BadValue, CalculatorError, NotModelled, Unsupported
 from calculator.estimate import estimate
+from calculator.fit import fit
 from calculator.units import GIB
 
 TP8 = {"tensor_parallel_size": 8}
@@ -135,3 +136,21 @@ def test_a_share_with_all_the_digits_that_python_prints_is_taken():
     """0.8717961202189594 stands in a public log's server_args."""
     found = estimate("meta-llama-3-8b-instruct", engine="sglang", context=1024, engine_version="0.4.9", settings={"mem_fraction_static": "0.8717961202189594"})
     assert found.job.deployment.settings["mem_fraction_static"] == pytest.approx(0.8717961202189594)
+
+
+def test_llama_4_s_table_of_requests_finds_no_room_without_a_context_length():
+    """80.04 GiB, as sgl-project/sglang#5755 prints; a context that fits starts. Its tower isn't made unless asked for, since 0.4.10."""
+    options = {"gpu": "H100 SXM5 80GB", "gpus": 8, "partial": True}
+    told = sized("llama-4-scout-17b-16e-instruct", engine_version="0.4.6", settings=TP8 | {"context_length": 131072}, **options)
+    found = sized("llama-4-scout-17b-16e-instruct", engine_version="0.4.6", settings=TP8, **options)
+    assert fit(found, found.job.gpu).verdict == "does_not_fit"
+    assert "Tried to allocate 80.04 GiB" in found.warnings[0]
+    assert fit(told, told.job.gpu).verdict != "does_not_fit"
+    towers = [any(line.name.startswith("vision tower") for line in sized("llama-4-scout-17b-16e-instruct", engine_version=v, settings=TP8, **options).ledger.lines) for v in ("0.4.9", "0.4.10")]
+    assert towers == [True, False]
+
+
+def test_weights_beyond_the_fraction_are_refused_in_the_servers_words():
+    """GLM 4.7 Flash in 16 bits on an RTX 5090: fakoli/anvil-serving, July 2026."""
+    found = sized("glm-4.7-flash", gpu="RTX 5090", engine_version="0.5.16", settings={"context_length": 32768, "mem_fraction_static": 0.85})
+    assert found.warnings[0].startswith("sglang refuses: Loaded weights leave no GPU memory for the KV cache under --mem-fraction-static=0.85.")

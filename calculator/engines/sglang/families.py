@@ -9,7 +9,7 @@ from calculator.errors import NotModelled
 from calculator.spec import ModelSpec
 
 MODELS_SOURCE = "sglang srt/models/ of 0.4.1, 0.4.3, 0.4.5 to 0.4.9, 0.5.2 to 0.5.6, 0.5.9, 0.5.10 and 0.5.12"
-SWA_SINCE: dict[str, Release] = {"gpt_oss": (0, 5, 8), "gemma4_text": (0, 5, 10)}  # before, and for Gemma and OLMo still, windowed layers keep all tokens
+SWA_SINCE: dict[str, Release] = {"gpt_oss": (0, 5, 8), "llama4_text": (0, 5, 8), "gemma4_text": (0, 5, 10)}  # before, and for Gemma and OLMo still, windowed layers keep all tokens
 SWA_SOURCE = "sglang v0.5.9 srt/configs/model_config.py L1320 is_hybrid_swa_model; srt/server_args.py disable_hybrid_swa_memory by model; v0.5.10 model_runner_kv_cache_mixin.py L295-372"
 ABSORBED_SOURCE = "sglang v0.5.6 srt/models/deepseek_v2.py post_load_weights L3639-3660: w_kc and w_vc are copies of kv_b_proj in 16 bits"
 
@@ -31,6 +31,7 @@ class Family(NamedTuple):
     """What of its pass isn't modelled: the total is a lower bound."""
 
 
+TOWER_LEFT_OUT: dict[str, Release] = {"llama4_text": (0, 4, 10)}  # since when a tower isn't made unless --enable-multimodal asks: srt/models/mllama4.py L436-448
 _MOE = Family(dp_attention=True)
 _STATES = "the pass of recurrent layers"
 FAMILIES: dict[str, Family] = {
@@ -40,6 +41,7 @@ FAMILIES: dict[str, Family] = {
     "olmoe": Family(), "qwen2_moe": _MOE, "phimoe": Family((0, 4, 10)), "granitemoe": Family((0, 4, 10)),
     "glm4_moe": _MOE._replace(since=(0, 4, 10), rotary=(1, 2)),
     "minimax_m2": Family((0, 5, 5), rotary=(1, 2), wide_router=True),
+    "llama4_text": Family((0, 4, 5)),
     "gpt_oss": Family((0, 5, 1), dp_attention=True),
     "deepseek_v2": _MOE, "deepseek_v3": _MOE, "kimi_k2": _MOE, "glm4_moe_lite": _MOE._replace(since=(0, 5, 7)),
     "qwen3_next": Family((0, 5, 3), rotary=(1, 4), bound=_STATES), "qwen3_5_text": Family((0, 5, 9), rotary=(1, 4), bound=_STATES),
@@ -58,6 +60,11 @@ def check_family(model: ModelSpec, release: Release, version: str) -> None:
     since = family_of(model).since
     if release < since:
         raise NotModelled(f"sglang {version} has no {model.model_type}", allowed=f"{'.'.join(map(str, since))} or later", hint="a later --engine-version")
+
+
+def tower_left_out(model: ModelSpec, release: Release) -> bool:
+    """Whether the server starts without the model's vision tower."""
+    return model.model_type in TOWER_LEFT_OUT and release >= TOWER_LEFT_OUT[model.model_type]
 
 
 def rotary_elements(model: ModelSpec) -> tuple[int, int]:

@@ -164,6 +164,24 @@ def pool_of(job: Job, static: Callable[[Job], Ledger], before: tuple[int, int, i
         said = (f"{int(at_once):,} of {work.sequences:,} sequences of {work.context:,} tokens run at once; the others queue",)
     if groups > 1:
         said = (*said, f"tokens are those of one attention group, as each prints them; {groups} groups hold {groups * tokens:,}")
+    room, most = _room(job, ledger, found, before) if job.gpu else (0, 0)
+    table = table_bytes(job, found)
+    crowded = job.gpu is not None and tokens > 0 and table > most
+    if crowded:
+        said = (*said, f"sglang refuses: CUDA out of memory. Tried to allocate {table / GIB:.2f} GiB: the table of {running_requests(job, found):,} requests of {length:,} tokens; "
+                       "try --set context_length, or max_running_requests")  # fmt: skip
     reserved = usable.value * job.deployment.gpus or ledger.total_bytes + point * job.deployment.gpus
-    room = int((usable_memory(job.gpu).low_value - before[2]) * (1 - static_fraction(job))) if job.gpu else 0
-    return found._replace(reserved_bytes=reserved, room=room, queues=queues, warnings=said)
+    return found._replace(reserved_bytes=reserved, room=room, queues=queues, warnings=said, crowded=crowded)
+
+
+def _room(job: Job, static: Ledger, pool: Pool, before: tuple[int, int, int]) -> tuple[int, int]:
+    """What a card has beside weights and pool, at least and at most; more than the fraction leaves where max_total_tokens limits the pool."""
+    total, fraction = usable_memory(job.gpu), 1 - static_fraction(job)  # type: ignore[arg-type]
+    least, most = total.low_value - before[2], (total.high or total.value) - before[0]
+    rooms = []
+    for share in shares_of(job):
+        part = static.on(share.device)
+        taken = pool.tokens * cell_bytes(job, share) + ((pool.states or 0) + 1) * slot_bytes(job, share) + image_bytes(job)
+        limited = job.deployment.settings.get("max_total_tokens") is not None
+        rooms.append((max(int(least * fraction), least - part.high_bytes - taken if limited else 0), max(int(most * fraction), most - part.low_bytes - taken if limited else 0)))
+    return min(low for low, _ in rooms), max(high for _, high in rooms)

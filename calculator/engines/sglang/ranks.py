@@ -6,7 +6,8 @@ from dataclasses import replace
 
 from calculator.engines.base import Job
 from calculator.engines.ranks import VOCAB_MULTIPLE, held_by, rank_of, ranks_of
-from calculator.engines.sglang.families import family_of
+from calculator.engines.sglang.deployment import HISTORY
+from calculator.engines.sglang.families import family_of, tower_left_out
 from calculator.errors import BadValue, NotModelled, Unsupported
 from calculator.parallelism import Share, pipeline_stages, tensor_rank
 from calculator.quantization import Stored
@@ -48,6 +49,8 @@ def held(job: Job, share: Share) -> Stored:
     Source: DP_SOURCE; srt/models/gemma4_causal.py @03826cdd9 _shard_weight.
     """
     stored = held_by(job, share, rank_spec(job))
+    if tower_left_out(job.model, HISTORY.covered(job.deployment.engine_version)):
+        stored = tuple(g for g in stored if g.group.role != "vision")
     if attention_groups(job) == 1 and job.model.by_layer is None:
         return stored
     whole = {g.group.name: g for g in job.stored if g.group.role in ("embedding", "layer_embedding")}

@@ -17,6 +17,7 @@ from calculator.spec import ModelSpec
 __all__ = ["CATALOG", "Part", "Scheme", "Stored", "StoredGroup", "compute_dtype", "parse", "quantize", "stored_nbytes"]
 
 SERVERS = ("transformers", "vllm", "sglang")
+TORCHAO = ("transformers", "vllm")  # sglang quantizes 16-bit weights on the card (--torchao-config), until 0.5.17: srt/layers/torchao_utils.py
 LINEAR_RULE = "linear layers of the decoder quantized; embeddings, lm_head, norms and biases stay 16-bit"
 GGUF_RULE = (
     "matrices by llama-quantize's rules for each tensor and layer; norms and biases F32; "
@@ -70,8 +71,8 @@ _FIXED: dict[str, Scheme] = {
         _linear("bnb-nf4-dq", hf.storage_of(hf.bnb_4bit, double_quant=True), SERVERS, _BNB),
         _linear("bnb-fp4", hf.storage_of(hf.bnb_4bit, double_quant=False), SERVERS, _BNB),
         _linear("bnb-fp4-dq", hf.storage_of(hf.bnb_4bit, double_quant=True), SERVERS, _BNB),
-        _linear("torchao-int8wo", hf.torchao_int8, SERVERS, "torchao 0.18.0"),
-        _linear("torchao-fp8wo", hf.torchao_fp8, SERVERS, "torchao 0.18.0"),
+        _linear("torchao-int8wo", hf.torchao_int8, TORCHAO, "torchao 0.18.0"),
+        _linear("torchao-fp8wo", hf.torchao_fp8, TORCHAO, "torchao 0.18.0"),
         _linear("quanto-int8", hf.quanto_8bit, ("transformers",), "optimum-quanto"),
         _linear("quanto-int4", hf.quanto_4bit, ("transformers",), "optimum-quanto"),
         _linear("quanto-fp8", hf.quanto_8bit, ("transformers",), "optimum-quanto"),
@@ -109,7 +110,7 @@ def _hqq(bits: int, group: int) -> Scheme:
 
 def _torchao_int4(_: int, group: int) -> Scheme:
     storage = hf.storage_of(hf.torchao_int4, group=group)
-    return _linear(f"torchao-int4wo-g{group}", storage, SERVERS, "torchao 0.18.0")
+    return _linear(f"torchao-int4wo-g{group}", storage, TORCHAO, "torchao 0.18.0")
 
 
 _GROUPED: tuple[tuple[str, frozenset[int], frozenset[int], Callable[[int, int], Scheme]], ...] = (

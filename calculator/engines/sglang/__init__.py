@@ -17,6 +17,7 @@ from calculator.engines.settings import COUNT, Real, Setting
 from calculator.engines.sglang.defaults import chunk_of, graph_sequences, prefill_tokens, static_fraction, whole_chunk
 from calculator.engines.sglang.deployment import HISTORY, VERSIONS, context_length, version_of
 from calculator.engines.sglang.families import FAMILIES, check_family, family_of, rotary_elements
+from calculator.engines.sglang.formats import check_format
 from calculator.engines.sglang.layouts import check_lora, extra_lines
 from calculator.engines.sglang.pool import (
     IMAGES_SOURCE,
@@ -103,6 +104,7 @@ class Sglang(Server):
         self.check_window(job)
         if chunk_of(job) % int(settings["page_size"]):
             raise BadValue(f"chunked_prefill_size {chunk_of(job):,} is no multiple of page_size {settings['page_size']}", hint="page_size=1")
+        check_format(job)
         check_ranks(job)
         check_lora(job)
 

@@ -14,6 +14,7 @@ from calculator.engines.sglang.defaults import (
     tower_factor,
     whole_chunk,
 )
+from calculator.engines.sglang.deployment import card_mib
 from calculator.engines.sglang.pool import image_bytes, running_requests
 from calculator.estimate import estimate
 from calculator.readers.hf_config import model_from_config
@@ -121,3 +122,17 @@ def test_what_images_are_kept_free_for_comes_off_the_pool():
         return image_bytes(replace(job, deployment=replace(job.deployment, engine_version=version, settings=job.deployment.settings | settings)))
 
     assert [of("0.5.18", job), of("0.5.17"), of("0.5.18"), of("0.5.20"), of("0.5.20", max_running_requests=400)] == [0, 0, 100 * MIB, 1024 * MIB, 3072 * MIB]
+
+
+def test_memory_shared_with_the_cpu_is_what_the_system_calls_available_since_0_5_9():
+    """Free before loading on a DGX Spark of 121.69 GiB: 111.97, 112.26 and 112.86 GiB (public logs); the defaults go by what CUDA says, as nvidia-smi says nothing."""
+
+    def held(version):
+        found = estimate("llama-3.1-8b", engine="sglang", engine_version=version, gpu="DGX Spark", context=256)
+        return {line.name: line for line in found.ledger.lines if line.name in ("CUDA context", "load slack")}, found.job
+
+    newer, job = held("0.5.9")
+    assert all(newer["CUDA context"].low <= (121.69 - free) * 2**30 <= newer["CUDA context"].high for free in (111.97, 112.26, 112.86))
+    assert newer["load slack"].nbytes > held("0.5.8")[0]["load slack"].nbytes
+    assert held("0.5.8")[0]["CUDA context"].nbytes == 2**29
+    assert card_mib(job) == 124610

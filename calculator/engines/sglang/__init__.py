@@ -11,7 +11,7 @@ from calculator.engines.ranks import (
     ranks_of,
     shares_of,
 )
-from calculator.engines.records import Record, record, record_line
+from calculator.engines.records import record, record_line
 from calculator.engines.server import Server
 from calculator.engines.settings import COUNT, Real, Setting
 from calculator.engines.sglang.defaults import chunk_of, graph_sequences, prefill_tokens, static_fraction, whole_chunk
@@ -19,6 +19,7 @@ from calculator.engines.sglang.deployment import HISTORY, VERSIONS, context_leng
 from calculator.engines.sglang.families import FAMILIES, check_family, family_of, rotary_elements
 from calculator.engines.sglang.formats import check_format
 from calculator.engines.sglang.layouts import check_lora, extra_lines
+from calculator.engines.sglang.overheads import context_held, load_slack
 from calculator.engines.sglang.pool import (
     IMAGES_SOURCE,
     MLA_SOURCE,
@@ -110,7 +111,7 @@ class Sglang(Server):
 
     def weight_lines(self, job: Job) -> list[Line]:
         """Stored tensors, the rotary table in float32, and what loading takes beyond them."""
-        model, slack = job.model, record("sglang", "load_slack_tp" if job.deployment.gpus > 1 else "load_slack")
+        model, slack = job.model, load_slack(job)
         positions, width = rotary_elements(model)
         symbols = {"P": positions, "d": width}
         lines = []
@@ -156,7 +157,7 @@ class Sglang(Server):
         requests = running_requests(job, pool) + version_of(job).spare_slot
         graphs = record("sglang", "cuda_graphs_small" if graph_sequences(job) <= 32 else "cuda_graphs")
         for i in range(job.deployment.gpus):
-            lines.append(record_line(self._context(job), "CUDA context", i))
+            lines.append(record_line(context_held(job), "CUDA context", i))
             lines.append(Line("overhead", "request table", table_bytes(job, pool),
                               Formula("4 × {R} (requests) × ({C} (context_length) + 4)", {"R": requests, "C": length}), TABLE_SOURCE, device=i))
             lines.append(record_line(record("sglang", "attention_workspace"), "attention workspace", i))
@@ -211,7 +212,7 @@ class Sglang(Server):
 
     def pool(self, job: Job) -> Pool | None:
         """What the static fraction leaves beside the weights on the tightest GPU."""
-        context = self._context(job)
+        context = context_held(job)
         return pool_of(job, lambda j: Ledger.of(self.weight_lines(j)), (context.low, context.value, context.high))
 
     def start_command(self, job: Job) -> str | None:
@@ -246,6 +247,3 @@ class Sglang(Server):
         if settings["disable_cuda_graph"]:
             words.append("--disable-cuda-graph")
         return shlex.join(words)
-
-    def _context(self, job: Job) -> Record:
-        return record("sglang", "context_tp" if job.deployment.gpus > 1 else "context")

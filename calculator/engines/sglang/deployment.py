@@ -37,6 +37,7 @@ SINCE: dict[Release, Version] = {
     (0, 5, 20): Version("chunk", 1, "breakable", wide_small_cards=True),
     (0, 5, 22): Version("chunk", 1, "breakable", wide_small_cards=True, graphs_to_requests=True),
 }
+UNIFIED_SINCE = (0, 5, 9)  # srt/utils/common.py L525-533 get_available_gpu_memory; v0.5.8 asks CUDA alone
 HISTORY = History(SINCE, newest=(0, 5, 23))
 
 
@@ -50,10 +51,17 @@ def context_length(job: Job) -> int:
     return int(job.deployment.settings.get("context_length") or job.model.max_position_embeddings)
 
 
+def unified(job: Job) -> bool:
+    """Whether GPU and CPU share their memory: what is free is then what the system calls available, since 0.5.9."""
+    return job.gpu is not None and job.gpu.segment == "unified" and HISTORY.covered(job.deployment.engine_version) >= UNIFIED_SINCE
+
+
 def card_mib(job: Job) -> int | None:
     """The card's memory as nvidia-smi prints it, which the defaults go by [MiB]."""
     if job.gpu is None:
         return None
     gpu = job.gpu
+    if unified(job):  # nvidia-smi says nothing, and the server asks CUDA
+        return max(usable_memory(gpu).value // MIB, 1)
     size = gpu.nvml_total_bytes or (gpu.memory_sold_bytes if gpu.memory_sold_bytes.verified else usable_memory(gpu))
     return max(size.value // MIB, 1)

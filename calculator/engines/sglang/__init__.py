@@ -14,6 +14,14 @@ from calculator.engines.ranks import (
 from calculator.engines.records import record, record_line
 from calculator.engines.server import Server
 from calculator.engines.settings import COUNT, Real, Setting
+from calculator.engines.sglang.attention import (
+    BACKENDS,
+    WORKSPACE_SOURCE,
+    backend_of,
+    check_backend,
+    page_of,
+    workspace,
+)
 from calculator.engines.sglang.defaults import chunk_of, graph_sequences, prefill_tokens, static_fraction, whole_chunk
 from calculator.engines.sglang.deployment import HISTORY, VERSIONS, context_length, version_of
 from calculator.engines.sglang.families import FAMILIES, check_family, family_of, rotary_elements
@@ -56,7 +64,7 @@ class Sglang(Server):
     history = HISTORY
     oldest_card = (7, 5)
     too_old = "SGLang only supports sm75 and above."
-    beside = ("CUDA context", "peak activation", "request table", "attention workspace", "CUDA graphs")
+    beside = ("CUDA context", "peak activation", "request table", "attention workspace", "kernel buffers", "CUDA graphs")
     image_source = "sglang srt/managers/mm_utils.py: images are encoded in the pass, outside the static fraction"
     settings: ClassVar[dict[str, Setting]] = {
         "mem_fraction_static": Setting(None, Real(0, 1), "share of the free memory for weights and cache; default by card, ranks and version"),
@@ -64,7 +72,8 @@ class Sglang(Server):
         "max_total_tokens": Setting(None, COUNT, "most tokens of the pool"),
         "chunked_prefill_size": Setting(None, range(-1, COUNT.stop), "tokens of a prefill pass, -1 for whole prompts; default by card"),
         "context_length": Setting(None, COUNT, "longest sequence [tokens]; default the model's limit"),
-        "page_size": Setting(1, range(1, 1025), "tokens of a page of the pool"),
+        "page_size": Setting(1, range(1, 1025), "tokens of a page of the pool; TensorRT-LLM's kernels make 64 of 1"),
+        "attention_backend": Setting(None, BACKENDS, "attention kernels, which set buffers and pages; default by card, model and version"),
         "tensor_parallel_size": Setting(1, range(1, 1025), "ranks that each layer is split over"),
         "ep_size": Setting(1, range(1, 1025), "ranks that the experts are dealt out over"),
         "dp_size": Setting(1, range(1, 1025), "groups of ranks with attention and a cache of their own, with enable_dp_attention"),
@@ -103,9 +112,10 @@ class Sglang(Server):
         if experts_alone(model, job.scheme) and not (job.gpu and (job.gpu.compute_capability or "").startswith(("9.", "10."))):
             raise NotModelled("gpt_oss in mxfp4 on cards other than Hopper and Blackwell: its layout there hasn't been read", hint="--gpu, --quant bf16, or --engine vllm")
         self.check_window(job)
-        if chunk_of(job) % int(settings["page_size"]):
-            raise BadValue(f"chunked_prefill_size {chunk_of(job):,} is no multiple of page_size {settings['page_size']}", hint="page_size=1")
+        if chunk_of(job) % page_of(job):
+            raise BadValue(f"chunked_prefill_size {chunk_of(job):,} is no multiple of page_size {page_of(job)}", hint="page_size=1")
         check_format(job)
+        check_backend(job)
         check_ranks(job)
         check_lora(job)
 
@@ -126,7 +136,7 @@ class Sglang(Server):
 
     def cache_lines(self, job: Job, phase: str) -> list[Line]:  # noqa: ARG002
         """Slots of the sequences, in whole pages."""
-        slots = align_up(job.workload.context, int(job.deployment.settings["page_size"]))
+        slots = align_up(job.workload.context, page_of(job))
         count, mla = ceil_div(job.workload.sequences, attention_groups(job)), job.model.mla
         note = "the compressed row is on every rank" if mla and ranks_of(job) > 1 else ""
         if not mla and ranks_of(job) // attention_groups(job) > job.model.num_key_value_heads:
@@ -160,7 +170,7 @@ class Sglang(Server):
             lines.append(record_line(context_held(job), "CUDA context", i))
             lines.append(Line("overhead", "request table", table_bytes(job, pool),
                               Formula("4 × {R} (requests) × ({C} (context_length) + 4)", {"R": requests, "C": length}), TABLE_SOURCE, device=i))
-            lines.append(record_line(record("sglang", "attention_workspace"), "attention workspace", i))
+            lines += [self._workspace(job, i), record_line(record("sglang", "attention_beside"), "kernel buffers", i)]
             if images:
                 lines.append(Line("overhead", "image caches", images, Formula("{n} × {M} (bytes)", {"n": images // MIB, "M": MIB}), IMAGES_SOURCE, low=0, device=i,
                                   note="kept free of the pool for embeddings and features of images"))  # fmt: skip
@@ -169,6 +179,13 @@ class Sglang(Server):
             else:
                 lines.append(record_line(graphs, "CUDA graphs", i))
         return lines  # fmt: skip
+
+    def _workspace(self, job: Job, device: int) -> Line:
+        """The attention backend's buffers; where none is known by card, any backend's."""
+        nbytes, backend = workspace(job)
+        if backend == "unknown":
+            return record_line(record("sglang", "attention_workspace"), "attention workspace", device)
+        return Line("overhead", "attention workspace", nbytes, Formula("{n}", {"n": nbytes}), WORKSPACE_SOURCE, device=device, note=f"{backend}'s")
 
     def peak(self, job: Job, phase: str) -> Peak:  # noqa: ARG002
         """The largest step of a prefill pass."""
@@ -185,7 +202,7 @@ class Sglang(Server):
 
     def dynamic(self, job: Job, phase: str) -> Dynamic:  # noqa: ARG002
         """The cache: chunk, table and graphs don't follow the requests."""
-        cell, page, groups = self.kv_bytes_per_token(job), int(job.deployment.settings["page_size"]), attention_groups(job)
+        cell, page, groups = self.kv_bytes_per_token(job), page_of(job), attention_groups(job)
         slot = sum(slot_bytes(job, share) for share in shares_of(job))
         each = slots_a_request(job)
 
@@ -200,14 +217,16 @@ class Sglang(Server):
         """With the server's choices filled in."""
         given = job.deployment.settings.get("max_running_requests")
         derived: dict[str, str | int | bool | float] = {
-            "mem_fraction_static": static_fraction(job), "chunked_prefill_size": whole_chunk(job) or -1, "context_length": context_length(job),
+            "mem_fraction_static": static_fraction(job), "chunked_prefill_size": whole_chunk(job) or -1, "context_length": context_length(job), "page_size": page_of(job),
             "max_running_requests": int(given) if given is not None else running_requests(job, self.pool(job)) * attention_groups(job),
         }  # fmt: skip
+        if backend := backend_of(job):
+            derived["attention_backend"] = backend
         return dict(job.deployment.settings) | derived
 
     def for_one(self, job: Job) -> int:
         """Cache of one sequence on the fullest GPU."""
-        slots = align_up(job.workload.context, int(job.deployment.settings["page_size"]))
+        slots = align_up(job.workload.context, page_of(job))
         return slots * max(cell_bytes(job, share) for share in shares_of(job))
 
     def pool(self, job: Job) -> Pool | None:
@@ -229,6 +248,7 @@ class Sglang(Server):
             words += [f"--{name.replace('_', '-')}", f"{chosen[name]:g}" if isinstance(chosen[name], float) else str(chosen[name])]
         if (limit := settings.get("max_total_tokens")) is not None:
             words += ["--max-total-tokens", str(limit)]
+        words += ["--attention-backend", str(settings["attention_backend"])] if settings.get("attention_backend") else []
         if job.deployment.kv_dtype == "fp8":
             words += ["--kv-cache-dtype", "fp8_e4m3"]
         for name in ("ep_size", "dp_size"):

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from calculator.engines.base import Job, Pool
 from calculator.engines.ranks import kv_element_bytes, shares_of
+from calculator.engines.sglang.attention import page_of
 from calculator.engines.sglang.defaults import sees_images, static_fraction
 from calculator.engines.sglang.deployment import HISTORY, card_mib, context_length, version_of
 from calculator.engines.sglang.families import full_layer, windowed
@@ -120,7 +121,7 @@ def pool_of(job: Job, static: Callable[[Job], Ledger], before: tuple[int, int, i
     Source: POOL_SOURCE. The buffers hold one page more, for padded tokens.
     """
     settings = job.deployment.settings
-    page, limit = int(settings["page_size"]), settings.get("max_total_tokens")
+    page, limit = page_of(job), settings.get("max_total_tokens")
     if job.gpu is None and limit is None:
         return None
     shares, ledger, held = shares_of(job), static(job), None

@@ -60,3 +60,12 @@ def test_tensorrt_llm_s_kernels_make_pages_of_64():
 def test_a_backend_that_cannot_be_is_refused(model, gpu, tp, backend, words):
     with pytest.raises(Unsupported, match=words):
         sized(model, gpu, "0.5.12", tp, attention_backend=backend)
+
+
+@pytest.mark.parametrize(("model", "gpu", "settings", "printed"), [("qwen3-8b", "B200", {}, 2.32), ("qwen3-30b-a3b", "RTX PRO 6000 Blackwell Workstation Edition", {"max_total_tokens": 4096, "mem_fraction_static": 0.9}, 0.88)])
+def test_prefill_graphs_and_the_pass_they_keep_are_what_logs_print(model, gpu, settings, printed):
+    """Capture keeps the largest chunk's activations, and some MiB outside torch for each graph."""
+    found = sized(model, gpu, "0.5.12", **settings)
+    lines = [beside(found)["prefill graphs"], *(line for line in found.ledger.lines if line.name == "peak activation")]
+    assert sum(line.low_bytes for line in lines) <= printed * 2**30 <= sum(line.high_bytes for line in lines)
+    assert "prefill graphs" not in beside(sized(model, gpu, "0.5.9", **settings))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from typing import Any, ClassVar
 
 from calculator.engines.base import Dynamic, Job, Pool
@@ -22,12 +21,13 @@ from calculator.engines.sglang.attention import (
     page_of,
     workspace,
 )
-from calculator.engines.sglang.defaults import chunk_of, graph_sequences, prefill_tokens, static_fraction, whole_chunk
+from calculator.engines.sglang.command import start_command
+from calculator.engines.sglang.defaults import chunk_of, prefill_tokens, static_fraction, whole_chunk
 from calculator.engines.sglang.deployment import HISTORY, VERSIONS, context_length, version_of
 from calculator.engines.sglang.families import FAMILIES, check_family, family_of, rotary_elements
 from calculator.engines.sglang.formats import check_format
 from calculator.engines.sglang.layouts import check_lora, extra_lines
-from calculator.engines.sglang.overheads import context_held, load_slack
+from calculator.engines.sglang.overheads import context_held, graph_lines, load_slack
 from calculator.engines.sglang.pool import (
     IMAGES_SOURCE,
     MLA_SOURCE,
@@ -64,7 +64,7 @@ class Sglang(Server):
     history = HISTORY
     oldest_card = (7, 5)
     too_old = "SGLang only supports sm75 and above."
-    beside = ("CUDA context", "peak activation", "request table", "attention workspace", "kernel buffers", "CUDA graphs")
+    beside = ("CUDA context", "peak activation", "request table", "attention workspace", "kernel buffers", "CUDA graphs", "prefill graphs")
     image_source = "sglang srt/managers/mm_utils.py: images are encoded in the pass, outside the static fraction"
     settings: ClassVar[dict[str, Setting]] = {
         "mem_fraction_static": Setting(None, Real(0, 1), "share of the free memory for weights and cache; default by card, ranks and version"),
@@ -165,7 +165,6 @@ class Sglang(Server):
         """What is held before the weights, and what comes after the pool."""
         lines, pool, length, images = [], self.pool(job), context_length(job), image_bytes(job)
         requests = running_requests(job, pool) + version_of(job).spare_slot
-        graphs = record("sglang", "cuda_graphs_small" if graph_sequences(job) <= 32 else "cuda_graphs")
         for i in range(job.deployment.gpus):
             lines.append(record_line(context_held(job), "CUDA context", i))
             lines.append(Line("overhead", "request table", table_bytes(job, pool),
@@ -174,10 +173,7 @@ class Sglang(Server):
             if images:
                 lines.append(Line("overhead", "image caches", images, Formula("{n} × {M} (bytes)", {"n": images // MIB, "M": MIB}), IMAGES_SOURCE, low=0, device=i,
                                   note="kept free of the pool for embeddings and features of images"))  # fmt: skip
-            if job.deployment.settings["disable_cuda_graph"]:
-                lines.append(Line("overhead", "CUDA graphs", 0, Formula("0"), "setting disable_cuda_graph", device=i, note="none: disable_cuda_graph"))
-            else:
-                lines.append(record_line(graphs, "CUDA graphs", i))
+            lines += graph_lines(job, i)
         return lines  # fmt: skip
 
     def _workspace(self, job: Job, device: int) -> Line:
@@ -236,34 +232,4 @@ class Sglang(Server):
 
     def start_command(self, job: Job) -> str | None:
         """`sglang.launch_server` with the flags of this deployment."""
-        settings, scheme, chosen = job.deployment.settings, job.scheme, self.resolved_settings(job)
-        words = ["SGLANG_ALLOW_OVERWRITE_LONGER_CONTEXT_LEN=1"] if settings["allow_overwrite_longer_context_len"] else []
-        words += ["python", "-m", "sglang.launch_server", "--model-path", job.checkpoint if scheme.family == "plain" or (job.published and job.hf_id is not None) else f"{job.model.id}-{scheme.name}",
-                  "--dtype", compute_dtype(job.model, scheme), "--tensor-parallel-size", str(ranks_of(job))]  # fmt: skip
-        if (stages := job.deployment.gpus // ranks_of(job)) > 1:
-            words += ["--pipeline-parallel-size", str(stages)]
-        for name in ("context_length", "mem_fraction_static", "max_running_requests", "chunked_prefill_size", "page_size"):
-            if name == "max_running_requests" and settings.get(name) is None:
-                continue  # set, it also bounds what is captured
-            words += [f"--{name.replace('_', '-')}", f"{chosen[name]:g}" if isinstance(chosen[name], float) else str(chosen[name])]
-        if (limit := settings.get("max_total_tokens")) is not None:
-            words += ["--max-total-tokens", str(limit)]
-        words += ["--attention-backend", str(settings["attention_backend"])] if settings.get("attention_backend") else []
-        if job.deployment.kv_dtype == "fp8":
-            words += ["--kv-cache-dtype", "fp8_e4m3"]
-        for name in ("ep_size", "dp_size"):
-            words += [f"--{name.replace('_', '-')}", str(settings[name])] if int(settings[name]) > 1 else []
-        if layers_of(job, shares_of(job)[0])[1]:
-            words += ["--swa-full-tokens-ratio", f"{settings['swa_full_tokens_ratio']:g}"]
-        if job.model.recurrent:
-            words += ["--mamba-full-memory-ratio", f"{settings['mamba_full_memory_ratio']:g}"]
-            words += ["--max-mamba-cache-size", str(settings["max_mamba_cache_size"])] if settings.get("max_mamba_cache_size") else []
-        words += ["--disable-radix-cache"] if settings["disable_radix_cache"] else []
-        words += ["--enable-dp-attention"] if settings["enable_dp_attention"] else []
-        if settings["enable_lora"]:
-            modules = ["all"] if settings["lora_target_modules"] == "all" else ["q_proj", "k_proj", "v_proj", "o_proj"]
-            words += ["--enable-lora", "--max-lora-rank", str(settings["max_lora_rank"]), "--max-loras-per-batch", str(settings["max_loras_per_batch"]),
-                      "--lora-target-modules", *modules]  # fmt: skip
-        if settings["disable_cuda_graph"]:
-            words.append("--disable-cuda-graph")
-        return shlex.join(words)
+        return start_command(job, self.resolved_settings(job))

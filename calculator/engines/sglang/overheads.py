@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from calculator.engines.base import Job
-from calculator.engines.records import Record, record
+from calculator.engines.records import Record, record, record_line
+from calculator.engines.sglang.defaults import graph_sequences, prefill_graphs, prefill_in_graphs
 from calculator.engines.sglang.deployment import unified
+from calculator.ledger import Formula, Line
 from calculator.quantization import experts_alone
 
 
@@ -20,3 +22,19 @@ def load_slack(job: Job) -> Record:
     if unified(job):
         return record("sglang", "load_slack_unified")
     return record("sglang", "load_slack_repacked" if experts_alone(job.model, job.scheme) else "load_slack")
+
+
+def graph_lines(job: Job, device: int) -> list[Line]:
+    """CUDA graphs of decode by their largest batch, and of prefill by their number."""
+    lines = []
+    if job.deployment.settings["disable_cuda_graph"]:
+        lines.append(Line("overhead", "CUDA graphs", 0, Formula("0"), "setting disable_cuda_graph", device=device, note="none: disable_cuda_graph"))
+    else:
+        lines.append(record_line(record("sglang", "cuda_graphs_small" if graph_sequences(job) <= 32 else "cuda_graphs"), "CUDA graphs", device))
+    if prefill_in_graphs(job) and job.model.mla:
+        lines.append(record_line(record("sglang", "prefill_graphs_mla"), "prefill graphs", device))
+    elif prefill_in_graphs(job):
+        each, count = record("sglang", "prefill_graph"), prefill_graphs(job)
+        lines.append(Line("overhead", "prefill graphs", count * each.value, Formula("{n} (graphs) × {g} (bytes)", {"n": count, "g": each.value}), each.source, basis=each.basis,
+                          low=count * each.low, high=count * each.high, device=device, note=each.note))  # fmt: skip
+    return lines

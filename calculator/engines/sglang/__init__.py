@@ -47,7 +47,7 @@ from calculator.engines.sglang.steps import COPIES, STEPS_SOURCE, prefill
 from calculator.engines.weights import weight_lines
 from calculator.errors import BadValue, NotModelled, Unsupported
 from calculator.ledger import Formula, Ledger, Line
-from calculator.quantization import compute_dtype, experts_alone
+from calculator.quantization import experts_alone
 from calculator.spec import ModelSpec
 from calculator.steps import Peak
 from calculator.units import MIB, align_up, ceil_div

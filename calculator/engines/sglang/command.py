@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from calculator.engines.base import Job
 from calculator.engines.ranks import ranks_of, shares_of
+from calculator.engines.sglang.defaults import lowered_if_set
 from calculator.engines.sglang.pool import layers_of
 from calculator.quantization import compute_dtype
 
@@ -20,9 +21,14 @@ def start_command(job: Job, chosen: Mapping[str, str | int | bool | float]) -> s
     if (stages := job.deployment.gpus // ranks_of(job)) > 1:
         words += ["--pipeline-parallel-size", str(stages)]
     for name in ("context_length", "mem_fraction_static", "max_running_requests", "chunked_prefill_size", "page_size"):
+        value = chosen[name]
         if name == "max_running_requests" and settings.get(name) is None:
             continue  # set, it also bounds what is captured
-        words += [f"--{name.replace('_', '-')}", f"{chosen[name]:g}" if isinstance(chosen[name], float) else str(chosen[name])]
+        if name == "mem_fraction_static" and lowered_if_set(job):
+            if settings.get(name) is None:
+                continue
+            value = float(settings[name])
+        words += [f"--{name.replace('_', '-')}", f"{value:g}" if isinstance(value, float) else str(value)]
     if (limit := settings.get("max_total_tokens")) is not None:
         words += ["--max-total-tokens", str(limit)]
     words += ["--attention-backend", str(settings["attention_backend"])] if settings.get("attention_backend") else []

@@ -125,11 +125,16 @@ def static_fraction(job: Job) -> float:
     fraction = _by_card(job) if given is None else float(given)
     if not images:
         return fraction
-    if release < (0, 4, 9):  # whoever set it
+    if lowered_if_set(job):
         return fraction * (0.95 if release < (0, 4, 4) else 0.9)
     if given is not None:
         return fraction
     return fraction * (0.9 if release < (0, 4, 10) else tower_factor(job.model.vision_layers or 24, job.model.vision_hidden_size or 1024))
+
+
+def lowered_if_set(job: Job) -> bool:
+    """Whether the server lowers a fraction that somebody set, too: for a tower, before 0.4.9."""
+    return sees_images(job.model) and HISTORY.covered(job.deployment.engine_version) < (0, 4, 9)
 
 
 def tower_factor(layers: int, width: int) -> float:

@@ -87,6 +87,21 @@ def test_a_stated_fraction_gives_every_release_the_same_pool():
     assert len(set(pools)) == 1
 
 
+def test_all_has_embedding_and_head_since_0_5_10_twice():
+    """Both tables of the pool are made for both names; a head that is split has its rank's rows."""
+    lora = {"enable_lora": 1, "max_lora_rank": 16, "max_loras_per_batch": 2}
+
+    def slots(version, tp=1, **settings):
+        found = sized("llama-3.1-8b", gpu="H100 SXM5 80GB", engine_version=version, gpus=tp, settings=lora | settings | {"tensor_parallel_size": tp})
+        return next(line.nbytes for line in found.ledger.on(0).lines if line.name == "LoRA slots")
+
+    h, v = 4096, 128256
+    assert slots("0.5.9") == slots("0.5.6")
+    assert slots("0.5.10") - slots("0.5.9") == 2 * 2 * 16 * 2 * (v + 2 * h + v)
+    assert slots("0.5.23", 2) - slots("0.5.9", 2) == 2 * 2 * 16 * 2 * (v + 2 * h + v // 2)
+    assert slots("0.5.23", lora_target_modules="attention") == slots("0.5.6", lora_target_modules="attention")
+
+
 @pytest.mark.parametrize(
     ("model", "options", "error"),
     [("glm-4.5-air", {"engine_version": "0.4.9"}, NotModelled), ("gpt-oss-20b", {"gpu": "RTX 4090"}, NotModelled),
@@ -94,7 +109,7 @@ def test_a_stated_fraction_gives_every_release_the_same_pool():
      ("deepseek-v3", {"settings": TP8 | {"enable_dp_attention": 1}}, BadValue), ("deepseek-v3", {"settings": TP8 | {"dp_size": 3, "enable_dp_attention": 1}}, BadValue),
      ("llama-3.1-8b", {"gpus": 2, "settings": {"tensor_parallel_size": 2, "ep_size": 2}}, Unsupported),
      ("deepseek-v3", {"settings": {"tensor_parallel_size": 32}}, Unsupported), ("llama-3.1-8b", {"settings": {"enable_lora": 1}}, BadValue),
-     ("llama-3.1-8b", {"settings": {"enable_lora": 1, "max_lora_rank": 8}, "engine_version": "0.5.9"}, NotModelled)],
+     ("llama-3.1-8b", {"settings": {"enable_lora": 1, "max_lora_rank": 8}, "engine_version": "0.4.9"}, NotModelled), ("qwen3-30b-a3b", {"settings": {"enable_lora": 1, "max_lora_rank": 8}}, NotModelled)],
 )  # fmt: skip
 def test_what_is_refused(model, options, error):
     with pytest.raises(error) as raised:

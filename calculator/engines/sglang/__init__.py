@@ -13,6 +13,7 @@ from calculator.engines.ranks import (
 from calculator.engines.records import record, record_line
 from calculator.engines.server import Server
 from calculator.engines.settings import COUNT, Real, Setting
+from calculator.engines.sglang.adapters import check_lora
 from calculator.engines.sglang.attention import (
     BACKENDS,
     WORKSPACE_SOURCE,
@@ -26,7 +27,7 @@ from calculator.engines.sglang.defaults import chunk_of, prefill_tokens, static_
 from calculator.engines.sglang.deployment import HISTORY, VERSIONS, context_length, version_of
 from calculator.engines.sglang.families import FAMILIES, check_family, family_of, rotary_elements
 from calculator.engines.sglang.formats import check_format
-from calculator.engines.sglang.layouts import check_lora, extra_lines
+from calculator.engines.sglang.layouts import extra_lines
 from calculator.engines.sglang.overheads import context_held, graph_lines, load_slack
 from calculator.engines.sglang.pool import (
     IMAGES_SOURCE,

@@ -4,54 +4,17 @@ from __future__ import annotations
 
 from calculator.engines.base import Job
 from calculator.engines.mxfp4 import mxfp4_extra
-from calculator.engines.ranks import element_bytes, ranks_of
-from calculator.engines.sglang.deployment import HISTORY
+from calculator.engines.ranks import element_bytes
+from calculator.engines.sglang.adapters import lora_line
 from calculator.engines.sglang.families import ABSORBED_SOURCE, family_of, full_layer
 from calculator.engines.sglang.ranks import held, rank_spec
-from calculator.errors import BadValue, NotModelled
 from calculator.ledger import Formula, Line
 from calculator.parallelism import Share
 from calculator.quantization import experts_alone
 
-LORA_SOURCE = "sglang v0.5.2 and v0.5.6 srt/lora/mem_pool.py get_lora_A_shape, get_lora_B_shape, init_buffers: 16-bit buffers of all slots, before the pool"
-LORA_RELEASES = ((0, 5, 0), (0, 5, 6))  # read; later ones may count embedding and head among "all"
 ROUTER_SOURCE = "sglang v0.5.6 srt/models/minimax_m2.py L178: params_dtype float32"
 VALUES_SOURCE = "sglang srt/models/gemma4_causal.py @03826cdd9 load_weights: attention_k_eq_v loads k_proj as v too"
 MXFP4_SOURCE = "sglang v0.5.6 srt/layers/quantization/mxfp4.py, the same kernels as vllm's: triton_kernels on Hopper, FlashInfer on Blackwell"
-
-
-def check_lora(job: Job) -> None:
-    """Refuse adapters where their buffers haven't been read."""
-    settings = job.deployment.settings
-    if not settings["enable_lora"]:
-        if settings.get("max_lora_rank"):
-            raise BadValue("max_lora_rank without enable_lora", hint="--set enable_lora=1")
-        return
-    if not settings.get("max_lora_rank"):
-        raise BadValue("enable_lora without max_lora_rank: the server takes it of its adapters", hint="--set max_lora_rank=64")
-    release = HISTORY.covered(job.deployment.engine_version)
-    if not LORA_RELEASES[0] <= release <= LORA_RELEASES[1]:
-        raise NotModelled(f"sglang {job.deployment.engine_version} with enable_lora", allowed="0.5.0 to 0.5.6", hint="--engine-version 0.5.6")
-    if job.model.num_experts or job.model.mla:
-        raise NotModelled(f"sglang with enable_lora for {job.model.model_type}", hint="leaving it out")
-
-
-def lora_line(job: Job, share: Share) -> Line | None:
-    """Buffers of all adapter slots on one rank: A whole for column-split layers, B for row-split ones; of all layers, also in pipeline stages.
-
-    bytes = e L S r (A inputs x stacked + B outputs)        S max_loras_per_batch, r max_lora_rank               derived
-    """
-    settings, model, rank = job.deployment.settings, job.model, rank_spec(job)
-    if not settings["enable_lora"]:
-        return None
-    h, q, kv = model.hidden_size, rank.num_attention_heads * model.head_dim, model.num_key_value_heads * model.head_dim // ranks_of(job)
-    widths = 3 * h + (q + 2 * kv) + (q + h)
-    if settings["lora_target_modules"] == "all":
-        widths += 2 * h + 2 * rank.intermediate_size + rank.intermediate_size + h
-    symbols = {"e": element_bytes(job), "L": model.num_hidden_layers, "S": int(settings["max_loras_per_batch"]), "r": int(settings["max_lora_rank"]), "w": widths}
-    return Line("weights", "LoRA slots", symbols["e"] * symbols["L"] * symbols["S"] * symbols["r"] * widths,
-                Formula("{e} × {L} (layers) × {S} (slots) × {r} (rank) × {w} (inputs of A, stacked, and outputs of B)", symbols), LORA_SOURCE,
-                device=share.device, note=f"buffers for {symbols['S']} adapters of rank {symbols['r']} at once")  # fmt: skip
 
 
 def extra_lines(job: Job, share: Share) -> list[Line]:

@@ -62,7 +62,7 @@ def test_prefill_is_captured_where_the_release_has_no_rule_against_it(version, m
 
 def test_stages_are_not_captured_but_for_four_releases():
     def captured(version):
-        return prefill_in_graphs(estimate("llama-3.1-8b", engine="sglang", engine_version=version, gpu="H200", gpus=2).job)
+        return prefill_in_graphs(estimate("llama-3.1-8b", engine="sglang", engine_version=version, gpu="H200", gpus=2, settings={"tensor_parallel_size": 1}).job)
 
     assert [captured(v) for v in ("0.5.14", "0.5.15", "0.5.18", "0.5.19")] == [False, True, True, False]
 

@@ -8,11 +8,15 @@ from calculator.engines.sglang.defaults import graph_sequences, prefill_graphs, 
 from calculator.engines.sglang.deployment import unified
 from calculator.ledger import Formula, Line
 from calculator.quantization import experts_alone
+from calculator.units import GIB
+
+LARGE_UNIFIED = 100 * GIB  # a DGX Spark, whose logs say what its system holds; a small board's holds less, and no log says how much
 
 
 def context_held(job: Job) -> Record:
     """What is held on a GPU before the weights are loaded."""
-    return record("sglang", "context_tp" if job.deployment.gpus > 1 else "context_unified" if unified(job) else "context")
+    large = unified(job) and job.gpu is not None and job.gpu.memory_sold_bytes.value >= LARGE_UNIFIED
+    return record("sglang", "context_tp" if job.deployment.gpus > 1 else "context_unified" if large else "context")
 
 
 def load_slack(job: Job) -> Record:

@@ -17,6 +17,7 @@ class History(Generic[V]):
         """`since` in any order; nothing before its first release is covered."""
         self._since, self._newest = dict(since), newest
         self._known: dict[str, V] = {}
+        self._releases: dict[str, Release] = {}
 
     def release(self, version: str) -> Release | None:
         """A version as numbers, its fourth number and post, dev or rc part left out; None where it isn't covered."""
@@ -26,9 +27,11 @@ class History(Generic[V]):
 
     def covered(self, version: str) -> Release:
         """The same of a version that `Server.covers`."""
-        found = self.release(version)
-        assert found is not None
-        return found
+        if version not in self._releases:
+            found = self.release(version)
+            assert found is not None
+            self._releases[version] = found
+        return self._releases[version]
 
     def at(self, version: str) -> V:
         """What holds in a covered version."""

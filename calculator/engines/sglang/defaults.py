@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from calculator.engines.base import Job
 from calculator.engines.ranks import ranks_of
 from calculator.engines.releases import Release
@@ -101,6 +103,7 @@ def prefill_in_graphs(job: Job) -> bool:
     return not (stages and release >= (0, 5, 19))
 
 
+@lru_cache(maxsize=256)
 def piecewise_graphs(most: int) -> int:
     """Number of prefill graphs up to `most` tokens. Source: sglang v0.5.10 srt/server_args.py L1397-1415; v0.5.23 srt/arg_groups/cuda_graph_hook.py L480-497."""
     sizes = (*range(4, 33, 4), *range(48, 257, 16), *range(288, 513, 32), *range(576, 1025, 64), *range(1280, 4097, 256), *range(4608, most + 1, 512))

@@ -24,9 +24,10 @@ def slot_bytes(job: Job, share: Share) -> int:
 
     Equals the logged pools of 361 slots of Qwen3.5 27B (50.77 and 0.99 GiB), 83 of 397B on 2 ranks and 2,212 of a Nemotron-H on 4.  derived
     """
-    own = rank_spec(job).recurrent
-    if own is None:
+    if job.model.recurrent is None:
         return 0
+    own = rank_spec(job).recurrent
+    assert own is not None
     count = len(set(share.layers) & set(job.model.recurrent_layers))
     return count * (2 * (own.conv_kernel - 1) * own.conv_channels + 4 * own.state_elements)
 

@@ -87,6 +87,21 @@ def test_a_stated_fraction_gives_every_release_the_same_pool():
     assert len(set(pools)) == 1
 
 
+def test_a_windowed_pool_is_sized_by_its_requests_without_a_radix_tree_since_0_5_14():
+    """16 requests of gpt-oss 20B: 127 tokens of window, 128 until they are evicted and a page twice; two chunks and a page."""
+    settings = {"disable_radix_cache": 1, "max_running_requests": 16, "chunked_prefill_size": 8192}
+    options = {"gpu": "H100 SXM5 80GB", "settings": settings}
+    before, since = (sized("gpt-oss-20b", engine_version=v, **options) for v in ("0.5.13", "0.5.14"))
+    (windows,) = [line for line in since.ledger.lines if line.name == "window slots"]
+    row = 2 * 8 * 64 * 2
+    assert windows.nbytes == (16 * (127 + 128 + 2) + 2 * 8192 + 1) * 12 * row
+    assert since.kv_bytes_per_token == 12 * row
+    assert since.pool.tokens == (since.pool.nbytes - windows.nbytes) // (12 * row)
+    assert since.pool.tokens > before.pool.tokens
+    assert not [line for line in before.ledger.lines if line.name == "window slots"]
+    assert sized("gpt-oss-20b", engine_version="0.5.14", context=4096, **options).ledger.total_bytes - since.ledger.total_bytes == 2048 * 12 * row
+
+
 def test_all_has_embedding_and_head_since_0_5_10_twice():
     """Both tables of the pool are made for both names; a head that is split has its rank's rows."""
     lora = {"enable_lora": 1, "max_lora_rank": 16, "max_loras_per_batch": 2}

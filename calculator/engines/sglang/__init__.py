@@ -30,6 +30,7 @@ from calculator.engines.sglang.formats import check_format
 from calculator.engines.sglang.layouts import extra_lines
 from calculator.engines.sglang.overheads import context_held, graph_lines, load_slack
 from calculator.engines.sglang.pool import (
+    CAP_SOURCE,
     IMAGES_SOURCE,
     MLA_SOURCE,
     POOL_SOURCE,
@@ -41,6 +42,8 @@ from calculator.engines.sglang.pool import (
     row_bytes,
     running_requests,
     table_bytes,
+    window_bytes,
+    window_tokens,
 )
 from calculator.engines.sglang.ranks import attention_groups, check_ranks, held, rank_spec
 from calculator.engines.sglang.states import PADDING, slot_bytes, slots_a_request, state_line
@@ -145,6 +148,11 @@ class Sglang(Server):
         lines = []
         for share in shares_of(job):
             full, near = layers_of(job, share)
+            if fixed := window_bytes(job, share):
+                capped = {"T": window_tokens(job) or 0, "R": row_bytes(job, near=True), "W": near}
+                lines.append(Line("kv_cache", "window slots", fixed, Formula("{T} (tokens) × {R} (bytes a layer) × {W} (layers)", capped), CAP_SOURCE, device=share.device,
+                                  note="sized by max_running_requests, without a radix tree"))  # fmt: skip
+                near = 0
             ratio = float(job.deployment.settings["swa_full_tokens_ratio"])
             if (states := state_line(job, share, count)) is not None:
                 lines.append(states)
@@ -201,11 +209,11 @@ class Sglang(Server):
         """The cache: chunk, table and graphs don't follow the requests."""
         cell, page, groups = self.kv_bytes_per_token(job), page_of(job), attention_groups(job)
         slot = sum(slot_bytes(job, share) for share in shares_of(job))
-        each = slots_a_request(job)
+        each, windows = slots_a_request(job), sum(window_bytes(job, share) for share in shares_of(job))
 
         def taken(context: int, sequences: int) -> tuple[int, int]:
             count = ceil_div(sequences, groups)
-            cache = count * align_up(context, page) * cell + (count * each + PADDING) * slot
+            cache = count * align_up(context, page) * cell + (count * each + PADDING) * slot + windows
             return cache, cache
 
         return taken
@@ -224,7 +232,7 @@ class Sglang(Server):
     def for_one(self, job: Job) -> int:
         """Cache of one sequence on the fullest GPU."""
         slots = align_up(job.workload.context, page_of(job))
-        return slots * max(cell_bytes(job, share) for share in shares_of(job))
+        return max(slots * cell_bytes(job, share) + window_bytes(job, share) for share in shares_of(job))
 
     def pool(self, job: Job) -> Pool | None:
         """What the static fraction leaves beside the weights on the tightest GPU."""

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from calculator.engines.base import Job, Pool
 from calculator.engines.ranks import kv_element_bytes, shares_of
 from calculator.engines.sglang.attention import page_of
-from calculator.engines.sglang.defaults import sees_images, static_fraction
+from calculator.engines.sglang.defaults import chunk_of, sees_images, static_fraction
 from calculator.engines.sglang.deployment import HISTORY, card_mib, context_length, version_of
 from calculator.engines.sglang.families import full_layer, windowed
 from calculator.engines.sglang.ranks import attention_groups, rank_spec
@@ -16,7 +16,7 @@ from calculator.ledger import Ledger
 from calculator.memory import usable_memory
 from calculator.parallelism import Share
 from calculator.spec import Quantity
-from calculator.units import GIB, MIB
+from calculator.units import GIB, MIB, align_up
 
 POOL_SOURCE = "sglang v0.4.9 srt/model_executor/model_runner.py profile_max_num_token L928-963; v0.5.6 L1367"
 TABLE_SOURCE = "sglang v0.4.9 srt/mem_cache/memory_pool.py ReqToTokenPool L48-71; model_runner.py init_memory_pool"
@@ -24,6 +24,8 @@ REQUESTS_SOURCE = (
     "sglang v0.5.9 srt/model_executor/model_runner_kv_cache_mixin.py L343-376, v0.5.10 L847-859, v0.5.13 L876-893, v0.5.14 L981-1018; "
     "v0.5.23 srt/mem_cache/kv_cache_configurator.py L3119-3172"
 )
+CAP_SOURCE = "sglang v0.5.14 srt/model_executor/pool_configurator.py SWAChunkCapPoolConfigurator; v0.5.23 L924-1046 compute_swa_request_cap"
+EVICTION = 128  # SGLANG_SWA_EVICTION_INTERVAL
 IMAGES_SOURCE = "sglang v0.5.18 srt/mem_cache/kv_cache_configurator.py L130 mm_runtime_reservation_gb; v0.5.23 srt/arg_groups/model_overrides/qwen3_vl.py L84-119, srt/environ.py L1598-1622"
 
 MLA_SOURCE = "sglang v0.5.6 srt/model_executor/model_runner.py L1383-1388: one row of kv_lora_rank + qk_rope_head_dim a layer, on every rank"
@@ -56,7 +58,32 @@ def cell_bytes(job: Job, share: Share) -> int:
     row x (layers that keep all + swa_full_tokens_ratio x windowed layers)                                  derived
     """
     full, near = layers_of(job, share)
+    if near and window_tokens(job) is not None:
+        return row_bytes(job) * full
     return row_bytes(job) * full + round(row_bytes(job, near=True) * near * float(job.deployment.settings["swa_full_tokens_ratio"]))
+
+
+def window_tokens(job: Job) -> int | None:
+    """Tokens of a windowed pool that is sized by its requests: without a radix tree, max_running_requests set, since 0.5.14; else None.
+
+    tokens = R (w + 128 + 2 p) + 2 c + p, in pages      R requests of one group, w the window, p page_size, c the chunk       derived
+
+    Source: CAP_SOURCE. The windows of gpt-oss and Gemma are a token less than their configs say.
+    """
+    settings, release, model = job.deployment.settings, HISTORY.covered(job.deployment.engine_version), job.model
+    given, chunk, page = settings.get("max_running_requests"), chunk_of(job), page_of(job)
+    if release < (0, 5, 14) or not settings["disable_radix_cache"] or given is None or not chunk or not model.sliding_window or not windowed(model, release):
+        return None
+    window = model.sliding_window - (0 if model.model_type == "llama4_text" else 1)
+    requests = max(int(given) // attention_groups(job), 1)
+    return align_up(requests * (window + EVICTION + 2 * page) + 2 * chunk + page, page)
+
+
+def window_bytes(job: Job, share: Share) -> int:
+    """Bytes of that pool on one GPU; 0 where windowed layers go with the others."""
+    near = layers_of(job, share)[1]
+    tokens = window_tokens(job) if near else None
+    return 0 if tokens is None else tokens * near * row_bytes(job, near=True)
 
 
 def running_requests(job: Job, pool: Pool | None) -> int:
@@ -127,7 +154,7 @@ def pool_of(job: Job, static: Callable[[Job], Ledger], before: tuple[int, int, i
     shares, ledger, held = shares_of(job), static(job), None
     if job.gpu is None:
         usable = Quantity(value=0, source="setting max_total_tokens")
-        smallest = min((int(limit or 0) * cell_bytes(job, share), int(limit or 0), share) for share in shares)
+        smallest = min((int(limit or 0) * cell_bytes(job, share) + window_bytes(job, share), int(limit or 0), share) for share in shares)
         bounds = (smallest[0],) * 3
         tokens = smallest[1]
     else:
@@ -140,12 +167,12 @@ def pool_of(job: Job, static: Callable[[Job], Ledger], before: tuple[int, int, i
             bounds = (whole[0] - images, whole[1] - images, whole[2] - images)
             slots = slots_of(job, share, bounds[0])
             point, low, high = (rest - (slots_of(job, share, rest) + padding) * slot_bytes(job, share) for rest in bounds)
-            left.append((max(point, 0) // cell_bytes(job, share), (point, low, high), slots))
+            left.append((max(point - window_bytes(job, share), 0) // cell_bytes(job, share), (point, low, high), slots))
         tokens, bounds, _ = min(left)
         held = min(slots for *_, slots in left)
         if limit is not None and int(limit) < tokens:
             tokens = int(limit)
-            bounds = (tokens * max(cell_bytes(job, share) for share in shares),) * 3
+            bounds = (max(tokens * cell_bytes(job, share) + window_bytes(job, share) for share in shares),) * 3
     tokens = tokens // page * page
     point, low, high = bounds
     length, work = context_length(job), job.workload
@@ -182,7 +209,7 @@ def _room(job: Job, static: Ledger, pool: Pool, before: tuple[int, int, int]) ->
     rooms = []
     for share in shares_of(job):
         part = static.on(share.device)
-        taken = pool.tokens * cell_bytes(job, share) + ((pool.states or 0) + 1) * slot_bytes(job, share) + image_bytes(job)
+        taken = pool.tokens * cell_bytes(job, share) + window_bytes(job, share) + ((pool.states or 0) + 1) * slot_bytes(job, share) + image_bytes(job)
         limited = job.deployment.settings.get("max_total_tokens") is not None
         rooms.append((max(int(least * fraction), least - part.high_bytes - taken if limited else 0), max(int(most * fraction), most - part.low_bytes - taken if limited else 0)))
     return min(low for low, _ in rooms), max(high for _, high in rooms)

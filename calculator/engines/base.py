@@ -176,6 +176,19 @@ class LacksSteps(Protocol):
 
 
 @runtime_checkable
+class Encodes(Protocol):
+    """An engine whose start-up encodes images, with formulas for some towers and deployments."""
+
+    def encodes(self, model: ModelSpec) -> bool:
+        """Whether the pass of a model's images has formulas, in some release."""
+        ...
+
+    def images_without_formula(self, job: Job) -> str:
+        """What of the images isn't modelled in a deployment; empty for nothing."""
+        ...
+
+
+@runtime_checkable
 class Starts(Protocol):
     """An engine with a command line that gives the estimated deployment."""
 

@@ -50,6 +50,8 @@ class Tower:
     in_channels: int = 3
     image_size: int = 0  # of one fixed side; 0: images keep their shape
     deep_layers: int = 0  # whose outputs are added to the text model's first layers
+    stated_layers: int = 0  # num_hidden_layers of the config itself, whose field has another name in some towers
+    stated_width: int = 0  # its hidden_size, which isn't the tower's in all of them
 
 
 @dataclass(frozen=True, slots=True)

@@ -94,7 +94,7 @@ def _missing(engine: Engine, model: ModelSpec) -> str:
     """What of a pass has no formula in an engine that knows the model type."""
     if isinstance(engine, LacksSteps) and (said := engine.lacking(model)):
         return said
-    return "its profiling run of images" if model.vision_parameters and isinstance(engine, Encodes) and not engine.encodes(model) else ""
+    return engine.images_missing(model) if isinstance(engine, Encodes) else ""
 
 
 def _knows(engine: Engine, model: ModelSpec) -> bool:

@@ -177,10 +177,10 @@ class LacksSteps(Protocol):
 
 @runtime_checkable
 class Encodes(Protocol):
-    """An engine whose start-up encodes images, with formulas for some towers and deployments."""
+    """An engine whose start-up encodes images, or leaves room for them, with formulas for some towers and deployments."""
 
-    def encodes(self, model: ModelSpec) -> bool:
-        """Whether the pass of a model's images has formulas, in some release."""
+    def images_missing(self, model: ModelSpec) -> str:
+        """What of a model's images has no formula in any release; empty for nothing."""
         ...
 
     def images_without_formula(self, job: Job) -> str:

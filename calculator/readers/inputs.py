@@ -71,6 +71,8 @@ class TowerInput(_Input):
     in_channels: Annotated[int, Field(ge=1, le=1000)] = 3
     image_size: Annotated[int, Field(ge=0, le=1_000_000)] = 0
     deep_layers: Annotated[int, Field(ge=0, le=10_000)] = 0
+    stated_layers: Annotated[int, Field(ge=0, le=10_000)] = 0
+    stated_width: Width = 0
 
 
 class ByLayerInput(_Input):

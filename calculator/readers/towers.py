@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from calculator.spec import Tower
 
 # the config's outer type -> the tower's kind
 _KINDS = {"qwen2_vl": "qwen2_vl", "qwen2_5_vl": "qwen2_5_vl", "qwen3_vl": "qwen3_vl", "qwen3_vl_moe": "qwen3_vl", "qwen3_5": "qwen3_vl", "qwen3_5_moe": "qwen3_vl",
-          "gemma3": "siglip"}  # fmt: skip
+          "gemma3": "siglip", "mistral3": "pixtral", "llama4": "llama4", "gemma4": "gemma4"}  # fmt: skip
 SIGLIP_TOKENS = 256  # mm_tokens_per_image where a config doesn't say: transformers v5.23.0 models/gemma3/configuration_gemma3.py
 
 
@@ -19,11 +20,13 @@ def tower_of(config: Mapping[str, Any]) -> Tower | None:
     if kind is None or not isinstance(vision, dict):
         return None
     try:
-        found = _siglip(vision, config) if kind == "siglip" else _qwen(kind, vision)
+        found = _siglip(vision, config) if kind == "siglip" else _qwen(kind, vision) if kind.startswith("qwen") else _other(kind, vision, config)
+        found = replace(found, stated_layers=vision.get("num_hidden_layers", 0), stated_width=vision.get("hidden_size", 0))
     except (KeyError, TypeError, ValueError, ArithmeticError):
         return None
     numbers = (found.hidden_size, found.num_heads, found.intermediate_size, found.patch_size, found.spatial_merge_size, found.temporal_patch_size, found.in_channels)
-    return found if all(isinstance(n, int) and 0 < n < 2**31 for n in numbers) else None
+    stated = (found.stated_layers, found.stated_width, found.image_size)
+    return found if all(isinstance(n, int) and 0 < n < 2**31 for n in numbers) and all(isinstance(n, int) and 0 <= n < 2**31 for n in stated) else None
 
 
 def _qwen(kind: str, v: Mapping[str, Any]) -> Tower:
@@ -48,3 +51,13 @@ def _siglip(v: Mapping[str, Any], config: Mapping[str, Any]) -> Tower:
     side, tokens = v["image_size"] // v["patch_size"], int(config.get("mm_tokens_per_image", SIGLIP_TOKENS) ** 0.5)
     return Tower("siglip", hidden_size=v["hidden_size"], num_heads=v["num_attention_heads"], intermediate_size=v["intermediate_size"], patch_size=v["patch_size"],
                  spatial_merge_size=side // tokens, in_channels=v.get("num_channels", 3), image_size=v["image_size"])  # fmt: skip
+
+
+def _other(kind: str, v: Mapping[str, Any], config: Mapping[str, Any]) -> Tower:
+    """Pixtral, Llama 4, Gemma 4: patches of a token along a side by a merger, a pixel shuffle or a pool.
+
+    Source: transformers v5.23.0 models/{mistral3,llama4,gemma4}/configuration_*.py.
+    """
+    merged = {"pixtral": config.get("spatial_merge_size", 2), "llama4": round(1 / v.get("pixel_shuffle_ratio", 0.5)), "gemma4": v.get("pooling_kernel_size", 3)}[kind]
+    return Tower(kind, hidden_size=v["hidden_size"], num_heads=v["num_attention_heads"], intermediate_size=v["intermediate_size"], patch_size=v["patch_size"],
+                 spatial_merge_size=merged, in_channels=v.get("num_channels", 3), image_size=v.get("image_size", 0))  # fmt: skip

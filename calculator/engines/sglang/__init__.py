@@ -91,6 +91,14 @@ class Sglang(Server):
         """What the pass has that isn't modelled, beside a tower's images; empty for nothing."""
         return family_of(model).bound if model.model_type in FAMILIES else ""
 
+    def images_missing(self, model: ModelSpec) -> str:
+        """What a tower whose dimensions aren't known reserves."""
+        return "the room that it leaves for images" if model.vision_parameters and model.tower is None else ""
+
+    def images_without_formula(self, job: Job) -> str:
+        """The same in every release: images are encoded in what the static fraction leaves."""
+        return self.images_missing(job.model)
+
     def check(self, job: Job) -> None:
         """Refuse what the engine refuses, and what the formulas don't cover."""
         model, settings, length, context = job.model, job.deployment.settings, context_length(job), job.workload.context

@@ -37,6 +37,9 @@ SINCE: dict[Release, Version] = {
     (0, 5, 13): Version("stated", 1),
 }
 HISTORY = History(SINCE, newest=(0, 5, 15))
+TOWER_OF_DEFAULT_SINCE: Release = (0, 4, 9)  # before, the share of a vision tower comes off a fraction that is set, too
+TOWER_BY_SIZE_SINCE: Release = (0, 5, 2)
+BASE_LAYERS, BASE_WIDTH = 24, 1024  # of the tower that a share of 0.95 is for: tower_share
 DP_CHUNKS_SINCE = (0, 4, 4)  # before, DP attention halves the chunk
 
 
@@ -106,7 +109,11 @@ def static_fraction(job: Job) -> float:
     """mem_fraction_static: as set, or the server's choice. Source: FRACTION_SOURCE."""
     given = job.deployment.settings.get("mem_fraction_static")
     if given is not None:
-        return float(given)
+        return float(given) * (tower_share(job) if HISTORY.covered(job.deployment.engine_version) < TOWER_OF_DEFAULT_SINCE else 1)
+    return _default_fraction(job) * tower_share(job)
+
+
+def _default_fraction(job: Job) -> float:
     memory, gpus = card_mib(job), job.deployment.gpus
     kind = version_of(job).fraction
     if memory is None:
@@ -124,11 +131,29 @@ def static_fraction(job: Job) -> float:
         reserved = 512 + max(whole_chunk(job) or PREFILL_TOKENS, 2048) * 1.5 + graphs * 2 + gpus / 8 * 1024
         if groups > 1:
             reserved += graphs * groups * (3 if graphs <= 300 else 4.5)
-        elif version_of(job).piecewise and gpus == ranks_of(job):
+        elif version_of(job).piecewise and not job.model.vision_parameters and gpus == ranks_of(job):
             reserved += 1536 if job.model.mla else 8 * piecewise_graphs(whole_chunk(job))
         if memory > 60 * 1024:
             reserved = max(reserved, 10 * 1024)
     return max(round((memory - reserved) / memory, 3), 0.001)
+
+
+def tower_share(job: Job) -> float:
+    """What a vision tower leaves of mem_fraction_static, for images to be encoded in.
+
+    0.95 until 0.4.3, 0.90 until 0.5.1;  since 0.5.2  0.95 x (1 - 0.1 (l h^2 / (24 x 1024^2) - 1)), its factor from 0.8 to 1.05
+    l num_hidden_layers and h hidden_size of vision_config, 24 and 1,024 where it has no field of that name
+
+    Source: sglang v0.4.3 srt/model_executor/model_runner.py L137-138, v0.4.6 L307-308, v0.4.9 srt/server_args.py L327-329,
+    v0.5.2 and v0.5.12 adjust_mem_fraction_for_vlm. Until 0.4.8 a fraction that is set is reduced too.
+    """
+    if not job.model.vision_parameters:
+        return 1
+    release, tower = HISTORY.covered(job.deployment.engine_version), job.model.tower
+    if release < TOWER_BY_SIZE_SINCE:
+        return 0.95 if release < (0, 4, 4) else 0.90
+    layers, width = (tower.stated_layers if tower else 0) or BASE_LAYERS, (tower.stated_width if tower else 0) or BASE_WIDTH
+    return 0.95 * max(0.8, min(1.05, 1 - 0.1 * (layers * width**2 / (BASE_LAYERS * BASE_WIDTH**2) - 1)))
 
 
 def piecewise_graphs(most: int) -> int:

@@ -34,7 +34,15 @@ from calculator.engines.vllm.deployment import (
 )
 from calculator.engines.vllm.families import FAMILIES, check_family
 from calculator.engines.vllm.hybrid import STATE_SOURCE, block_size, check_hybrid
-from calculator.engines.vllm.images import BUDGET_SOURCE, EXAMPLE, check_images, images_of, without_formula
+from calculator.engines.vllm.images import (
+    BUDGET_SOURCE,
+    EXAMPLE,
+    NO_PASS,
+    check_images,
+    images_of,
+    passes,
+    without_formula,
+)
 from calculator.engines.vllm.layouts import check_blocks
 from calculator.engines.vllm.offload import budget_of, check_offload, offloaded
 from calculator.engines.vllm.pool import for_one, pool_of
@@ -89,9 +97,9 @@ class Vllm(Server):
         """What the profiling run has that isn't modelled, beside a tower's images; empty for nothing."""
         return "the scratch of recurrent layers' scans" if model.recurrent else ""
 
-    def encodes(self, model: ModelSpec) -> bool:
-        """Whether the pass of a model's images has formulas, in some release."""
-        return model.tower is not None
+    def images_missing(self, model: ModelSpec) -> str:
+        """The profiling run of images of towers without a pass here."""
+        return NO_PASS if model.vision_parameters and not passes(model) else ""
 
     def images_without_formula(self, job: Job) -> str:
         """What of the images isn't modelled in this deployment; empty for nothing."""

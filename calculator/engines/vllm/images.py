@@ -28,6 +28,7 @@ LONGEST_RATIO = 200  # of the sides of an image: models/qwen2_vl.py get_image_si
 MODALITIES = {"qwen2_vl": ("image", "video"), "qwen2_5_vl": ("image", "video"), "qwen3_vl": ("image", "video"), "siglip": ("image",)}
 HELD = frozenset({"qwen3_vl", "qwen2_5_vl"})  # kinds whose pass was held against a start-up log
 MANY = 999  # items of a prompt where limit_mm_per_prompt doesn't say
+NO_PASS = "its profiling run of images"
 EXAMPLE = "image=2,video=0"
 
 
@@ -77,13 +78,18 @@ def limits_of(job: Job) -> dict[str, int]:
     return found
 
 
+def passes(model: ModelSpec) -> bool:
+    """Whether a model's tower has a pass here."""
+    return model.tower is not None and model.tower.kind in MODALITIES
+
+
 def without_formula(job: Job) -> str:
     """What of the profiling run of images isn't modelled; empty where all of it is, or where there is none."""
     model, settings = job.model, job.deployment.settings
     if not model.vision_parameters or settings["language_model_only"]:
         return ""
-    if model.tower is None or not version_of(job).v1 or HISTORY.covered(job.deployment.engine_version) < SINCE:
-        return "its profiling run of images"
+    if not passes(model) or not version_of(job).v1 or HISTORY.covered(job.deployment.engine_version) < SINCE:
+        return NO_PASS
     return ""
 
 
@@ -118,20 +124,19 @@ def images_of(job: Job, length: int) -> Images | None:
     tokens, sequences = batch_limits(job, length)
     limits = limits_of(job)
     active = tuple((name, limits.get(name, MANY)) for name in MODALITIES[tower.kind] if limits.get(name, MANY))
-    pixels = int(settings.get("max_pixels") or MAX_PIXELS.get(tower.kind, 0))
-    return _images(job.model, tower, active, pixels, tokens, sequences, length, ranks_of(job), HISTORY.covered(job.deployment.engine_version),
+    return _images(job.model, tower, active, int(settings.get("max_pixels") or 0), tokens, sequences, length, ranks_of(job), HISTORY.covered(job.deployment.engine_version),
                    bool(settings["enforce_eager"]))  # fmt: skip
 
 
 @lru_cache(maxsize=1024)
-def _images(model: ModelSpec, tower: Tower, active: tuple[tuple[str, int], ...], pixels: int, tokens: int, sequences: int, length: int, ranks: int, release: Release, eager: bool) -> Images:
+def _images(model: ModelSpec, tower: Tower, active: tuple[tuple[str, int], ...], given: int, tokens: int, sequences: int, length: int, ranks: int, release: Release, eager: bool) -> Images:
     """The budget, and how many of the longest items it holds.
 
     budget = max(max_num_batched_tokens, longest item);   items = max(1, min(budget / item, B max(1, min(limit, max_model_len / item))))
 
     Source: BUDGET_SOURCE.
     """
-    found = {name: item_of(tower, name, pixels, length, release) for name, _ in active}
+    found = {name: item_of(tower, name, given, length, release) for name, _ in active}
     budget = max(tokens, *(item.tokens for item in found.values()))
     last = release >= LAST_OF_EQUALS_SINCE
     modality = max(found, key=lambda name: (found[name].tokens, name if last else ""))
@@ -144,8 +149,8 @@ def _images(model: ModelSpec, tower: Tower, active: tuple[tuple[str, int], ...],
     )  # fmt: skip
 
 
-def item_of(tower: Tower, modality: str, pixels: int, length: int, release: Release) -> Item:
-    """The longest image or video of a tower.
+def item_of(tower: Tower, modality: str, given: int, length: int, release: Release) -> Item:
+    """The longest image or video of a tower; `given` max_pixels, 0 for the published checkpoint's.
 
     Source: vllm v0.19.0 models/qwen2_vl.py L914-1030, models/qwen3_vl.py L626-665 (v0.11.0 L639-675), models/gemma3_mm.py.
     """
@@ -154,11 +159,12 @@ def item_of(tower: Tower, modality: str, pixels: int, length: int, release: Rele
         rows = (tower.image_size // tower.patch_size // tower.spatial_merge_size) ** 2
         return Item(rows + (4 if release < WITH_NEWLINES_UNTIL else 0), rows, (tower.image_size // tower.patch_size) ** 2)
     unit = (tower.patch_size * tower.spatial_merge_size) ** 2
+    pixels = given or MAX_PIXELS[tower.kind]
     if modality == "image":
         rows = most_tokens(pixels // unit)
         return Item(rows, rows, rows * merged)
     if tower.kind == "qwen3_vl":
-        rows = VIDEO_PIXELS // tower.temporal_patch_size // unit
+        rows = (given or VIDEO_PIXELS) // tower.temporal_patch_size // unit
         if release < (0, 19) and length < rows:  # two frames of an image's shape, shrunk to the video's pixels
             side = math.isqrt(rows)
             rows = side * side

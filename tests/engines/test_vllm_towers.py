@@ -6,6 +6,7 @@ import json
 import shlex
 
 import pytest
+from test_contract import value_of
 
 from calculator.catalog import load_model
 from calculator.engines.vllm.images import images_of, most_tokens
@@ -115,12 +116,13 @@ def test_a_pass_is_smaller_on_more_ranks_and_with_smaller_images(model):
         ("qwen2.5-vl-7b-instruct", {"engine_version": "0.10.2", "settings": {"max_pixels": 1000}, "partial": True}, "changes nothing"),
         ("qwen2.5-vl-7b-instruct", {"engine_version": "0.10.2"}, "profiling run of images"),
         ("qwen2.5-vl-7b-instruct", {"engine_version": "0.9.2", "settings": {"use_v1": False}}, "profiling run of images"),
+        ("qwen2.5-vl-7b-instruct", {"quant": "fp16", "gpu": "Tesla T4"}, "profiling run of images"),
         ("mistral-small-3.1-24b-instruct-2503", {}, "profiling run of images"),
     ],
 )
 def test_what_changes_nothing_or_has_no_formula_is_refused(model, options, why):
     with pytest.raises(CalculatorError, match=why):
-        run(model, quant="bf16", context=4096, **options)
+        run(model, context=4096, **{"quant": "bf16", **options})
 
 
 def test_ranks_that_the_tower_is_not_split_over_are_refused_in_the_engines_words():
@@ -166,3 +168,17 @@ def test_sglang_leaves_room_for_images_by_the_towers_size(model, version, share)
     found = estimate(model, engine="sglang", engine_version=version, gpu="H100 SXM5 80GB", quant="bf16", context=4096)
     assert not found.partial
     assert tower_share(found.job) == pytest.approx(share, rel=1e-9)
+
+
+@pytest.mark.parametrize("version", ["0.11.0", "0.12.0", "0.14.0", "0.16.0", "0.19.0", "0.33.0"])
+@pytest.mark.parametrize("model", ["qwen2-vl-7b-instruct", "qwen2.5-vl-7b-instruct", "qwen3-vl-8b-instruct", "qwen3-vl-30b-a3b-instruct", "gemma-3-4b-it"])
+def test_formulas_of_a_pass_evaluate_and_totals_grow_with_the_context(model, version):
+    totals = []
+    for context in (1024, 16_384, 32_768):
+        for ranks, sequences in ((1, 1), (2, 64)):
+            found = run(model, quant="bf16", engine_version=version, context=context, settings={"tensor_parallel_size": ranks, "max_num_seqs": sequences})
+            for line in found.ledger.lines:
+                assert abs(value_of(str(line.formula)) - line.nbytes) <= 1, (line.name, str(line.formula))
+                assert line.low_bytes <= line.nbytes <= line.high_bytes
+        totals.append(found.total_bytes)
+    assert totals == sorted(totals)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from calculator.engines.base import Job
 from calculator.engines.ranks import ranks_of
 from calculator.engines.releases import Release
-from calculator.engines.vllm.deployment import HISTORY, batch_limits, version_of
+from calculator.engines.vllm.deployment import HISTORY, batch_limits, before_ampere, version_of
 from calculator.errors import BadValue, Unsupported
 from calculator.spec import ModelSpec, Tower
 
@@ -84,11 +84,14 @@ def passes(model: ModelSpec) -> bool:
 
 
 def without_formula(job: Job) -> str:
-    """What of the profiling run of images isn't modelled; empty where all of it is, or where there is none."""
+    """What of the profiling run of images isn't modelled; empty where all of it is, or where there is none.
+
+    Cards before Ampere have no FlashAttention: what a tower attends with there wasn't read.
+    """
     model, settings = job.model, job.deployment.settings
     if not model.vision_parameters or settings["language_model_only"]:
         return ""
-    if not passes(model) or not version_of(job).v1 or HISTORY.covered(job.deployment.engine_version) < SINCE:
+    if not passes(model) or not version_of(job).v1 or before_ampere(job) or HISTORY.covered(job.deployment.engine_version) < SINCE:
         return NO_PASS
     return ""
 

@@ -182,3 +182,15 @@ def test_formulas_of_a_pass_evaluate_and_totals_grow_with_the_context(model, ver
                 assert line.low_bytes <= line.nbytes <= line.high_bytes
         totals.append(found.total_bytes)
     assert totals == sorted(totals)
+
+
+@pytest.mark.parametrize("version", ["0.4.6", "0.4.9", "0.5.6"])
+def test_the_share_that_sglang_is_told_is_reduced_once(version):
+    options = {"engine": "sglang", "engine_version": version, "gpu": "H100 SXM5 80GB", "quant": "bf16", "context": 4096}
+    found = estimate("gemma-3-27b-it", **options)
+    words = shlex.split(found.engine.start_command(found.job))
+    told = float(words[words.index("--mem-fraction-static") + 1])
+    again = estimate("gemma-3-27b-it", **options, settings={"mem_fraction_static": told})
+    assert again.pool == found.pool
+    given = estimate("gemma-3-27b-it", **options, settings={"mem_fraction_static": 0.9})
+    assert given.pool.usable.value / found.pool.usable.value == pytest.approx(0.9 / told, rel=1e-6)

@@ -21,6 +21,7 @@ from calculator.engines.sglang.deployment import (
     context_length,
     graph_sequences,
     prefill_tokens,
+    stated_fraction,
     static_fraction,
     version_of,
     whole_chunk,
@@ -209,7 +210,7 @@ class Sglang(Server):
         """With the server's choices filled in."""
         tokens = self._tokens(job)
         derived: dict[str, str | int | bool | float] = {
-            "mem_fraction_static": static_fraction(job), "chunked_prefill_size": whole_chunk(job) or -1, "context_length": context_length(job),
+            "mem_fraction_static": stated_fraction(job), "chunked_prefill_size": whole_chunk(job) or -1, "context_length": context_length(job),
             "max_running_requests": running_requests(job, tokens),
         }  # fmt: skip
         return dict(job.deployment.settings) | derived
@@ -233,7 +234,7 @@ class Sglang(Server):
         if (stages := job.deployment.gpus // ranks_of(job)) > 1:
             words += ["--pipeline-parallel-size", str(stages)]
         for name in ("context_length", "mem_fraction_static", "max_running_requests", "chunked_prefill_size", "page_size"):
-            words += [f"--{name.replace('_', '-')}", f"{chosen[name]:g}" if isinstance(chosen[name], float) else str(chosen[name])]
+            words += [f"--{name.replace('_', '-')}", str(chosen[name])]
         if (limit := settings.get("max_total_tokens")) is not None:
             words += ["--max-total-tokens", str(limit)]
         if job.deployment.kv_dtype == "fp8":

@@ -106,14 +106,22 @@ def graph_sequences(job: Job) -> int:
 
 
 def static_fraction(job: Job) -> float:
-    """mem_fraction_static: as set, or the server's choice. Source: FRACTION_SOURCE."""
+    """The share that is in force: mem_fraction_static, until 0.4.8 less what a vision tower leaves of it."""
+    stated = stated_fraction(job)
+    return stated * tower_share(job) if HISTORY.covered(job.deployment.engine_version) < TOWER_OF_DEFAULT_SINCE else stated
+
+
+def stated_fraction(job: Job) -> float:
+    """mem_fraction_static: as set, or the server's choice, since 0.4.9 less what a vision tower leaves of it. Source: FRACTION_SOURCE."""
     given = job.deployment.settings.get("mem_fraction_static")
     if given is not None:
-        return float(given) * (tower_share(job) if HISTORY.covered(job.deployment.engine_version) < TOWER_OF_DEFAULT_SINCE else 1)
-    return _default_fraction(job) * tower_share(job)
+        return float(given)
+    share = 1 if HISTORY.covered(job.deployment.engine_version) < TOWER_OF_DEFAULT_SINCE else tower_share(job)
+    return _default_fraction(job) * share
 
 
 def _default_fraction(job: Job) -> float:
+    """What the server chooses without a tower, by card, ranks and release."""
     memory, gpus = card_mib(job), job.deployment.gpus
     kind = version_of(job).fraction
     if memory is None:

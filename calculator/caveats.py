@@ -37,7 +37,9 @@ def caveats(model: Model, job: Job, peak: Peak, ledger: Ledger) -> tuple[str, ..
     found += _map_warnings(job)
     found += _file_warnings(model, job)
     if job.model.vision_parameters:
-        where = "is a file of its own (mmproj) and not counted" if job.scheme.recipe else "is counted, what it computes with is not"
+        encoded = any(line.component == "activations" and " items" in line.note for line in ledger.lines)
+        counted = "is counted, and the pass of the largest images at start-up" if encoded else "is counted, what it computes with is not"
+        where = "is a file of its own (mmproj) and not counted" if job.scheme.recipe else counted
         found.append(f"{job.model.id} has a vision tower of {job.model.vision_parameters:,} parameters: it {where}")
     if model.record.get("own"):
         found.append(f"{job.model.id} is your own, from {model.record['file']}")

@@ -204,8 +204,7 @@ def resolve(
     )  # fmt: skip
     stored = own if own is not None else quantize(spec, scheme, imatrix=bool(filled.get("imatrix", False)), quantizer=str(filled.get("quantizer", "")))
     job = Job(spec, scheme, stored, workload, deployment, card, own is not None, model.record.get("hf_id"), scheme.name == model.own_quant)
-    if partial:
-        runner = engines.bounded(runner, job)
+    runner = engines.bounded(runner, job, partial=partial)
     runner.check(job)
     return job, runner
 

@@ -37,6 +37,22 @@ class Indexer:
 
 
 @dataclass(frozen=True, slots=True)
+class Tower:
+    """A vision tower's dimensions, in its vision_config's own words where towers agree on them [elements, pixels, counts]."""
+
+    kind: str  # the model type that it comes in
+    hidden_size: int
+    num_heads: int
+    intermediate_size: int
+    patch_size: int
+    spatial_merge_size: int  # patches of a token, along each side
+    temporal_patch_size: int = 1
+    in_channels: int = 3
+    image_size: int = 0  # of one fixed side; 0: images keep their shape
+    deep_layers: int = 0  # whose outputs are added to the text model's first layers
+
+
+@dataclass(frozen=True, slots=True)
 class Routing:
     """How a router's choice becomes weights: what llama.cpp's graph depends on beside the numbers of experts."""
 
@@ -134,6 +150,7 @@ class ModelSpec:
     vision_parameters: int = 0  # of a vision tower and its projector, where the config has them
     vision_layers: int = 0  # num_hidden_layers of vision_config, and its hidden_size; 0 where it doesn't say
     vision_hidden_size: int = 0
+    tower: Tower | None = None  # its dimensions, where a pass of it has formulas
     indexer: Indexer | None = None
     by_layer: ByLayer | None = None
     cross_attention_layers: tuple[int, ...] = ()  # layers that attend to images instead of text (Llama 3.2 Vision)

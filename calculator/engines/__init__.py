@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from calculator.architectures import architecture
-from calculator.engines.base import Engine, HasFamilies, Job, KnowsLess, LacksSteps, Releases
+from calculator.engines.base import Encodes, Engine, HasFamilies, Job, KnowsLess, LacksSteps, Releases
 from calculator.engines.bound import Bound
 from calculator.engines.llama_cpp import LlamaCpp
 from calculator.engines.partial import ENGINES as PARTIAL
@@ -94,7 +94,7 @@ def _missing(engine: Engine, model: ModelSpec) -> str:
     """What of a pass has no formula in an engine that knows the model type."""
     if isinstance(engine, LacksSteps) and (said := engine.lacking(model)):
         return said
-    return "its profiling run of images" if model.vision_parameters and engine.name in ("vllm", "sglang") else ""
+    return engine.images_missing(model) if isinstance(engine, Encodes) else ""
 
 
 def _knows(engine: Engine, model: ModelSpec) -> bool:
@@ -102,9 +102,16 @@ def _knows(engine: Engine, model: ModelSpec) -> bool:
     return engine.name in architecture(model.model_type).engines or model.model_type in own
 
 
-def bounded(runner: Engine, job: Job) -> Engine:
-    """The engine, or weights and cache alone where it has no formula for this deployment's activations."""
-    if isinstance(runner, KnowsLess) and runner.without_peak(job) is not None:
+def bounded(runner: Engine, job: Job, *, partial: bool = True) -> Engine:
+    """The engine, or a lower bound where it has no formula for this deployment's activations, or for the pass of its images.
+
+    Raises NotModelled for the latter where no lower bound is wanted (`partial`).
+    """
+    if isinstance(runner, Encodes) and not isinstance(runner, Partial) and (missing := runner.images_without_formula(job)):
+        if not partial:
+            raise NotModelled(f"{job.model.model_type} in {runner.name} {job.deployment.engine_version}: {missing} has no formula", hint="vram estimate, which gives a lower bound")
+        return PartialServer(runner)
+    if partial and isinstance(runner, KnowsLess) and runner.without_peak(job) is not None:
         return Bound(runner)
     return runner
 

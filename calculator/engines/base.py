@@ -180,6 +180,19 @@ class LacksSteps(Protocol):
 
 
 @runtime_checkable
+class Encodes(Protocol):
+    """An engine whose start-up encodes images, or leaves room for them, with formulas for some towers and deployments."""
+
+    def images_missing(self, model: ModelSpec) -> str:
+        """What of a model's images has no formula in any release; empty for nothing."""
+        ...
+
+    def images_without_formula(self, job: Job) -> str:
+        """What of the images isn't modelled in a deployment; empty for nothing."""
+        ...
+
+
+@runtime_checkable
 class Starts(Protocol):
     """An engine with a command line that gives the estimated deployment."""
 

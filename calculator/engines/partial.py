@@ -11,7 +11,7 @@ from typing import Any
 
 from calculator.architectures import architecture
 from calculator.engines import kinds
-from calculator.engines.base import Dynamic, Engine, Job, KnowsLess, LacksSteps, Pool
+from calculator.engines.base import Dynamic, Encodes, Engine, Job, KnowsLess, LacksSteps, Pool
 from calculator.engines.llama_cpp.settings import context_of
 from calculator.engines.settings import Setting
 from calculator.engines.transformers.placement import check_map
@@ -233,11 +233,14 @@ class PartialServer(Partial):
         lines = list(self.inner.activation_lines(job, phase))
         missing = self.inner.lacking(job.model) if isinstance(self.inner, LacksSteps) else ""
         for i in range(job.deployment.gpus):
-            if job.model.vision_parameters:
+            if self._lacks_images(job):
                 lines.append(Line("activations", "vision encoder", 0, Formula("0"), self.inner.image_source, basis="modelled", device=i, note=note))
             if missing:
                 lines.append(Line("activations", "not modelled", 0, Formula("0"), architecture(job.model.model_type).source, basis="modelled", device=i, note=missing))
         return lines
+
+    def _lacks_images(self, job: Job) -> bool:
+        return isinstance(self.inner, Encodes) and bool(self.inner.images_without_formula(job))
 
     def overhead_lines(self, job: Job, phase: str) -> list[Line]:
         """The engine's own."""
@@ -262,7 +265,7 @@ class PartialServer(Partial):
         found: Pool | None = self.inner.pool(job)
         if found is None or "kv_pool_bytes" in job.deployment.settings or self.name == "sglang":  # which doesn't take a profile's peak off
             return found
-        what = "the profiling run of images" if job.model.vision_parameters else "the scratch of recurrent layers"
+        what = "the profiling run of images" if self._lacks_images(job) else "the scratch of recurrent layers"
         return found._replace(low=min(0, found.low), warnings=(f"the pool is at most this: {what} isn't in it", *found.warnings))
 
     def for_one(self, job: Job) -> int:

@@ -12,6 +12,7 @@ from calculator.readers.feed_forward import experts
 from calculator.readers.nested import text_config
 from calculator.readers.own_fields import own_fields, renamed
 from calculator.readers.recurrent import state, usual
+from calculator.readers.towers import tower_of
 from calculator.readers.untrusted import LocalFile, inside, read_json, shown
 from calculator.spec import LatentAttention, ModelSpec
 
@@ -39,6 +40,7 @@ def model_from_config(config: Mapping[str, Any], *, id: str, trusted: bool = Fal
     """
     if not isinstance(config.get("model_type"), str):
         raise UnreadableFile(f"{id}: config has no model_type", hint="the model's own config.json, as published")
+    outer = config
     config, vision = text_config(config, id)
     if not isinstance(config["model_type"], str):
         raise UnreadableFile(f"{id}: text_config has no model_type", hint="the model's own config.json, as published")
@@ -72,6 +74,7 @@ def model_from_config(config: Mapping[str, Any], *, id: str, trusted: bool = Fal
         "vision_parameters": vision,
         "vision_layers": config.get("vision_layers", 0) if vision else 0,
         "vision_hidden_size": config.get("vision_hidden_size", 0) if vision else 0,
+        "tower": tower_of(outer) if vision else None,
         **_windows(config, row, id),
         **experts(config, row, id),
         **own_fields(config, id),

@@ -58,6 +58,21 @@ class IndexerInput(_Input):
     head_dim: Dimension
 
 
+class TowerInput(_Input):
+    """Tower, checked."""
+
+    kind: str
+    hidden_size: Dimension
+    num_heads: Count
+    intermediate_size: Dimension
+    patch_size: Annotated[int, Field(ge=1, le=10_000)]
+    spatial_merge_size: Annotated[int, Field(ge=1, le=1000)]
+    temporal_patch_size: Annotated[int, Field(ge=1, le=1000)] = 1
+    in_channels: Annotated[int, Field(ge=1, le=1000)] = 3
+    image_size: Annotated[int, Field(ge=0, le=1_000_000)] = 0
+    deep_layers: Annotated[int, Field(ge=0, le=10_000)] = 0
+
+
 class ByLayerInput(_Input):
     """ByLayer, checked."""
 
@@ -125,6 +140,7 @@ class ModelInput(_Input):
     vision_parameters: Annotated[int, Field(ge=0, le=2**40)] = 0
     vision_layers: Width = 0
     vision_hidden_size: Width = 0
+    tower: TowerInput | None = None
     indexer: IndexerInput | None = None
     by_layer: ByLayerInput | None = None
     cross_attention_layers: Annotated[tuple[Annotated[int, Field(ge=0, le=10_000)], ...], Field(max_length=10_000)] = ()

@@ -72,13 +72,18 @@ def test_a_type_is_refused_before_the_release_that_has_it_and_named(model):
             check_family(spec, (0, 6, 0), "0.6.0")
 
 
-def test_a_tower_makes_a_lower_bound_that_never_fits_and_whose_given_pool_is_exact():
-    """Qwen3-VL 8B, 0.19: 22.46 GiB are 163,568 tokens, 39.93 sequences of 4,096 (id 56336202239)."""
+def test_a_tower_without_a_pass_makes_a_lower_bound_that_never_fits():
     with pytest.raises(CalculatorError, match="profiling run of images"):
-        run("qwen3-vl-8b-instruct", quant="bf16")
-    found = run("qwen3-vl-8b-instruct", quant="bf16", engine_version="0.19.0", context=4096, partial=True, settings={"kv_pool_bytes": int(22.462 * GIB)})
+        run("mistral-small-3.1-24b-instruct-2503", quant="bf16")
+    found = run("mistral-small-3.1-24b-instruct-2503", quant="bf16", context=4096, partial=True, gpu="H200")
     assert found.partial
     assert not found.decides("fits")
+    assert any("at most this" in said for said in found.pool.warnings)
+
+
+def test_a_given_pool_of_a_model_with_a_tower_is_exact():
+    """Qwen3-VL 8B, 0.19: 22.46 GiB are 163,568 tokens, 39.93 sequences of 4,096 (id 56336202239)."""
+    found = run("qwen3-vl-8b-instruct", quant="bf16", engine_version="0.19.0", context=4096, settings={"kv_pool_bytes": int(22.462 * GIB)})
     assert found.pool.tokens == pytest.approx(163_568, abs=40)
     assert f"{found.pool.max_concurrency:.2f}" == "39.93"
 

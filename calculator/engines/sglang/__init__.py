@@ -239,6 +239,14 @@ class Sglang(Server):
         context = context_held(job)
         return pool_of(job, lambda j: Ledger.of(self.weight_lines(j)), (context.low, context.value, context.high))
 
+    def images_missing(self, model: ModelSpec) -> str:
+        """What a tower whose dimensions aren't known reserves."""
+        return "the room that it leaves for images" if model.vision_parameters and model.tower is None else ""
+
+    def images_without_formula(self, job: Job) -> str:
+        """The same in every release: images are encoded in what the static fraction leaves."""
+        return self.images_missing(job.model)
+
     def start_command(self, job: Job) -> str | None:
         """`sglang.launch_server` with the flags of this deployment."""
         return start_command(job, self.resolved_settings(job))

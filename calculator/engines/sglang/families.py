@@ -50,6 +50,10 @@ FAMILIES: dict[str, Family] = {
 }  # fmt: skip
 
 
+# towers by kind: the first release after the last one read that lacks the model (0.4.3, 0.4.6, 0.5.2)
+TOWERS_SINCE: dict[str, Release] = {"qwen2_5_vl": (0, 4, 4), "siglip": (0, 4, 4), "pixtral": (0, 4, 7), "qwen3_vl": (0, 5, 3)}
+
+
 def family_of(model: ModelSpec) -> Family:
     """The row of a model's type."""
     return FAMILIES[model.model_type]
@@ -57,9 +61,10 @@ def family_of(model: ModelSpec) -> Family:
 
 def check_family(model: ModelSpec, release: Release, version: str) -> None:
     """Refuse a release that lacks the model type."""
-    since = family_of(model).since
+    since = max(family_of(model).since, TOWERS_SINCE.get(model.tower.kind, (0, 0)) if model.tower else (0, 0))
     if release < since:
-        raise NotModelled(f"sglang {version} has no {model.model_type}", allowed=f"{'.'.join(map(str, since))} or later", hint="a later --engine-version")
+        name = f"{model.model_type}{' with a vision tower' if model.tower else ''}"
+        raise NotModelled(f"sglang {version} has no {name}", allowed=f"{'.'.join(map(str, since))} or later", hint="a later --engine-version")
 
 
 def tower_left_out(model: ModelSpec, release: Release) -> bool:

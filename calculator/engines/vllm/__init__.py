@@ -9,7 +9,7 @@ from calculator.engines.base import Dynamic, Job, Pool
 from calculator.engines.ranks import element_bytes, held_by, kv_element_bytes, rank_of, ranks_of, shares_of
 from calculator.engines.records import Record, record, record_line
 from calculator.engines.server import Server
-from calculator.engines.settings import COUNT, Real, Setting
+from calculator.engines.settings import COUNT, Real, Setting, Text
 from calculator.engines.vllm import weights
 from calculator.engines.vllm.blocks import (
     BLOCK_SOURCE,
@@ -34,10 +34,20 @@ from calculator.engines.vllm.deployment import (
 )
 from calculator.engines.vllm.families import FAMILIES, check_family
 from calculator.engines.vllm.hybrid import STATE_SOURCE, block_size, check_hybrid
+from calculator.engines.vllm.images import (
+    BUDGET_SOURCE,
+    EXAMPLE,
+    NO_PASS,
+    check_images,
+    images_of,
+    passes,
+    without_formula,
+)
 from calculator.engines.vllm.layouts import check_blocks
 from calculator.engines.vllm.offload import budget_of, check_offload, offloaded
 from calculator.engines.vllm.pool import for_one, pool_of
 from calculator.engines.vllm.profile import SORT_SOURCE, SOURCE, TRITON_SOURCE, peaks, samples_on
+from calculator.engines.vllm.towers import TOWER_SOURCE
 from calculator.errors import BadValue, NotModelled, Unsupported
 from calculator.ledger import Formula, Ledger, Line
 from calculator.quantization import Scheme, Stored, compute_dtype
@@ -68,6 +78,9 @@ class Vllm(Server):
         "enable_prefix_caching": Setting(None, bool, "whether prefixes are kept; changes what a recurrent layer keeps; default the engine's"),
         "mamba_ssm_cache_dtype": Setting(None, ("float32", "float16", "bfloat16"), "type of the recurrent layers' state; default the config's"),
         "language_model_only": Setting(False, bool, "no vision tower is loaded"),
+        "limit_mm_per_prompt": Setting(None, Text(60, EXAMPLE), "most images and videos of a prompt; 0 leaves a kind out of the profiling run"),
+        "max_pixels": Setting(None, range(1, 2**31), "pixels of the largest image (mm_processor_kwargs); default the published checkpoint's"),
+        "skip_mm_profiling": Setting(False, bool, "no image is encoded in the profiling run"),
         "enable_expert_parallel": Setting(False, bool, "whole experts dealt out over the ranks"),
         "enable_lora": Setting(False, bool, "slots for LoRA adapters"),
         "max_loras": Setting(1, range(1, 1025), "adapters in one batch"),
@@ -83,6 +96,14 @@ class Vllm(Server):
     def lacking(self, model: ModelSpec) -> str:
         """What the profiling run has that isn't modelled, beside a tower's images; empty for nothing."""
         return "the scratch of recurrent layers' scans" if model.recurrent else ""
+
+    def images_missing(self, model: ModelSpec) -> str:
+        """The profiling run of images of towers without a pass here."""
+        return NO_PASS if model.vision_parameters and not passes(model) else ""
+
+    def images_without_formula(self, job: Job) -> str:
+        """What of the images isn't modelled in this deployment; empty for nothing."""
+        return without_formula(job)
 
     def check(self, job: Job) -> None:
         """Refuse what the engine refuses, and what the formulas don't cover."""
@@ -117,6 +138,7 @@ class Vllm(Server):
         if (own := model.by_layer) and (own.kv_shared_layers or own.input_width):
             raise NotModelled(f"vllm with layers that share a cache ({model.id}): no log to hold their groups against", hint="--engine transformers or llama.cpp")
         self.check_split(job)
+        check_images(job)
         check_hybrid(job)
         check_offload(job)
         check_blocks(job, rank_of(job))
@@ -163,12 +185,18 @@ class Vllm(Server):
     def activation_lines(self, job: Job, phase: str) -> list[Line]:  # noqa: ARG002
         """The peak of the profiling run on each device: the sampler runs on the last stage alone."""
         source = f"{SOURCE}; {TRITON_SOURCE if version_of(job).sampler == 'triton' else SORT_SOURCE}"
-        lines = []
+        lines, images = [], images_of(job, length_of(job))
+        beside = ""
+        if images:
+            source = f"{source}; {TOWER_SOURCE}; {BUDGET_SOURCE}"
+            beside = f"; encoder budget {images.budget:,} tokens, profiled with {images.items} {images.modality} items"
+        elif job.model.vision_parameters and job.deployment.settings["skip_mm_profiling"]:
+            beside = "; no images: skip_mm_profiling"
         for share in shares_of(job):
             low, peak, high = peaks(job, length_of(job), samples=samples_on(job, share))
             basis: Literal["derived", "modelled"] = "derived" if low == peak.nbytes == high else "modelled"
             lines.append(Line("activations", "peak activation", peak.nbytes, peak.formula, source, basis=basis, low=low, high=high,
-                              device=share.device, note=f"profiling run, peak at {peak.step.name}"))  # fmt: skip
+                              device=share.device, note=f"profiling run, peak at {peak.step.name}{beside}"))  # fmt: skip
         return lines
 
     def overhead_lines(self, job: Job, phase: str) -> list[Line]:  # noqa: ARG002

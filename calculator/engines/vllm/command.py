@@ -5,12 +5,14 @@ Source: vllm v0.19.0 engine/arg_utils.py add_cli_args; v0.6.6 the same flags; --
 
 from __future__ import annotations
 
+import json
 import shlex
 
 from calculator.engines.base import Job
 from calculator.engines.ranks import ranks_of
 from calculator.engines.vllm.deployment import HISTORY, batch_limits, before_ampere, length_of
 from calculator.engines.vllm.hybrid import block_size
+from calculator.engines.vllm.images import limits_of
 from calculator.quantization import compute_dtype
 
 ON_LOAD = {"fp8": "fp8", "bnb-nf4": "bitsandbytes"}  # formats that the engine makes of a 16-bit checkpoint
@@ -52,6 +54,12 @@ def start_command(job: Job) -> str | None:
         words += ["--mamba-ssm-cache-dtype", str(settings["mamba_ssm_cache_dtype"])]
     if settings.get("language_model_only"):
         words.append("--language-model-only")
+    if limits := limits_of(job):
+        words += ["--limit-mm-per-prompt", json.dumps(limits)]
+    if pixels := settings.get("max_pixels"):
+        words += ["--mm-processor-kwargs", json.dumps({"max_pixels": pixels})]
+    if settings["skip_mm_profiling"]:
+        words.append("--skip-mm-profiling")
     if settings["enable_expert_parallel"]:
         words.append("--enable-expert-parallel")
     if settings["enable_lora"]:

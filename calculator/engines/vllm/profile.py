@@ -11,6 +11,16 @@ from calculator.engines.records import record
 from calculator.engines.vllm.deployment import HISTORY, batch_limits, version_of
 from calculator.engines.vllm.families import family_of
 from calculator.engines.vllm.hybrid import block_size
+from calculator.engines.vllm.images import HELD, Images, images_of
+from calculator.engines.vllm.towers import (
+    HIGH_SHARE,
+    LOW_SHARE,
+    UNHELD_HIGH_SHARE,
+    VISION,
+    kept_outputs,
+    symbols_of,
+    tower_steps,
+)
 from calculator.parallelism import Share
 from calculator.spec import LatentAttention, ModelSpec
 from calculator.steps import Buffer, Peak, Step, largest
@@ -48,6 +58,8 @@ class Profile(NamedTuple):
     workspaces_wide: bool = False
     latent_rows: int = 0
     """Rows that latent attention's prefill takes from the cache at once."""
+    images: Images | None = None
+    """What is encoded before the text model's pass."""
 
 
 def latent_rows(job: Job, length: int, sequences: int) -> int:
@@ -89,13 +101,16 @@ def profile(rank: ModelSpec, run: Profile) -> Peak:
         steps.append(_feed_forward(rank, run, workspace))
     if rank.mla and known:
         steps.append(_latent_attention(rank, rank.mla, run, workspace))
+    if run.images:
+        kept = kept_outputs(run.images, run.element_bytes)
+        steps = [Step(step.name, (*step.buffers, kept)) for step in steps] + tower_steps(run.images, run.element_bytes, workspace)
     step, nbytes = largest(steps)
     mla = rank.mla or _NONE
     symbols = {"e": run.element_bytes, "B": run.sequences, "V": run.vocabulary, "T": run.tokens, "h": rank.hidden_size, "f": rank.intermediate_size, "w": run.workspace, "c": run.hidden_copies,
                "M": min(run.sequences, run.multiprocessors), "r": run.sort_buffers, "E": rank.num_experts, "k": rank.num_experts_per_tok,
                "F": rank.expert_intermediate_size, "m": _chunk(run), "H": rank.num_attention_heads, "R": run.latent_rows,
                "n": mla.qk_nope_head_dim, "p": mla.qk_rope_head_dim, "v": mla.v_head_dim}  # fmt: skip
-    return Peak("prefill", step, nbytes, symbols)
+    return Peak("prefill", step, nbytes, symbols | symbols_of(run.images) if run.images else symbols)
 
 
 def _sampler(rank: ModelSpec, run: Profile, workspace: Buffer) -> Step:
@@ -206,9 +221,9 @@ def peaks(job: Job, length: int, *, samples: bool = True) -> tuple[int, Peak, in
     run = run._replace(reduces=not version.v1 and ranks_of(job) > 1,
                        marlin_copies=version.marlin_copies and ampere and job.scheme.name.startswith(PACKED))  # fmt: skip
     run = run._replace(samples=samples, experts_share=version.experts_share, workspaces_wide=version.workspaces_wide,
-                       latent_rows=latent_rows(job, length, sequences))  # fmt: skip
+                       latent_rows=latent_rows(job, length, sequences), images=images_of(job, length))  # fmt: skip
     low, peak, high = _bounds(rank_of(job), run, (workspace.low, workspace.high), (rows.low, rows.high), small and sequences < 128)
-    if not family_of(job.model).held and peak.step.name != "sampler":
+    if not family_of(job.model).held and peak.step.name != "sampler" and not peak.step.name.startswith(VISION):
         copied = peak.step.name == "experts" and job.scheme.storage is not None
         high = max(high, peak.nbytes * (UNHELD_COPIED_SHARE if copied else UNHELD_SHARE) // 100)
     return low, peak, high
@@ -217,6 +232,9 @@ def peaks(job: Job, length: int, *, samples: bool = True) -> tuple[int, Peak, in
 @lru_cache(maxsize=4096)
 def _bounds(rank: ModelSpec, run: Profile, workspace: tuple[int, int], rows: tuple[int, int], full_sort: bool) -> tuple[int, Peak, int]:
     peak = profile(rank, run)
+    if peak.step.name.startswith(VISION) and run.images:
+        high = HIGH_SHARE if run.images.tower.kind in HELD else UNHELD_HIGH_SHARE
+        return peak.nbytes * LOW_SHARE // 100, peak, peak.nbytes * high // 100
     if peak.step.name != "sampler":
         copies = (run.hidden_copies - 1, run.hidden_copies + 1)
     else:

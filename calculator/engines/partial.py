@@ -262,8 +262,7 @@ class PartialServer(Partial):
         found: Pool | None = self.inner.pool(job)
         if found is None or "kv_pool_bytes" in job.deployment.settings or self.name == "sglang":  # which doesn't take a profile's peak off
             return found
-        what = "the profiling run of images" if job.model.vision_parameters else "the scratch of recurrent layers"
-        return found._replace(low=min(0, found.low), warnings=(f"the pool is at most this: {what} isn't in it", *found.warnings))
+        return found._replace(low=min(0, found.low), warnings=("the pool is at most this: the profiling run of images isn't in it", *found.warnings))
 
     def for_one(self, job: Job) -> int:
         """The engine's own."""

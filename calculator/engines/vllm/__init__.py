@@ -80,10 +80,6 @@ class Vllm(Server):
         "allow_long_max_model_len": Setting(False, bool, "VLLM_ALLOW_LONG_MAX_MODEL_LEN: contexts beyond the model's limit"),
     }  # fmt: skip
 
-    def lacking(self, model: ModelSpec) -> str:
-        """What the profiling run has that isn't modelled, beside a tower's images; empty for nothing."""
-        return "the scratch of recurrent layers' scans" if model.recurrent else ""
-
     def check(self, job: Job) -> None:
         """Refuse what the engine refuses, and what the formulas don't cover."""
         model, settings, length = job.model, job.deployment.settings, length_of(job)

@@ -8,9 +8,11 @@ from typing import Literal, NamedTuple
 from calculator.engines.base import Job
 from calculator.engines.ranks import PACKED, element_bytes, rank_of, ranks_of
 from calculator.engines.records import record
+from calculator.engines.releases import Release
 from calculator.engines.vllm.deployment import HISTORY, batch_limits, version_of
 from calculator.engines.vllm.families import family_of
 from calculator.engines.vllm.hybrid import block_size
+from calculator.engines.vllm.mixers import mixer_step
 from calculator.parallelism import Share
 from calculator.spec import LatentAttention, ModelSpec
 from calculator.steps import Buffer, Peak, Step, largest
@@ -48,6 +50,8 @@ class Profile(NamedTuple):
     workspaces_wide: bool = False
     latent_rows: int = 0
     """Rows that latent attention's prefill takes from the cache at once."""
+    release: Release = (0, 0, 0)
+    """What recurrent layers run depends on it."""
 
 
 def latent_rows(job: Job, length: int, sequences: int) -> int:
@@ -74,6 +78,7 @@ def profile(rank: ModelSpec, run: Profile) -> Peak:
                       (until 0.7 2 f + h + f; since 0.17 max(2 f, h) + max(f, h));   M = min(T, 32,768) until 0.16
 
                       + e T h where shared experts have run before, 2 f in place of 3 f without a gate
+    recurrent layers: mixers.py
     latent attention: e T H (n + r) + e R H (n + v) + e c T h + workspace      R rows of earlier context: latent_rows
 
     T tokens, B sequences, V vocabulary, e bytes an element, f the rank's share of the feed-forward.    derived, c fitted
@@ -81,21 +86,31 @@ def profile(rank: ModelSpec, run: Profile) -> Peak:
     Equals the printed 4.76, 5.56, 5.64, 4.84 and 7.38 GiB of five models on 0.11, 1.89 on 0.19 and 2.02, 2.07, 2.99 and 5.66 on V0.
     """
     workspace = Buffer("cuBLAS workspace", run.workspace, "{w}")
-    known = rank.recurrent is None or rank.recurrent.kind == "delta"  # else the sampler alone, a lower bound
     steps = [_sampler(rank, run, workspace)] if run.samples else []
-    if rank.num_experts and known:
+    if rank.num_experts:
         steps.append(Step("experts", tuple(experts_step(rank, run, workspace))))
-    if len(rank.expert_layers) < rank.num_hidden_layers and known:
+    if _dense(rank):
         steps.append(_feed_forward(rank, run, workspace))
-    if rank.mla and known:
+    if rank.mla:
         steps.append(_latent_attention(rank, rank.mla, run, workspace))
+    if mixer := mixer_step(rank, tokens=run.tokens, element_bytes=run.element_bytes, hidden_copies=run.hidden_copies, release=run.release, workspace=workspace):
+        steps.append(mixer)
     step, nbytes = largest(steps)
-    mla = rank.mla or _NONE
+    mla, state = rank.mla or _NONE, rank.recurrent
     symbols = {"e": run.element_bytes, "B": run.sequences, "V": run.vocabulary, "T": run.tokens, "h": rank.hidden_size, "f": rank.intermediate_size, "w": run.workspace, "c": run.hidden_copies,
                "M": min(run.sequences, run.multiprocessors), "r": run.sort_buffers, "E": rank.num_experts, "k": rank.num_experts_per_tok,
-               "F": rank.expert_intermediate_size, "m": _chunk(run), "H": rank.num_attention_heads, "R": run.latent_rows,
+               "F": rank.expert_intermediate_size, "l": rank.expert_latent_size, "m": _chunk(run), "H": rank.num_attention_heads, "R": run.latent_rows,
                "n": mla.qk_nope_head_dim, "p": mla.qk_rope_head_dim, "v": mla.v_head_dim}  # fmt: skip
+    if state and step.name == "recurrent layer":
+        symbols |= {"K": state.groups * state.state_size, "I": state.inner, "C": state.conv_channels, "H": state.heads}
     return Peak("prefill", step, nbytes, symbols)
+
+
+def _dense(rank: ModelSpec) -> bool:
+    """Whether a layer has a feed-forward without experts."""
+    if "dense" in rank.layer_types or "sparse" in rank.layer_types:
+        return "dense" in rank.layer_types
+    return len(rank.expert_layers) < rank.num_hidden_layers
 
 
 def _sampler(rank: ModelSpec, run: Profile, workspace: Buffer) -> Step:
@@ -168,14 +183,16 @@ def experts_step(rank: ModelSpec, run: Profile, workspace: Buffer) -> list[Buffe
     v0.19.0 fused_moe.py L1976-1991, workspace_shapes. The router's float32 logits of 4 T E bytes are beside.
     """
     m, k, f, h, e, t = _chunk(run), rank.num_experts_per_tok, rank.expert_intermediate_size, rank.hidden_size, run.element_bytes, run.tokens
-    first = 2 * f + h if not run.experts_share else max(2 * f, h)
-    second = max(f, h) if run.workspaces_wide else f
-    wide = "(2 × {F} + {h})" if not run.experts_share else "2 × {F}" if 2 * f >= h else "{h}"
+    inner, two = rank.expert_latent_size or h, 2 if family_of(rank).gated else 1
+    first = two * f + inner if not run.experts_share else max(two * f, inner)
+    second = max(f, inner) if run.workspaces_wide else f
+    up, width = "2 × {F}" if two == 2 else "{F}", "{l}" if rank.expert_latent_size else "{h}"
+    wide = f"({up} + {width})" if not run.experts_share else up if two * f >= inner else width
     shared = [Buffer("shared experts' output", e * t * h, "{e} × {T} × {h}")] if rank.shared_expert_intermediate_size else []
     return [
         *shared,
-        Buffer("gate and up, and back", e * m * k * first, "{e} × {m} × {k} × " + wide),
-        Buffer("gate * up", e * m * k * second, "{e} × {m} × {k} × " + ("{F}" if second == f else "{h}")),
+        Buffer("gate and up, and back" if two == 2 else "up, and back", e * m * k * first, "{e} × {m} × {k} × " + wide),
+        Buffer("gate * up" if two == 2 else "activated", e * m * k * second, "{e} × {m} × {k} × " + ("{F}" if second == f else width)),
         Buffer("router logits", 4 * t * rank.num_experts, "4 × {T} × {E}"),
         Buffer("hidden states", run.hidden_copies * e * t * h, "{c} × {e} × {T} × {h}"),
         workspace,
@@ -206,7 +223,7 @@ def peaks(job: Job, length: int, *, samples: bool = True) -> tuple[int, Peak, in
     run = run._replace(reduces=not version.v1 and ranks_of(job) > 1,
                        marlin_copies=version.marlin_copies and ampere and job.scheme.name.startswith(PACKED))  # fmt: skip
     run = run._replace(samples=samples, experts_share=version.experts_share, workspaces_wide=version.workspaces_wide,
-                       latent_rows=latent_rows(job, length, sequences))  # fmt: skip
+                       latent_rows=latent_rows(job, length, sequences), release=HISTORY.covered(job.deployment.engine_version))  # fmt: skip
     low, peak, high = _bounds(rank_of(job), run, (workspace.low, workspace.high), (rows.low, rows.high), small and sequences < 128)
     if not family_of(job.model).held and peak.step.name != "sampler":
         copied = peak.step.name == "experts" and job.scheme.storage is not None

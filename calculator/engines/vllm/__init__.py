@@ -22,6 +22,7 @@ from calculator.engines.vllm.blocks import (
     layers_of_block,
     rows_of,
 )
+from calculator.engines.vllm.by_layer import caching_layers, check_by_layer
 from calculator.engines.vllm.command import start_command
 from calculator.engines.vllm.deployment import (
     HISTORY,
@@ -110,8 +111,7 @@ class Vllm(Server):
             raise BadValue(f"language_model_only of {model.id} in vllm {job.deployment.engine_version}", allowed="0.15 or later, a model with a tower", hint="leaving it out")
         if settings["enable_lora"] and (model.num_experts or model.mla or model.vision_parameters):
             raise NotModelled("vllm with LoRA on experts, latent attention or a vision tower has no formula yet", hint="leaving enable_lora out")
-        if (own := model.by_layer) and (own.kv_shared_layers or own.input_width):
-            raise NotModelled(f"vllm with layers that share a cache ({model.id}): no log to hold their groups against", hint="--engine transformers or llama.cpp")
+        check_by_layer(job)
         self.check_split(job)
         check_hybrid(job)
         check_offload(job)
@@ -196,8 +196,9 @@ class Vllm(Server):
         rank, model = rank_of(job), job.model
         full_row, row = rows_of(rank)
         if full_row != row:
-            windowed = model.num_hidden_layers - model.full_layers if job.workload.context <= (model.sliding_window or 0) else 0
-            return (model.full_layers * full_row + windowed * row) * kv_element_bytes(job) * ranks_of(job)
+            caching, full = caching_layers(model), caching_layers(model) // model.full_every
+            windowed = caching - full if job.workload.context <= (model.sliding_window or 0) else 0
+            return (full * full_row + windowed * row) * kv_element_bytes(job) * ranks_of(job)
         grows = len(model.attention_layers)
         if groups_of(job).windowed and job.workload.context > (model.sliding_window or 0):
             grows = model.full_layers if groups_of(job).full else 0

@@ -9,6 +9,7 @@ from calculator.engines.base import Job
 from calculator.engines.ranks import PACKED, element_bytes, rank_of, ranks_of
 from calculator.engines.records import record
 from calculator.engines.releases import Release
+from calculator.engines.vllm.by_layer import inputs_kept, inputs_step
 from calculator.engines.vllm.deployment import HISTORY, batch_limits, version_of
 from calculator.engines.vllm.families import family_of
 from calculator.engines.vllm.hybrid import block_size
@@ -95,15 +96,24 @@ def profile(rank: ModelSpec, run: Profile) -> Peak:
         steps.append(_latent_attention(rank, rank.mla, run, workspace))
     if mixer := mixer_step(rank, tokens=run.tokens, element_bytes=run.element_bytes, hidden_copies=run.hidden_copies, release=run.release, workspace=workspace):
         steps.append(mixer)
+    if inputs := inputs_step(rank, tokens=run.tokens, element_bytes=run.element_bytes, hidden_copies=run.hidden_copies, workspace=workspace):
+        steps.append(inputs)
     step, nbytes = largest(steps)
     mla, state = rank.mla or _NONE, rank.recurrent
-    symbols = {"e": run.element_bytes, "B": run.sequences, "V": run.vocabulary, "T": run.tokens, "h": rank.hidden_size, "f": rank.intermediate_size, "w": run.workspace, "c": run.hidden_copies,
+    symbols = {"e": run.element_bytes, "B": run.sequences, "V": run.vocabulary, "T": run.tokens, "h": rank.hidden_size, "f": _widest(rank), "w": run.workspace, "c": run.hidden_copies,
                "M": min(run.sequences, run.multiprocessors), "r": run.sort_buffers, "E": rank.num_experts, "k": rank.num_experts_per_tok,
                "F": rank.expert_intermediate_size, "l": rank.expert_latent_size, "m": _chunk(run), "H": rank.num_attention_heads, "R": run.latent_rows,
                "n": mla.qk_nope_head_dim, "p": mla.qk_rope_head_dim, "v": mla.v_head_dim}  # fmt: skip
     if state and step.name == "recurrent layer":
         symbols |= {"K": state.groups * state.state_size, "I": state.inner, "C": state.conv_channels, "H": state.heads}
+    if rank.by_layer:
+        symbols |= {"L": rank.num_hidden_layers, "i": rank.by_layer.input_width}
     return Peak("prefill", step, nbytes, symbols)
+
+
+def _widest(rank: ModelSpec) -> int:
+    """Width of the widest feed-forward: some of Gemma 4's are twice as wide."""
+    return rank.intermediate_size * (2 if rank.by_layer and rank.by_layer.double_wide else 1)
 
 
 def _dense(rank: ModelSpec) -> bool:
@@ -144,12 +154,13 @@ def _sampler(rank: ModelSpec, run: Profile, workspace: Buffer) -> Step:
 
 def _feed_forward(rank: ModelSpec, run: Profile, workspace: Buffer) -> Step:
     """Gate, up and their product beside the hidden states."""
-    t, h, f, e = run.tokens, rank.hidden_size, rank.intermediate_size, run.element_bytes
+    t, h, f, e = run.tokens, rank.hidden_size, _widest(rank), run.element_bytes
     gate_and_up = Buffer("gate and up", 2 * e * t * f, "2 × {e} × {T} × {f}") if family_of(rank).gated else Buffer("up", e * t * f, "{e} × {T} × {f}")
     mlp = [
         gate_and_up,
         Buffer("gate * up", e * t * f, "{e} × {T} × {f}"),
         Buffer("hidden states", run.hidden_copies * e * t * h, "{c} × {e} × {T} × {h}"),
+        *inputs_kept(rank, tokens=t, element_bytes=e),
         workspace,
     ]
     if run.reduces:

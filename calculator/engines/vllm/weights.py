@@ -9,6 +9,7 @@ from calculator.architectures.inventory import LINEAR_ROLES
 from calculator.engines.base import Job
 from calculator.engines.ranks import PACKED, element_bytes, held_by, rank_of, ranks_of, shares_of
 from calculator.engines.vllm.allocator import MAX_SPLIT, unsplit
+from calculator.engines.vllm.by_layer import held_by_layer, lines_by_layer
 from calculator.engines.vllm.deployment import HISTORY, batch_limits, length_of, version_of
 from calculator.engines.vllm.families import DEEP_LAYERS, family_of, image_buffer_elements, rotary_rows, rotary_width
 from calculator.engines.vllm.layouts import absorbed_line, padded_line, router_line
@@ -45,7 +46,8 @@ def lines_of(job: Job) -> list[Line]:
     rank = rank_of(job)
     lines = []
     for share in shares_of(job):
-        held = held_by(job, share)
+        stored = held_by(job, share)
+        held = held_by_layer(job, stored)
         if job.deployment.settings["language_model_only"]:
             held = tuple(g for g in held if g.group.role != "vision")
         if budget := budget_of(job):
@@ -67,6 +69,7 @@ def lines_of(job: Job) -> list[Line]:
             lines.append(Line("weights", "image buffers", images,
                               Formula("{n} (deep layers) × {T} (tokens) × {h} × {e}", {"n": DEEP_LAYERS, "T": tokens, "h": model.hidden_size, "e": size}),
                               IMAGES_SOURCE, device=share.device))  # fmt: skip
+        lines += lines_by_layer(job, share, stored)
         lines += [line for line in (router_line(job, share, held), absorbed_line(job, rank, share), padded_line(job, rank, share)) if line]
         if version_of(job).v1:
             lines.append(Line("weights", "attention scales", 7 * 512 * len(share.layers),

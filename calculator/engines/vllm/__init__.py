@@ -39,6 +39,7 @@ from calculator.engines.vllm.layouts import check_blocks
 from calculator.engines.vllm.offload import budget_of, check_offload, offloaded
 from calculator.engines.vllm.pool import for_one, pool_of
 from calculator.engines.vllm.profile import SORT_SOURCE, SOURCE, TRITON_SOURCE, peaks, samples_on
+from calculator.engines.vllm.sparse import BLOCK, LACKING, check_sparse, sparse_bytes, sparse_lines
 from calculator.errors import BadValue, NotModelled, Unsupported
 from calculator.ledger import Formula, Ledger, Line
 from calculator.quantization import Scheme, Stored, compute_dtype
@@ -81,6 +82,10 @@ class Vllm(Server):
         "allow_long_max_model_len": Setting(False, bool, "VLLM_ALLOW_LONG_MAX_MODEL_LEN: contexts beyond the model's limit"),
     }  # fmt: skip
 
+    def lacking(self, model: ModelSpec) -> str:
+        """What the profiling run has that isn't modelled, beside a tower's images; empty for nothing."""
+        return LACKING if model.indexer else ""
+
     def check(self, job: Job) -> None:
         """Refuse what the engine refuses, and what the formulas don't cover."""
         model, settings, length = job.model, job.deployment.settings, length_of(job)
@@ -112,6 +117,7 @@ class Vllm(Server):
         if settings["enable_lora"] and (model.num_experts or model.mla or model.vision_parameters):
             raise NotModelled("vllm with LoRA on experts, latent attention or a vision tower has no formula yet", hint="leaving enable_lora out")
         check_by_layer(job)
+        check_sparse(job)
         self.check_split(job)
         check_hybrid(job)
         check_offload(job)
@@ -125,7 +131,7 @@ class Vllm(Server):
                gpu: GpuSpec | None, gpus: int) -> Mapping[str, Any]:  # noqa: ARG002  # fmt: skip
         """The release's share of memory, and the block size that a backend of latent attention forces."""
         found: dict[str, Any] = {"gpu_memory_utilization": HISTORY.at(version).utilization}
-        return found | ({"block_size": latent_block_size(HISTORY.covered(version), gpu)} if model.mla else {})
+        return found | ({"block_size": BLOCK if model.indexer else latent_block_size(HISTORY.covered(version), gpu)} if model.mla else {})
 
     def weight_lines(self, job: Job) -> list[Line]:
         """Stored tensors, the rotary table, scales, and what the allocator doesn't split off."""
@@ -135,6 +141,8 @@ class Vllm(Server):
         """Blocks of the sequences."""
         work, size, rank, groups = job.workload, block_size(job), rank_of(job), groups_of(job)
         blocks = blocks_for(job, work.context)
+        if job.model.indexer:
+            return [line for share in shares_of(job) for line in sparse_lines(job, share, work.sequences * blocks * size)]
         symbols = {"B": work.sequences, "n": blocks, "s": size, "K": rank.num_key_value_heads, "d": rank.head_dim, "e": kv_element_bytes(job)}
         row, source, notes = "2 × {K} × {d}", GROUPS_SOURCE if groups.windowed else BLOCK_SOURCE, []
         if rank.mla:
@@ -194,6 +202,8 @@ class Vllm(Server):
     def kv_bytes_per_token(self, job: Job) -> int:
         """Over all layers and ranks; beyond their window, windowed layers don't grow where they have groups of their own."""
         rank, model = rank_of(job), job.model
+        if model.indexer:
+            return sum(sparse_bytes(job)) * model.num_hidden_layers * ranks_of(job)
         full_row, row = rows_of(rank)
         if full_row != row:
             caching, full = caching_layers(model), caching_layers(model) // model.full_every

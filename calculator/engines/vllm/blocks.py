@@ -10,6 +10,7 @@ from calculator.engines.ranks import kv_element_bytes, rank_of
 from calculator.engines.vllm.by_layer import caching_layers
 from calculator.engines.vllm.deployment import batch_limits, length_of, version_of
 from calculator.engines.vllm.hybrid import block_size, group_size, states
+from calculator.engines.vllm.sparse import sparse_bytes
 from calculator.parallelism import Share
 from calculator.spec import ModelSpec
 from calculator.units import ceil_div
@@ -108,7 +109,9 @@ def layers_of_block(job: Job, share: Share) -> int:
 
 
 def block_of(job: Job, share: Share) -> int:
-    """One block of a GPU [bytes]."""
+    """One block of a GPU [bytes]; with sparse attention a row of each layer, and the indexer's key."""
+    if job.model.indexer:
+        return block_size(job) * len(share.layers) * sum(sparse_bytes(job))
     return block_bytes(rank_of(job), layers_of_block(job, share), block_size=block_size(job), element_bytes=kv_element_bytes(job))
 
 

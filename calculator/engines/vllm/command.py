@@ -46,6 +46,8 @@ def start_command(job: Job) -> str | None:
     ]  # fmt: skip
     if job.deployment.kv_dtype == "fp8":
         words += ["--kv-cache-dtype", "fp8"]
+    elif job.model.indexer:  # 0.11 takes 8 bits otherwise
+        words += ["--kv-cache-dtype", "bfloat16"]
     if (cached := settings.get("enable_prefix_caching")) is not None:
         words.append("--enable-prefix-caching" if cached else "--no-enable-prefix-caching")
     if "mamba_ssm_cache_dtype" in settings:

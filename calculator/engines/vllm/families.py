@@ -46,6 +46,7 @@ FAMILIES: dict[str, Family] = {
     "llama4_text": Family((0, 8, 0), wide_rotary=True),
     "gpt_oss": Family((0, 10, 0), wide_rotary=True),
     "deepseek_v2": Family(MLA_SINCE), "deepseek_v3": Family(MLA_SINCE), "kimi_k2": Family(MLA_SINCE), "glm4_moe_lite": Family((0, 14, 1)),
+    "deepseek_v32": Family((0, 11, 0)), "glm_moe_dsa": Family((0, 14, 1)),
     "qwen3_next": Family((0, 10, 0), rotary=(1, 4)), "qwen3_5_text": Family((0, 14, 1), rotary=(1, 4)), "qwen3_5_moe_text": Family((0, 14, 1), rotary=(1, 4)),
     "gemma4_text": Family((0, 14, 1)),
     "nemotron_h": Family((0, 11, 0), rotary=(0, 1), gated=False), "granitemoehybrid": Family((0, 11, 0), rotary=(0, 1)), "kimi_linear": Family((0, 11, 1), rotary=(0, 1)),

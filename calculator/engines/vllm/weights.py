@@ -15,6 +15,7 @@ from calculator.engines.vllm.families import DEEP_LAYERS, family_of, image_buffe
 from calculator.engines.vllm.layouts import absorbed_line, padded_line, router_line
 from calculator.engines.vllm.offload import SOURCE as OFFLOAD_SOURCE
 from calculator.engines.vllm.offload import budget_of, offloaded
+from calculator.engines.vllm.sparse import choice_line
 from calculator.engines.vllm.tensors import layers_made
 from calculator.engines.weights import weight_lines
 from calculator.ledger import Formula, Line
@@ -70,7 +71,7 @@ def lines_of(job: Job) -> list[Line]:
                               Formula("{n} (deep layers) × {T} (tokens) × {h} × {e}", {"n": DEEP_LAYERS, "T": tokens, "h": model.hidden_size, "e": size}),
                               IMAGES_SOURCE, device=share.device))  # fmt: skip
         lines += lines_by_layer(job, share, stored)
-        lines += [line for line in (router_line(job, share, held), absorbed_line(job, rank, share), padded_line(job, rank, share)) if line]
+        lines += [line for line in (router_line(job, share, held), absorbed_line(job, rank, share), padded_line(job, rank, share), choice_line(job, share)) if line]
         if version_of(job).v1:
             lines.append(Line("weights", "attention scales", 7 * 512 * len(share.layers),
                               Formula("7 × 512 (allocated bytes of a scalar) × {L} (layers)", {"L": len(share.layers)}),

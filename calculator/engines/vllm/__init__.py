@@ -35,6 +35,7 @@ from calculator.engines.vllm.deployment import (
 )
 from calculator.engines.vllm.families import FAMILIES, check_family
 from calculator.engines.vllm.hybrid import STATE_SOURCE, block_size, check_hybrid
+from calculator.engines.vllm.latent import ROWS_SINCE, check_latent, early_row
 from calculator.engines.vllm.layouts import check_blocks
 from calculator.engines.vllm.offload import budget_of, check_offload, offloaded
 from calculator.engines.vllm.pool import for_one, pool_of
@@ -118,6 +119,7 @@ class Vllm(Server):
             raise NotModelled("vllm with LoRA on experts, latent attention or a vision tower has no formula yet", hint="leaving enable_lora out")
         check_by_layer(job)
         check_sparse(job)
+        check_latent(job)
         self.check_split(job)
         check_hybrid(job)
         check_offload(job)
@@ -131,7 +133,7 @@ class Vllm(Server):
                gpu: GpuSpec | None, gpus: int) -> Mapping[str, Any]:  # noqa: ARG002  # fmt: skip
         """The release's share of memory, and the block size that a backend of latent attention forces."""
         found: dict[str, Any] = {"gpu_memory_utilization": HISTORY.at(version).utilization}
-        return found | ({"block_size": BLOCK if model.indexer else latent_block_size(HISTORY.covered(version), gpu)} if model.mla else {})
+        return found | ({"block_size": BLOCK if model.indexer else latent_block_size(HISTORY.covered(version), gpu)} if model.mla and HISTORY.covered(version) >= ROWS_SINCE else {})
 
     def weight_lines(self, job: Job) -> list[Line]:
         """Stored tensors, the rotary table, scales, and what the allocator doesn't split off."""
@@ -145,7 +147,10 @@ class Vllm(Server):
             return [line for share in shares_of(job) for line in sparse_lines(job, share, work.sequences * blocks * size)]
         symbols = {"B": work.sequences, "n": blocks, "s": size, "K": rank.num_key_value_heads, "d": rank.head_dim, "e": kv_element_bytes(job)}
         row, source, notes = "2 × {K} × {d}", GROUPS_SOURCE if groups.windowed else BLOCK_SOURCE, []
-        if rank.mla:
+        if early := early_row(job, rank):
+            row, source = early.expression, early.source
+            symbols |= early.symbols
+        elif rank.mla:
             row, source = "({K} (compressed row) + {d} (rotary key))", LATENT_SOURCE
             symbols |= {"K": rank.mla.kv_lora_rank, "d": rank.mla.qk_rope_head_dim}
             if ranks_of(job) > 1:
@@ -204,6 +209,8 @@ class Vllm(Server):
         rank, model = rank_of(job), job.model
         if model.indexer:
             return sum(sparse_bytes(job)) * model.num_hidden_layers * ranks_of(job)
+        if early := early_row(job, rank):
+            return early.elements * model.num_hidden_layers * kv_element_bytes(job) * ranks_of(job)
         full_row, row = rows_of(rank)
         if full_row != row:
             caching, full = caching_layers(model), caching_layers(model) // model.full_every

@@ -10,6 +10,7 @@ from calculator.engines.ranks import kv_element_bytes, rank_of
 from calculator.engines.vllm.by_layer import caching_layers
 from calculator.engines.vllm.deployment import batch_limits, length_of, version_of
 from calculator.engines.vllm.hybrid import block_size, group_size, states
+from calculator.engines.vllm.latent import early_row
 from calculator.engines.vllm.sparse import sparse_bytes
 from calculator.parallelism import Share
 from calculator.spec import ModelSpec
@@ -112,7 +113,10 @@ def block_of(job: Job, share: Share) -> int:
     """One block of a GPU [bytes]; with sparse attention a row of each layer, and the indexer's key."""
     if job.model.indexer:
         return block_size(job) * len(share.layers) * sum(sparse_bytes(job))
-    return block_bytes(rank_of(job), layers_of_block(job, share), block_size=block_size(job), element_bytes=kv_element_bytes(job))
+    rank = rank_of(job)
+    if early := early_row(job, rank):
+        return block_size(job) * len(share.layers) * early.elements * kv_element_bytes(job)
+    return block_bytes(rank, layers_of_block(job, share), block_size=block_size(job), element_bytes=kv_element_bytes(job))
 
 
 def blocks_for(job: Job, context: int, length: int = 0) -> int:

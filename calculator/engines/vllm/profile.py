@@ -13,6 +13,7 @@ from calculator.engines.vllm.by_layer import inputs_kept, inputs_step
 from calculator.engines.vllm.deployment import HISTORY, batch_limits, version_of
 from calculator.engines.vllm.families import family_of
 from calculator.engines.vllm.hybrid import block_size
+from calculator.engines.vllm.latent import Mode, early_attention, latent_mode
 from calculator.engines.vllm.mixers import mixer_step
 from calculator.parallelism import Share
 from calculator.spec import LatentAttention, ModelSpec
@@ -53,6 +54,8 @@ class Profile(NamedTuple):
     """Rows that latent attention's prefill takes from the cache at once."""
     release: Release = (0, 0, 0)
     """What recurrent layers run depends on it."""
+    latent: Mode = "row"
+    """How latent attention is kept."""
 
 
 def latent_rows(job: Job, length: int, sequences: int) -> int:
@@ -62,7 +65,7 @@ def latent_rows(job: Job, length: int, sequences: int) -> int:
 
     Source: vllm v0.8.5 v1/attention/backends/mla/common.py L362-377, v0.11.0 L442-467 and L1649-1657.
     """
-    if not job.model.mla:
+    if latent_mode(job) != "row" or not job.model.mla:
         return 0
     size, most = block_size(job), 65536 if HISTORY.covered(job.deployment.engine_version) >= (0, 11) else 131072
     return max(min(max(8 * length, 4 * sequences * size), most), sequences * size)
@@ -173,6 +176,9 @@ def _feed_forward(rank: ModelSpec, run: Profile, workspace: Buffer) -> Step:
 def _latent_attention(rank: ModelSpec, mla: LatentAttention, run: Profile, workspace: Buffer) -> Step:
     """Queries, and keys and values of earlier context made whole again."""
     t, h, e = run.tokens, rank.hidden_size, run.element_bytes
+    if run.latent != "row":
+        early = early_attention(run.latent, mla, heads=rank.num_attention_heads, tokens=t, element_bytes=e)
+        return Step("attention", (*early, Buffer("hidden states", run.hidden_copies * e * t * h, "{c} × {e} × {T} × {h}"), workspace))
     return Step("attention", (
         Buffer("queries", e * t * rank.num_attention_heads * (mla.qk_nope_head_dim + mla.qk_rope_head_dim), "{e} × {T} × {H} × ({n} + {p})"),
         Buffer("keys and values of earlier context", e * run.latent_rows * rank.num_attention_heads * (mla.qk_nope_head_dim + mla.v_head_dim),
@@ -234,7 +240,7 @@ def peaks(job: Job, length: int, *, samples: bool = True) -> tuple[int, Peak, in
     run = run._replace(reduces=not version.v1 and ranks_of(job) > 1,
                        marlin_copies=version.marlin_copies and ampere and job.scheme.name.startswith(PACKED))  # fmt: skip
     run = run._replace(samples=samples, experts_share=version.experts_share, workspaces_wide=version.workspaces_wide,
-                       latent_rows=latent_rows(job, length, sequences), release=HISTORY.covered(job.deployment.engine_version))  # fmt: skip
+                       latent_rows=latent_rows(job, length, sequences), release=HISTORY.covered(job.deployment.engine_version), latent=latent_mode(job))  # fmt: skip
     low, peak, high = _bounds(rank_of(job), run, (workspace.low, workspace.high), (rows.low, rows.high), small and sequences < 128)
     if not family_of(job.model).held and peak.step.name != "sampler":
         copied = peak.step.name == "experts" and job.scheme.storage is not None

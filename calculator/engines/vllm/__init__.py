@@ -76,6 +76,7 @@ class Vllm(Server):
         "max_loras": Setting(1, range(1, 1025), "adapters in one batch"),
         "max_lora_rank": Setting(16, range(1, 1025), "largest rank of an adapter"),
         "cpu_offload_gb": Setting(0.0, Real(0, 100_000, from_low=True), "weights of each GPU that stay in host memory [GiB]"),
+        "runner": Setting("generate", ("generate", "pooling"), "pooling: embeddings, scores and classes, without a head and a sampler"),
         "enforce_eager": Setting(False, bool, "no CUDA graphs"),
         "use_v1": Setting(None, bool, "VLLM_USE_V1: the V1 engine or not; default by version and card (0.8 to 0.10)"),
         "kv_pool_bytes": Setting(None, COUNT, "cache pool of a GPU, given instead of derived (kv_cache_memory_bytes) [bytes]"),

@@ -14,6 +14,7 @@ from calculator.engines.vllm.hybrid import block_size
 from calculator.quantization import compute_dtype
 
 ON_LOAD = {"fp8": "fp8", "bnb-nf4": "bitsandbytes"}  # formats that the engine makes of a 16-bit checkpoint
+RUNNER_SINCE = (0, 10, 2)  # read there; in 0.9.2 it is --task
 
 
 def start_command(job: Job) -> str | None:
@@ -52,6 +53,8 @@ def start_command(job: Job) -> str | None:
         words.append("--enable-prefix-caching" if cached else "--no-enable-prefix-caching")
     if "mamba_ssm_cache_dtype" in settings:
         words += ["--mamba-ssm-cache-dtype", str(settings["mamba_ssm_cache_dtype"])]
+    if settings["runner"] == "pooling":
+        words += ["--runner", "pooling"] if version >= RUNNER_SINCE else ["--task", "embed"]
     if settings.get("language_model_only"):
         words.append("--language-model-only")
     if settings["enable_expert_parallel"]:

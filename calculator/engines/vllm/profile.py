@@ -56,6 +56,8 @@ class Profile(NamedTuple):
     """What recurrent layers run depends on it."""
     latent: Mode = "row"
     """How latent attention is kept."""
+    pools: bool = False
+    """A pooler in place of the sampler."""
 
 
 def latent_rows(job: Job, length: int, sequences: int) -> int:
@@ -91,6 +93,8 @@ def profile(rank: ModelSpec, run: Profile) -> Peak:
     """
     workspace = Buffer("cuBLAS workspace", run.workspace, "{w}")
     steps = [_sampler(rank, run, workspace)] if run.samples else []
+    if run.pools:
+        steps.append(_pooler(rank, run, workspace))
     if rank.num_experts:
         steps.append(Step("experts", tuple(experts_step(rank, run, workspace))))
     if _dense(rank):
@@ -153,6 +157,15 @@ def _sampler(rank: ModelSpec, run: Profile, workspace: Buffer) -> Step:
         workspace,
     ]
     return Step("sampler", tuple(sampler))
+
+
+def _pooler(rank: ModelSpec, run: Profile, workspace: Buffer) -> Step:
+    """Hidden states of all tokens, in float32 and normalized: the largest of the tasks that a pooler is run for.
+
+    Source: vllm v0.14.0 v1/worker/gpu_model_runner.py L4664-4691.
+    """
+    t, h, e = run.tokens, rank.hidden_size, run.element_bytes
+    return Step("pooler", (Buffer("hidden states", e * t * h, "{e} × {T} × {h}"), Buffer("float32 and normalized", 8 * t * h, "2 × 4 × {T} × {h}"), workspace))
 
 
 def _feed_forward(rank: ModelSpec, run: Profile, workspace: Buffer) -> Step:
@@ -222,6 +235,8 @@ def samples_on(job: Job, share: Share) -> bool:
     Source: vllm v0.19.0 v1/worker/gpu_model_runner.py L5782-5793; v0.6.6 worker/model_runner.py execute_model, is_driver_worker.
     vllm#13061 prints 0.19 GiB on the second rank, where the tokens of the pool leave 1.41 on the first.
     """
+    if job.deployment.settings["runner"] == "pooling":
+        return False
     return share.last and (version_of(job).v1 or share.device % ranks_of(job) == 0)
 
 
@@ -239,8 +254,9 @@ def peaks(job: Job, length: int, *, samples: bool = True) -> tuple[int, Peak, in
     ampere = capability is None or int(major) >= 8  # older GPUs don't run Marlin
     run = run._replace(reduces=not version.v1 and ranks_of(job) > 1,
                        marlin_copies=version.marlin_copies and ampere and job.scheme.name.startswith(PACKED))  # fmt: skip
+    samples = samples and job.deployment.settings["runner"] != "pooling"
     run = run._replace(samples=samples, experts_share=version.experts_share, workspaces_wide=version.workspaces_wide,
-                       latent_rows=latent_rows(job, length, sequences), release=HISTORY.covered(job.deployment.engine_version), latent=latent_mode(job))  # fmt: skip
+                       latent_rows=latent_rows(job, length, sequences), release=HISTORY.covered(job.deployment.engine_version), latent=latent_mode(job), pools=job.deployment.settings["runner"] == "pooling")  # fmt: skip
     low, peak, high = _bounds(rank_of(job), run, (workspace.low, workspace.high), (rows.low, rows.high), small and sequences < 128)
     if not family_of(job.model).held and peak.step.name != "sampler":
         copied = peak.step.name == "experts" and job.scheme.storage is not None

@@ -52,9 +52,12 @@ def lines_of(job: Job) -> list[Line]:
         held = held_by_layer(job, stored)
         if job.deployment.settings["language_model_only"]:
             held = tuple(g for g in held if g.group.role != "vision")
+        tied = model.tie_word_embeddings
+        if job.deployment.settings["runner"] == "pooling":
+            held, tied = tuple(g for g in held if g.group.role != "output"), False
         if budget := budget_of(job):
             held = offloaded(held, share.layers, budget)
-        mine = weight_lines(job.scheme, held, device=share.device, tied=model.tie_word_embeddings)
+        mine = weight_lines(job.scheme, held, device=share.device, tied=tied)
         mine = [replace(line, source=f"{line.source}; {OFFLOAD_SOURCE}", note=f"cpu_offload_gb of GPU {share.device}") if line.device == "host" else line for line in mine]
         if rank.vocab_size * ranks_of(job) != model.vocab_size:
             note = f"vocabulary of {model.vocab_size:,} padded to {rank.vocab_size * ranks_of(job):,}"
@@ -86,7 +89,8 @@ def lines_of(job: Job) -> list[Line]:
         packed = job.scheme.storage if eight_bits or (job.scheme.name.startswith(PACKED) and not rank.num_experts) else None
         mxfp4 = experts_alone(model, job.scheme)
         simulated = not matrices or packed is not None or mxfp4
-        point = _unsplit(rank, share, size, rows, packed, mxfp4=mxfp4, max_split=MAX_SPLIT if version_of(job).loads_unsplit else 0) if simulated else 0
+        made = replace(rank, tie_word_embeddings=True) if share.first and job.deployment.settings["runner"] == "pooling" else rank
+        point = _unsplit(made, share, size, rows, packed, mxfp4=mxfp4, max_split=MAX_SPLIT if version_of(job).loads_unsplit else 0) if simulated else 0
         lines.append(Line("weights", "allocator rounding", point, Formula("{n}", {"n": point}), ROUNDING_SOURCE,
                           basis="modelled", low=0, high=point + 4 * MIB + MIB * matrices + (TOWER_ROUNDING if model.vision_parameters else 0), device=share.device,
                           note=_rounding_note(matrices, simulated)))  # fmt: skip

@@ -38,6 +38,7 @@ FAMILIES: dict[str, Family] = {
     "glm4": Family((0, 8, 0), rotary=(1, 2)),
     "stablelm": Family(rotary=(1, 4)),
     "opt": Family(rotary=(0, 1), gated=False), "starcoder2": Family(gated=False), "nemotron": Family(rotary=(1, 2), gated=False), "arcee": Family((0, 10, 0), gated=False),
+    "hunyuan_v1_dense": Family((0, 10, 0)), "apertus": Family((0, 10, 0), gated=False), "dots1": Family((0, 9, 0)),
     "olmoe": Family(), "granitemoe": Family(), "phimoe": Family(), "qwen2_moe": Family(), "hunyuan_v1_moe": Family((0, 9, 0)),
     "ernie4_5_moe": Family((0, 9, 0), wide_router=(0, 9, 0)),
     "glm4_moe": Family((0, 10, 0), rotary=(1, 2), wide_router=(0, 10, 0)),

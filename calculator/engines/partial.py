@@ -265,8 +265,9 @@ class PartialServer(Partial):
         found: Pool | None = self.inner.pool(job)
         if found is None or "kv_pool_bytes" in job.deployment.settings or self.name == "sglang":  # which doesn't take a profile's peak off
             return found
-        what = "the profiling run of images" if self._lacks_images(job) else "the scratch of recurrent layers"
-        return found._replace(low=min(0, found.low), warnings=(f"the pool is at most this: {what} isn't in it", *found.warnings))
+        missing = self.inner.lacking(job.model) if isinstance(self.inner, LacksSteps) else ""
+        what = "the profiling run of images isn't in it" if self._lacks_images(job) else f"{missing} aren't in it"
+        return found._replace(low=min(0, found.low), warnings=(f"the pool is at most this: {what}", *found.warnings))
 
     def for_one(self, job: Job) -> int:
         """The engine's own."""

@@ -155,8 +155,3 @@ def test_layers_of_other_heads_share_blocks_of_the_same_bytes(gib, tokens, concu
     assert found.pool.tokens == pytest.approx(tokens, abs=20)  # the pool is printed to 0.01 GiB
     assert f"{found.pool.max_concurrency:.2f}" == concurrency
     assert sum(line.nbytes for line in found.ledger.lines if line.component == "weights") / GIB == pytest.approx(48.5, rel=0.001)
-
-
-def test_layers_that_share_a_cache_are_refused():
-    with pytest.raises(CalculatorError, match="share a cache"):
-        run("gemma-4-e4b-it", partial=True, context=4096)

@@ -22,6 +22,7 @@ from calculator.engines.vllm.blocks import (
     layers_of_block,
     rows_of,
 )
+from calculator.engines.vllm.by_layer import caching_layers, check_by_layer
 from calculator.engines.vllm.command import start_command
 from calculator.engines.vllm.deployment import (
     HISTORY,
@@ -43,10 +44,12 @@ from calculator.engines.vllm.images import (
     passes,
     without_formula,
 )
+from calculator.engines.vllm.latent import ROWS_SINCE, check_latent, early_row
 from calculator.engines.vllm.layouts import check_blocks
 from calculator.engines.vllm.offload import budget_of, check_offload, offloaded
 from calculator.engines.vllm.pool import for_one, pool_of
 from calculator.engines.vllm.profile import SORT_SOURCE, SOURCE, TRITON_SOURCE, peaks, samples_on
+from calculator.engines.vllm.sparse import BLOCK, LACKING, check_sparse, sparse_bytes, sparse_lines
 from calculator.engines.vllm.towers import TOWER_SOURCE
 from calculator.errors import BadValue, NotModelled, Unsupported
 from calculator.ledger import Formula, Ledger, Line
@@ -86,6 +89,7 @@ class Vllm(Server):
         "max_loras": Setting(1, range(1, 1025), "adapters in one batch"),
         "max_lora_rank": Setting(16, range(1, 1025), "largest rank of an adapter"),
         "cpu_offload_gb": Setting(0.0, Real(0, 100_000, from_low=True), "weights of each GPU that stay in host memory [GiB]"),
+        "runner": Setting("generate", ("generate", "pooling"), "pooling: embeddings, scores and classes, without a head and a sampler"),
         "enforce_eager": Setting(False, bool, "no CUDA graphs"),
         "use_v1": Setting(None, bool, "VLLM_USE_V1: the V1 engine or not; default by version and card (0.8 to 0.10)"),
         "kv_pool_bytes": Setting(None, COUNT, "cache pool of a GPU, given instead of derived (kv_cache_memory_bytes) [bytes]"),
@@ -95,7 +99,7 @@ class Vllm(Server):
 
     def lacking(self, model: ModelSpec) -> str:
         """What the profiling run has that isn't modelled, beside a tower's images; empty for nothing."""
-        return "the scratch of recurrent layers' scans" if model.recurrent else ""
+        return LACKING if model.indexer else ""
 
     def images_missing(self, model: ModelSpec) -> str:
         """The profiling run of images of towers without a pass here."""
@@ -135,8 +139,9 @@ class Vllm(Server):
             raise BadValue(f"language_model_only of {model.id} in vllm {job.deployment.engine_version}", allowed="0.15 or later, a model with a tower", hint="leaving it out")
         if settings["enable_lora"] and (model.num_experts or model.mla or model.vision_parameters):
             raise NotModelled("vllm with LoRA on experts, latent attention or a vision tower has no formula yet", hint="leaving enable_lora out")
-        if (own := model.by_layer) and (own.kv_shared_layers or own.input_width):
-            raise NotModelled(f"vllm with layers that share a cache ({model.id}): no log to hold their groups against", hint="--engine transformers or llama.cpp")
+        check_by_layer(job)
+        check_sparse(job)
+        check_latent(job)
         self.check_split(job)
         check_images(job)
         check_hybrid(job)
@@ -151,7 +156,7 @@ class Vllm(Server):
                gpu: GpuSpec | None, gpus: int) -> Mapping[str, Any]:  # noqa: ARG002  # fmt: skip
         """The release's share of memory, and the block size that a backend of latent attention forces."""
         found: dict[str, Any] = {"gpu_memory_utilization": HISTORY.at(version).utilization}
-        return found | ({"block_size": latent_block_size(HISTORY.covered(version), gpu)} if model.mla else {})
+        return found | ({"block_size": BLOCK if model.indexer else latent_block_size(HISTORY.covered(version), gpu)} if model.mla and HISTORY.covered(version) >= ROWS_SINCE else {})
 
     def weight_lines(self, job: Job) -> list[Line]:
         """Stored tensors, the rotary table, scales, and what the allocator doesn't split off."""
@@ -161,9 +166,14 @@ class Vllm(Server):
         """Blocks of the sequences."""
         work, size, rank, groups = job.workload, block_size(job), rank_of(job), groups_of(job)
         blocks = blocks_for(job, work.context)
+        if job.model.indexer:
+            return [line for share in shares_of(job) for line in sparse_lines(job, share, work.sequences * blocks * size)]
         symbols = {"B": work.sequences, "n": blocks, "s": size, "K": rank.num_key_value_heads, "d": rank.head_dim, "e": kv_element_bytes(job)}
         row, source, notes = "2 × {K} × {d}", GROUPS_SOURCE if groups.windowed else BLOCK_SOURCE, []
-        if rank.mla:
+        if early := early_row(job, rank):
+            row, source = early.expression, early.source
+            symbols |= early.symbols
+        elif rank.mla:
             row, source = "({K} (compressed row) + {d} (rotary key))", LATENT_SOURCE
             symbols |= {"K": rank.mla.kv_lora_rank, "d": rank.mla.qk_rope_head_dim}
             if ranks_of(job) > 1:
@@ -226,10 +236,15 @@ class Vllm(Server):
     def kv_bytes_per_token(self, job: Job) -> int:
         """Over all layers and ranks; beyond their window, windowed layers don't grow where they have groups of their own."""
         rank, model = rank_of(job), job.model
+        if model.indexer:
+            return sum(sparse_bytes(job)) * model.num_hidden_layers * ranks_of(job)
+        if early := early_row(job, rank):
+            return early.elements * model.num_hidden_layers * kv_element_bytes(job) * ranks_of(job)
         full_row, row = rows_of(rank)
         if full_row != row:
-            windowed = model.num_hidden_layers - model.full_layers if job.workload.context <= (model.sliding_window or 0) else 0
-            return (model.full_layers * full_row + windowed * row) * kv_element_bytes(job) * ranks_of(job)
+            caching, full = caching_layers(model), caching_layers(model) // model.full_every
+            windowed = caching - full if job.workload.context <= (model.sliding_window or 0) else 0
+            return (full * full_row + windowed * row) * kv_element_bytes(job) * ranks_of(job)
         grows = len(model.attention_layers)
         if groups_of(job).windowed and job.workload.context > (model.sliding_window or 0):
             grows = model.full_layers if groups_of(job).full else 0

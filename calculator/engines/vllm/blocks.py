@@ -7,8 +7,11 @@ from typing import NamedTuple
 
 from calculator.engines.base import Job
 from calculator.engines.ranks import kv_element_bytes, rank_of
+from calculator.engines.vllm.by_layer import caching_layers
 from calculator.engines.vllm.deployment import batch_limits, length_of, version_of
 from calculator.engines.vllm.hybrid import block_size, group_size, states
+from calculator.engines.vllm.latent import early_row
+from calculator.engines.vllm.sparse import sparse_bytes
 from calculator.parallelism import Share
 from calculator.spec import ModelSpec
 from calculator.units import ceil_div
@@ -50,12 +53,13 @@ def _groups(model: ModelSpec, hybrid: bool) -> Groups:
     if model.recurrent:
         full, recurrent, size = group_size(model)
         return Groups(full, 0, size, recurrent)
-    full = model.full_layers
-    windowed = model.num_hidden_layers - full
+    caching = caching_layers(model)
+    full = caching // model.full_every if model.full_every else caching
+    windowed = caching - full
     if hybrid and model.sliding_window and not model.full_every:
-        return Groups(0, 1, model.num_hidden_layers)
+        return Groups(0, 1, caching)
     if not hybrid or not full or not windowed or model.model_type == "llama4_text":
-        return Groups(1, 0, model.num_hidden_layers)
+        return Groups(1, 0, caching)
     size = min(full, windowed)
     return Groups(ceil_div(full, size), ceil_div(windowed, size), size)
 
@@ -99,15 +103,20 @@ def layers_of_block(job: Job, share: Share) -> int:
         return groups.size
     every = job.model.full_every
     kinds: tuple[list[int], list[int]] = ([], [])
-    for layer in range(job.model.num_hidden_layers):
+    for layer in range(caching_layers(job.model)):
         kinds[(layer + 1) % every != 0].append(layer)
     members = [kind[i::count] for kind, count in zip(kinds, (groups.full, groups.windowed), strict=True) for i in range(count)]
     return max(sum(layer in share.layers for layer in group) for group in members)
 
 
 def block_of(job: Job, share: Share) -> int:
-    """One block of a GPU [bytes]."""
-    return block_bytes(rank_of(job), layers_of_block(job, share), block_size=block_size(job), element_bytes=kv_element_bytes(job))
+    """One block of a GPU [bytes]; with sparse attention a row of each layer, and the indexer's key."""
+    if job.model.indexer:
+        return block_size(job) * len(share.layers) * sum(sparse_bytes(job))
+    rank = rank_of(job)
+    if early := early_row(job, rank):
+        return block_size(job) * len(share.layers) * early.elements * kv_element_bytes(job)
+    return block_bytes(rank, layers_of_block(job, share), block_size=block_size(job), element_bytes=kv_element_bytes(job))
 
 
 def blocks_for(job: Job, context: int, length: int = 0) -> int:

@@ -16,6 +16,7 @@ from calculator.engines.vllm.images import limits_of
 from calculator.quantization import compute_dtype
 
 ON_LOAD = {"fp8": "fp8", "bnb-nf4": "bitsandbytes"}  # formats that the engine makes of a 16-bit checkpoint
+RUNNER_SINCE = (0, 10, 2)  # read there; in 0.9.2 it is --task
 
 
 def start_command(job: Job) -> str | None:
@@ -48,10 +49,14 @@ def start_command(job: Job) -> str | None:
     ]  # fmt: skip
     if job.deployment.kv_dtype == "fp8":
         words += ["--kv-cache-dtype", "fp8"]
+    elif job.model.indexer:  # 0.11 takes 8 bits otherwise
+        words += ["--kv-cache-dtype", "bfloat16"]
     if (cached := settings.get("enable_prefix_caching")) is not None:
         words.append("--enable-prefix-caching" if cached else "--no-enable-prefix-caching")
     if "mamba_ssm_cache_dtype" in settings:
         words += ["--mamba-ssm-cache-dtype", str(settings["mamba_ssm_cache_dtype"])]
+    if settings["runner"] == "pooling":
+        words += ["--runner", "pooling"] if version >= RUNNER_SINCE else ["--task", "embed"]
     if settings.get("language_model_only"):
         words.append("--language-model-only")
     if limits := limits_of(job):

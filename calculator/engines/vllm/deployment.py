@@ -11,6 +11,7 @@ from calculator.units import GIB
 
 LARGE_MEMORY = 70 * GIB  # vllm v0.19.0 engine/arg_utils.py L2053
 HUGE_MEMORY = 160 * GIB  # vllm v0.33.0 engine/arg_utils.py L2973; read in no release between 0.19 and that
+POOLS_IN_V1 = (0, 9, 2)  # vllm#19964, a development build after 0.9.1, makes embeddings on the V1 engine
 LONG_CONTEXT = 32768  # vllm v0.6.6 engine/arg_utils.py L1081: chunked prefill beyond it
 
 
@@ -66,7 +67,9 @@ def version_of(job: Job) -> Version:
     Source: vllm v0.8.5 engine/arg_utils.py L1348-1354, v0.9.2 L1355-1361: no V1 below compute capability 8.0.
     """
     version = HISTORY.at(job.deployment.engine_version)
-    if version.v1 and ((version.needs_ampere and before_ampere(job)) or job.deployment.settings.get("use_v1") is False):
+    settings = job.deployment.settings
+    early_pooling = settings.get("runner") == "pooling" and HISTORY.covered(job.deployment.engine_version) < POOLS_IN_V1
+    if version.v1 and ((version.needs_ampere and before_ampere(job)) or settings.get("use_v1") is False or early_pooling):
         return version._replace(v1=False, in_blocks=False, non_torch="v0", hybrid=False)
     return version
 

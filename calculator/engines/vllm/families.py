@@ -9,7 +9,6 @@ from calculator.errors import NotModelled
 from calculator.spec import ModelSpec
 
 REGISTRY_SOURCE = "vllm model_executor/models/registry.py of v0.6.6, v0.8.5, v0.9.2, v0.11.0, v0.14.0 and v0.19.0"
-MLA_SINCE = (0, 8, 0)  # before, latent attention is either cached as heads (0.6) or absorbed into other matrices (0.7)
 
 
 class Family(NamedTuple):
@@ -39,13 +38,15 @@ FAMILIES: dict[str, Family] = {
     "glm4": Family((0, 8, 0), rotary=(1, 2)),
     "stablelm": Family(rotary=(1, 4)),
     "opt": Family(rotary=(0, 1), gated=False), "starcoder2": Family(gated=False), "nemotron": Family(rotary=(1, 2), gated=False), "arcee": Family((0, 10, 0), gated=False),
+    "hunyuan_v1_dense": Family((0, 10, 0)), "apertus": Family((0, 10, 0), gated=False), "dots1": Family((0, 9, 0)),
     "olmoe": Family(), "granitemoe": Family(), "phimoe": Family(), "qwen2_moe": Family(), "hunyuan_v1_moe": Family((0, 9, 0)),
     "ernie4_5_moe": Family((0, 9, 0), wide_router=(0, 9, 0)),
     "glm4_moe": Family((0, 10, 0), rotary=(1, 2), wide_router=(0, 10, 0)),
     "minimax_m2": Family((0, 11, 1), rotary=(1, 2), wide_router=(0, 11, 1)),
     "llama4_text": Family((0, 8, 0), wide_rotary=True),
     "gpt_oss": Family((0, 10, 0), wide_rotary=True),
-    "deepseek_v2": Family(MLA_SINCE), "deepseek_v3": Family(MLA_SINCE), "kimi_k2": Family(MLA_SINCE), "glm4_moe_lite": Family((0, 14, 1)),
+    "deepseek_v2": Family(), "deepseek_v3": Family((0, 6, 6)), "kimi_k2": Family((0, 8, 0)), "glm4_moe_lite": Family((0, 14, 1)),
+    "deepseek_v32": Family((0, 11, 0)), "glm_moe_dsa": Family((0, 14, 1)),
     "qwen3_next": Family((0, 10, 0), rotary=(1, 4)), "qwen3_5_text": Family((0, 14, 1), rotary=(1, 4)), "qwen3_5_moe_text": Family((0, 14, 1), rotary=(1, 4)),
     "gemma4_text": Family((0, 14, 1)),
     "nemotron_h": Family((0, 11, 0), rotary=(0, 1), gated=False), "granitemoehybrid": Family((0, 11, 0), rotary=(0, 1)), "kimi_linear": Family((0, 11, 1), rotary=(0, 1)),
@@ -64,8 +65,6 @@ def check_family(model: ModelSpec, release: Release, version: str) -> None:
     since = family_of(model).since
     if model.vision_parameters:
         since = max(since, TOWERS_SINCE.get(model.model_type, since))
-    if model.mla and release < MLA_SINCE:
-        raise NotModelled(f"vllm {version} with latent attention: 0.6 and 0.7 hold other matrices", hint="--engine-version 0.8.5 or later")
     if release < since:
         name = f"{model.model_type}{' with a vision tower' if model.vision_parameters else ''}"
         raise NotModelled(f"vllm {version} has no {name}", allowed=f"{'.'.join(map(str, since))} or later", hint="a later --engine-version")

@@ -8,10 +8,14 @@ from typing import Literal, NamedTuple
 from calculator.engines.base import Job
 from calculator.engines.ranks import PACKED, element_bytes, rank_of, ranks_of
 from calculator.engines.records import record
+from calculator.engines.releases import Release
+from calculator.engines.vllm.by_layer import inputs_kept, inputs_step
 from calculator.engines.vllm.deployment import HISTORY, batch_limits, version_of
 from calculator.engines.vllm.families import family_of
 from calculator.engines.vllm.hybrid import block_size
 from calculator.engines.vllm.images import HELD, Images, images_of
+from calculator.engines.vllm.latent import Mode, early_attention, latent_mode
+from calculator.engines.vllm.mixers import mixer_step
 from calculator.engines.vllm.towers import (
     HIGH_SHARE,
     LOW_SHARE,
@@ -60,6 +64,12 @@ class Profile(NamedTuple):
     """Rows that latent attention's prefill takes from the cache at once."""
     images: Images | None = None
     """What is encoded before the text model's pass."""
+    release: Release = (0, 0, 0)
+    """What recurrent layers run depends on it."""
+    latent: Mode = "row"
+    """How latent attention is kept."""
+    pools: bool = False
+    """A pooler in place of the sampler."""
 
 
 def latent_rows(job: Job, length: int, sequences: int) -> int:
@@ -69,7 +79,7 @@ def latent_rows(job: Job, length: int, sequences: int) -> int:
 
     Source: vllm v0.8.5 v1/attention/backends/mla/common.py L362-377, v0.11.0 L442-467 and L1649-1657.
     """
-    if not job.model.mla:
+    if latent_mode(job) != "row" or not job.model.mla:
         return 0
     size, most = block_size(job), 65536 if HISTORY.covered(job.deployment.engine_version) >= (0, 11) else 131072
     return max(min(max(8 * length, 4 * sequences * size), most), sequences * size)
@@ -86,6 +96,7 @@ def profile(rank: ModelSpec, run: Profile) -> Peak:
                       (until 0.7 2 f + h + f; since 0.17 max(2 f, h) + max(f, h));   M = min(T, 32,768) until 0.16
 
                       + e T h where shared experts have run before, 2 f in place of 3 f without a gate
+    recurrent layers: mixers.py
     latent attention: e T H (n + r) + e R H (n + v) + e c T h + workspace      R rows of earlier context: latent_rows
 
     T tokens, B sequences, V vocabulary, e bytes an element, f the rank's share of the feed-forward.    derived, c fitted
@@ -93,24 +104,45 @@ def profile(rank: ModelSpec, run: Profile) -> Peak:
     Equals the printed 4.76, 5.56, 5.64, 4.84 and 7.38 GiB of five models on 0.11, 1.89 on 0.19 and 2.02, 2.07, 2.99 and 5.66 on V0.
     """
     workspace = Buffer("cuBLAS workspace", run.workspace, "{w}")
-    known = rank.recurrent is None or rank.recurrent.kind == "delta"  # else the sampler alone, a lower bound
     steps = [_sampler(rank, run, workspace)] if run.samples else []
-    if rank.num_experts and known:
+    if run.pools:
+        steps.append(_pooler(rank, run, workspace))
+    if rank.num_experts:
         steps.append(Step("experts", tuple(experts_step(rank, run, workspace))))
-    if len(rank.expert_layers) < rank.num_hidden_layers and known:
+    if _dense(rank):
         steps.append(_feed_forward(rank, run, workspace))
-    if rank.mla and known:
+    if rank.mla:
         steps.append(_latent_attention(rank, rank.mla, run, workspace))
+    if mixer := mixer_step(rank, tokens=run.tokens, element_bytes=run.element_bytes, hidden_copies=run.hidden_copies, release=run.release, workspace=workspace):
+        steps.append(mixer)
+    if inputs := inputs_step(rank, tokens=run.tokens, element_bytes=run.element_bytes, hidden_copies=run.hidden_copies, workspace=workspace):
+        steps.append(inputs)
     if run.images:
         kept = kept_outputs(run.images, run.element_bytes)
         steps = [Step(step.name, (*step.buffers, kept)) for step in steps] + tower_steps(run.images, run.element_bytes, workspace)
     step, nbytes = largest(steps)
-    mla = rank.mla or _NONE
-    symbols = {"e": run.element_bytes, "B": run.sequences, "V": run.vocabulary, "T": run.tokens, "h": rank.hidden_size, "f": rank.intermediate_size, "w": run.workspace, "c": run.hidden_copies,
+    mla, state = rank.mla or _NONE, rank.recurrent
+    symbols = {"e": run.element_bytes, "B": run.sequences, "V": run.vocabulary, "T": run.tokens, "h": rank.hidden_size, "f": _widest(rank), "w": run.workspace, "c": run.hidden_copies,
                "M": min(run.sequences, run.multiprocessors), "r": run.sort_buffers, "E": rank.num_experts, "k": rank.num_experts_per_tok,
-               "F": rank.expert_intermediate_size, "m": _chunk(run), "H": rank.num_attention_heads, "R": run.latent_rows,
+               "F": rank.expert_intermediate_size, "l": rank.expert_latent_size, "m": _chunk(run), "H": rank.num_attention_heads, "R": run.latent_rows,
                "n": mla.qk_nope_head_dim, "p": mla.qk_rope_head_dim, "v": mla.v_head_dim}  # fmt: skip
+    if state and step.name == "recurrent layer":
+        symbols |= {"K": state.groups * state.state_size, "I": state.inner, "C": state.conv_channels, "H": state.heads}
+    if rank.by_layer:
+        symbols |= {"L": rank.num_hidden_layers, "i": rank.by_layer.input_width}
     return Peak("prefill", step, nbytes, symbols | symbols_of(run.images) if run.images else symbols)
+
+
+def _widest(rank: ModelSpec) -> int:
+    """Width of the widest feed-forward: some of Gemma 4's are twice as wide."""
+    return rank.intermediate_size * (2 if rank.by_layer and rank.by_layer.double_wide else 1)
+
+
+def _dense(rank: ModelSpec) -> bool:
+    """Whether a layer has a feed-forward without experts."""
+    if "dense" in rank.layer_types or "sparse" in rank.layer_types:
+        return "dense" in rank.layer_types
+    return len(rank.expert_layers) < rank.num_hidden_layers
 
 
 def _sampler(rank: ModelSpec, run: Profile, workspace: Buffer) -> Step:
@@ -142,14 +174,24 @@ def _sampler(rank: ModelSpec, run: Profile, workspace: Buffer) -> Step:
     return Step("sampler", tuple(sampler))
 
 
+def _pooler(rank: ModelSpec, run: Profile, workspace: Buffer) -> Step:
+    """Hidden states of all tokens, in float32 and normalized: the largest of the tasks that a pooler is run for.
+
+    Source: vllm v0.14.0 v1/worker/gpu_model_runner.py L4664-4691.
+    """
+    t, h, e = run.tokens, rank.hidden_size, run.element_bytes
+    return Step("pooler", (Buffer("hidden states", e * t * h, "{e} × {T} × {h}"), Buffer("float32 and normalized", 8 * t * h, "2 × 4 × {T} × {h}"), workspace))
+
+
 def _feed_forward(rank: ModelSpec, run: Profile, workspace: Buffer) -> Step:
     """Gate, up and their product beside the hidden states."""
-    t, h, f, e = run.tokens, rank.hidden_size, rank.intermediate_size, run.element_bytes
+    t, h, f, e = run.tokens, rank.hidden_size, _widest(rank), run.element_bytes
     gate_and_up = Buffer("gate and up", 2 * e * t * f, "2 × {e} × {T} × {f}") if family_of(rank).gated else Buffer("up", e * t * f, "{e} × {T} × {f}")
     mlp = [
         gate_and_up,
         Buffer("gate * up", e * t * f, "{e} × {T} × {f}"),
         Buffer("hidden states", run.hidden_copies * e * t * h, "{c} × {e} × {T} × {h}"),
+        *inputs_kept(rank, tokens=t, element_bytes=e),
         workspace,
     ]
     if run.reduces:
@@ -162,6 +204,9 @@ def _feed_forward(rank: ModelSpec, run: Profile, workspace: Buffer) -> Step:
 def _latent_attention(rank: ModelSpec, mla: LatentAttention, run: Profile, workspace: Buffer) -> Step:
     """Queries, and keys and values of earlier context made whole again."""
     t, h, e = run.tokens, rank.hidden_size, run.element_bytes
+    if run.latent != "row":
+        early = early_attention(run.latent, mla, heads=rank.num_attention_heads, tokens=t, element_bytes=e)
+        return Step("attention", (*early, Buffer("hidden states", run.hidden_copies * e * t * h, "{c} × {e} × {T} × {h}"), workspace))
     return Step("attention", (
         Buffer("queries", e * t * rank.num_attention_heads * (mla.qk_nope_head_dim + mla.qk_rope_head_dim), "{e} × {T} × {H} × ({n} + {p})"),
         Buffer("keys and values of earlier context", e * run.latent_rows * rank.num_attention_heads * (mla.qk_nope_head_dim + mla.v_head_dim),
@@ -183,14 +228,16 @@ def experts_step(rank: ModelSpec, run: Profile, workspace: Buffer) -> list[Buffe
     v0.19.0 fused_moe.py L1976-1991, workspace_shapes. The router's float32 logits of 4 T E bytes are beside.
     """
     m, k, f, h, e, t = _chunk(run), rank.num_experts_per_tok, rank.expert_intermediate_size, rank.hidden_size, run.element_bytes, run.tokens
-    first = 2 * f + h if not run.experts_share else max(2 * f, h)
-    second = max(f, h) if run.workspaces_wide else f
-    wide = "(2 × {F} + {h})" if not run.experts_share else "2 × {F}" if 2 * f >= h else "{h}"
+    inner, two = rank.expert_latent_size or h, 2 if family_of(rank).gated else 1
+    first = two * f + inner if not run.experts_share else max(two * f, inner)
+    second = max(f, inner) if run.workspaces_wide else f
+    up, width = "2 × {F}" if two == 2 else "{F}", "{l}" if rank.expert_latent_size else "{h}"
+    wide = f"({up} + {width})" if not run.experts_share else up if two * f >= inner else width
     shared = [Buffer("shared experts' output", e * t * h, "{e} × {T} × {h}")] if rank.shared_expert_intermediate_size else []
     return [
         *shared,
-        Buffer("gate and up, and back", e * m * k * first, "{e} × {m} × {k} × " + wide),
-        Buffer("gate * up", e * m * k * second, "{e} × {m} × {k} × " + ("{F}" if second == f else "{h}")),
+        Buffer("gate and up, and back" if two == 2 else "up, and back", e * m * k * first, "{e} × {m} × {k} × " + wide),
+        Buffer("gate * up" if two == 2 else "activated", e * m * k * second, "{e} × {m} × {k} × " + ("{F}" if second == f else width)),
         Buffer("router logits", 4 * t * rank.num_experts, "4 × {T} × {E}"),
         Buffer("hidden states", run.hidden_copies * e * t * h, "{c} × {e} × {T} × {h}"),
         workspace,
@@ -203,6 +250,8 @@ def samples_on(job: Job, share: Share) -> bool:
     Source: vllm v0.19.0 v1/worker/gpu_model_runner.py L5782-5793; v0.6.6 worker/model_runner.py execute_model, is_driver_worker.
     vllm#13061 prints 0.19 GiB on the second rank, where the tokens of the pool leave 1.41 on the first.
     """
+    if job.deployment.settings["runner"] == "pooling":
+        return False
     return share.last and (version_of(job).v1 or share.device % ranks_of(job) == 0)
 
 
@@ -220,8 +269,10 @@ def peaks(job: Job, length: int, *, samples: bool = True) -> tuple[int, Peak, in
     ampere = capability is None or int(major) >= 8  # older GPUs don't run Marlin
     run = run._replace(reduces=not version.v1 and ranks_of(job) > 1,
                        marlin_copies=version.marlin_copies and ampere and job.scheme.name.startswith(PACKED))  # fmt: skip
+    samples = samples and job.deployment.settings["runner"] != "pooling"
     run = run._replace(samples=samples, experts_share=version.experts_share, workspaces_wide=version.workspaces_wide,
-                       latent_rows=latent_rows(job, length, sequences), images=images_of(job, length))  # fmt: skip
+                       latent_rows=latent_rows(job, length, sequences), images=images_of(job, length), release=HISTORY.covered(job.deployment.engine_version),
+                       latent=latent_mode(job), pools=job.deployment.settings["runner"] == "pooling")  # fmt: skip
     low, peak, high = _bounds(rank_of(job), run, (workspace.low, workspace.high), (rows.low, rows.high), small and sequences < 128)
     if not family_of(job.model).held and peak.step.name != "sampler" and not peak.step.name.startswith(VISION):
         copied = peak.step.name == "experts" and job.scheme.storage is not None

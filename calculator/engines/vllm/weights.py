@@ -9,11 +9,14 @@ from calculator.architectures.inventory import LINEAR_ROLES
 from calculator.engines.base import Job
 from calculator.engines.ranks import PACKED, element_bytes, held_by, rank_of, ranks_of, shares_of
 from calculator.engines.vllm.allocator import MAX_SPLIT, unsplit
+from calculator.engines.vllm.by_layer import held_by_layer, lines_by_layer
 from calculator.engines.vllm.deployment import HISTORY, batch_limits, length_of, version_of
 from calculator.engines.vllm.families import DEEP_LAYERS, family_of, image_buffer_elements, rotary_rows, rotary_width
+from calculator.engines.vllm.latent import absorbed_pair_line, latent_mode
 from calculator.engines.vllm.layouts import absorbed_line, padded_line, router_line
 from calculator.engines.vllm.offload import SOURCE as OFFLOAD_SOURCE
 from calculator.engines.vllm.offload import budget_of, offloaded
+from calculator.engines.vllm.sparse import choice_line
 from calculator.engines.vllm.tensors import layers_made
 from calculator.engines.weights import weight_lines
 from calculator.ledger import Formula, Line
@@ -45,12 +48,16 @@ def lines_of(job: Job) -> list[Line]:
     rank = rank_of(job)
     lines = []
     for share in shares_of(job):
-        held = held_by(job, share)
+        stored = held_by(job, share)
+        held = held_by_layer(job, stored)
         if job.deployment.settings["language_model_only"]:
             held = tuple(g for g in held if g.group.role != "vision")
+        tied = model.tie_word_embeddings
+        if job.deployment.settings["runner"] == "pooling":
+            held, tied = tuple(g for g in held if g.group.role != "output"), False
         if budget := budget_of(job):
             held = offloaded(held, share.layers, budget)
-        mine = weight_lines(job.scheme, held, device=share.device, tied=model.tie_word_embeddings)
+        mine = weight_lines(job.scheme, held, device=share.device, tied=tied)
         mine = [replace(line, source=f"{line.source}; {OFFLOAD_SOURCE}", note=f"cpu_offload_gb of GPU {share.device}") if line.device == "host" else line for line in mine]
         if rank.vocab_size * ranks_of(job) != model.vocab_size:
             note = f"vocabulary of {model.vocab_size:,} padded to {rank.vocab_size * ranks_of(job):,}"
@@ -67,7 +74,8 @@ def lines_of(job: Job) -> list[Line]:
             lines.append(Line("weights", "image buffers", images,
                               Formula("{n} (deep layers) × {T} (tokens) × {h} × {e}", {"n": DEEP_LAYERS, "T": tokens, "h": model.hidden_size, "e": size}),
                               IMAGES_SOURCE, device=share.device))  # fmt: skip
-        lines += [line for line in (router_line(job, share, held), absorbed_line(job, rank, share), padded_line(job, rank, share)) if line]
+        lines += lines_by_layer(job, share, stored)
+        lines += [line for line in (router_line(job, share, held), None if latent_mode(job) == "heads" else absorbed_line(job, rank, share), absorbed_pair_line(job, rank, share), padded_line(job, rank, share), choice_line(job, share)) if line]
         if version_of(job).v1:
             lines.append(Line("weights", "attention scales", 7 * 512 * len(share.layers),
                               Formula("7 × 512 (allocated bytes of a scalar) × {L} (layers)", {"L": len(share.layers)}),
@@ -81,7 +89,8 @@ def lines_of(job: Job) -> list[Line]:
         packed = job.scheme.storage if eight_bits or (job.scheme.name.startswith(PACKED) and not rank.num_experts) else None
         mxfp4 = experts_alone(model, job.scheme)
         simulated = not matrices or packed is not None or mxfp4
-        point = _unsplit(rank, share, size, rows, packed, mxfp4=mxfp4, max_split=MAX_SPLIT if version_of(job).loads_unsplit else 0) if simulated else 0
+        made = replace(rank, tie_word_embeddings=True) if share.first and job.deployment.settings["runner"] == "pooling" else rank
+        point = _unsplit(made, share, size, rows, packed, mxfp4=mxfp4, max_split=MAX_SPLIT if version_of(job).loads_unsplit else 0) if simulated else 0
         lines.append(Line("weights", "allocator rounding", point, Formula("{n}", {"n": point}), ROUNDING_SOURCE,
                           basis="modelled", low=0, high=point + 4 * MIB + MIB * matrices + (TOWER_ROUNDING if model.vision_parameters else 0), device=share.device,
                           note=_rounding_note(matrices, simulated)))  # fmt: skip

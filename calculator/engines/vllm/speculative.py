@@ -134,7 +134,7 @@ def _check_words(job: Job, method: str) -> None:
         for name in ("speculative_model", "draft_tensor_parallel_size"):
             if s.get(name) is not None:
                 raise BadValue(f"{name} with speculative_method={method}, which has no model of its own", hint=f"leaving {name} out")
-    if not drafted(job):
+    if not drafted(job) and method != "mtp":  # whose own check says that there are no layers
         raise Unsupported("num_speculative_tokens must be provided with speculative model unless the draft model config contains an n_predict parameter.",
                           hint="--set num_speculative_tokens=3")  # fmt: skip
     draft_tp = int(s.get("draft_tensor_parallel_size") or ranks_of(job))

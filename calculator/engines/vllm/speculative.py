@@ -19,7 +19,7 @@ from calculator.engines.vllm.deployment import HISTORY, version_of
 from calculator.engines.vllm.families import FAMILIES, check_family
 from calculator.engines.vllm.hybrid import block_size
 from calculator.errors import BadValue, NotModelled, Unsupported
-from calculator.quantization import compute_dtype, parse, quantize
+from calculator.quantization import Scheme, Stored, compute_dtype, parse, quantize
 from calculator.spec import ModelSpec
 
 SPECULATIVE_SOURCE = "vllm v0.19.0 config/speculative.py L200-640; v1/spec_decode/eagle.py L1246-1460, draft_model.py L17-90"
@@ -58,10 +58,10 @@ def draft_job(job: Job) -> Job | None:
     """The draft model as a job on the target's ranks; None without one."""
     if method_of(job) != "draft_model":
         return None
-    spec, scheme = _model(str(job.deployment.settings["speculative_model"])).spec, parse(_DTYPES[compute_dtype(job.model, job.scheme)], engine="vllm")
+    spec, scheme, stored = _stored(str(job.deployment.settings["speculative_model"]), compute_dtype(job.model, job.scheme))
     own = {name: value for name, value in job.deployment.settings.items() if name not in SETTINGS}
     own |= {"enable_expert_parallel": False, "language_model_only": False}
-    return replace(job, model=spec, scheme=scheme, stored=quantize(spec, scheme), hf_id=None, published=False, from_headers=False,
+    return replace(job, model=spec, scheme=scheme, stored=stored, hf_id=None, published=False, from_headers=False,
                    deployment=replace(job.deployment, settings=own))  # fmt: skip
 
 
@@ -176,3 +176,10 @@ def _row(rank: ModelSpec) -> int:
 @lru_cache(maxsize=32)
 def _model(name: str) -> Model:
     return load_model(name)
+
+
+@lru_cache(maxsize=32)
+def _stored(name: str, dtype: str) -> tuple[ModelSpec, Scheme, Stored]:
+    """A draft and its tensors in the target's type."""
+    spec, scheme = _model(name).spec, parse(_DTYPES[dtype], engine="vllm")
+    return spec, scheme, quantize(spec, scheme)

@@ -110,7 +110,7 @@ _SHARE = r"[0-9]{1,9}(\.[0-9]{1,9})?"
 # settings that an engine has and the formulas don't cover: engine -> setting -> what is missing
 NOT_MODELLED: Mapping[str, Mapping[str, str]] = {
     "vllm": {
-        **dict.fromkeys(("speculative_config", "speculative_model", "num_speculative_tokens"), "speculative decoding: the draft's weights, cache and pass"),
+        "speculative_config": "fields of its JSON other than speculative_method, speculative_model and num_speculative_tokens, which are settings,",
         **dict.fromkeys(("data_parallel_size", "decode_context_parallel_size"), "ranks that don't split the layers"),
         **dict.fromkeys(("kv_transfer_config", "kv_offloading_size"), "cache outside of the GPU"),
     },

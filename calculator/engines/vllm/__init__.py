@@ -10,7 +10,7 @@ from calculator.engines.ranks import element_bytes, held_by, kv_element_bytes, r
 from calculator.engines.records import Record, record, record_line
 from calculator.engines.server import Server
 from calculator.engines.settings import COUNT, Real, Setting, Text
-from calculator.engines.vllm import weights
+from calculator.engines.vllm import draft, speculative, weights
 from calculator.engines.vllm.blocks import (
     BLOCK_SOURCE,
     GROUPS_SOURCE,
@@ -33,6 +33,7 @@ from calculator.engines.vllm.deployment import (
     length_of,
     version_of,
 )
+from calculator.engines.vllm.draft import peaks
 from calculator.engines.vllm.families import FAMILIES, check_family
 from calculator.engines.vllm.hybrid import STATE_SOURCE, block_size, check_hybrid
 from calculator.engines.vllm.images import (
@@ -47,8 +48,8 @@ from calculator.engines.vllm.images import (
 from calculator.engines.vllm.latent import ROWS_SINCE, check_latent, early_row
 from calculator.engines.vllm.layouts import check_blocks
 from calculator.engines.vllm.offload import budget_of, check_offload, offloaded
-from calculator.engines.vllm.pool import for_one, pool_of
-from calculator.engines.vllm.profile import SORT_SOURCE, SOURCE, TRITON_SOURCE, peaks, samples_on
+from calculator.engines.vllm.pool import BESIDE, for_one, pool_of
+from calculator.engines.vllm.profile import SORT_SOURCE, SOURCE, TRITON_SOURCE, samples_on
 from calculator.engines.vllm.sparse import BLOCK, LACKING, check_sparse, sparse_bytes, sparse_lines
 from calculator.engines.vllm.towers import TOWER_SOURCE
 from calculator.errors import BadValue, NotModelled, Unsupported
@@ -66,7 +67,7 @@ class Vllm(Server):
     name = "vllm"
     versions = VERSIONS
     history = HISTORY
-    beside = ("CUDA graphs",)
+    beside = BESIDE
     oldest_card = (7, 0)
     too_old = "vLLM needs compute capability 7.0 or higher;"  # v0.19.0 docs/getting_started/installation/gpu.cuda.inc.md L9
     families = frozenset(FAMILIES)
@@ -95,6 +96,7 @@ class Vllm(Server):
         "kv_pool_bytes": Setting(None, COUNT, "cache pool of a GPU, given instead of derived (kv_cache_memory_bytes) [bytes]"),
         "total_memory_bytes": Setting(None, COUNT, "memory of a GPU as a program sees it, in place of a named GPU [bytes]"),
         "allow_long_max_model_len": Setting(False, bool, "VLLM_ALLOW_LONG_MAX_MODEL_LEN: contexts beyond the model's limit"),
+        **speculative.SETTINGS,
     }  # fmt: skip
 
     def lacking(self, model: ModelSpec) -> str:
@@ -146,6 +148,7 @@ class Vllm(Server):
         check_images(job)
         check_hybrid(job)
         check_offload(job)
+        speculative.check(job)
         check_blocks(job, rank_of(job))
 
     def preset_context(self, chosen: Mapping[str, Any], model: ModelSpec, gpu: GpuSpec | None, gpus: int) -> int | None:  # noqa: ARG002
@@ -160,7 +163,7 @@ class Vllm(Server):
 
     def weight_lines(self, job: Job) -> list[Line]:
         """Stored tensors, the rotary table, scales, and what the allocator doesn't split off."""
-        return weights.lines_of(job)
+        return weights.lines_of(job) + draft.lines_of(job)
 
     def cache_lines(self, job: Job, phase: str) -> list[Line]:  # noqa: ARG002
         """Blocks of the sequences."""
@@ -185,12 +188,13 @@ class Vllm(Server):
         if groups.recurrent:
             source = f"{source}; {STATE_SOURCE}"
             notes.append(f"{groups.full} of {groups.tables} groups of layers attend; in the others a sequence's state is a block")
+        drafted = speculative.draft_block_bytes(job)
         return [
-            Line("kv_cache", "KV blocks", work.sequences * blocks * block_of(job, share),
+            Line("kv_cache", "KV blocks", work.sequences * blocks * (block_of(job, share) - drafted),
                  Formula("{B} × {n} (blocks) × {s} (tokens) × " + row + " × {e} × {L} (layers)", symbols | {"L": layers_of_block(job, share)}),
                  source, device=share.device, note="; ".join(notes))
             for share in shares_of(job)
-        ]  # fmt: skip
+        ] + draft.cache_lines(job, blocks)  # fmt: skip
 
     def activation_lines(self, job: Job, phase: str) -> list[Line]:  # noqa: ARG002
         """The peak of the profiling run on each device: the sampler runs on the last stage alone."""
@@ -202,6 +206,9 @@ class Vllm(Server):
             beside = f"; encoder budget {images.budget:,} tokens, profiled with {images.items} {images.modality} items"
         elif job.model.vision_parameters and job.deployment.settings["skip_mm_profiling"]:
             beside = "; no images: skip_mm_profiling"
+        if speculative.method_of(job):
+            source = f"{source}; {draft.REJECTION_SOURCE}; {draft.PASS_SOURCE}"
+            beside = f"{beside}; the dummy batch drafts one token a sequence, whatever num_speculative_tokens is"
         for share in shares_of(job):
             low, peak, high = peaks(job, length_of(job), samples=samples_on(job, share))
             basis: Literal["derived", "modelled"] = "derived" if low == peak.nbytes == high else "modelled"
@@ -221,7 +228,7 @@ class Vllm(Server):
                 lines.append(Line("overhead", name, 0, Formula("0"), "setting enforce_eager", device=i, note="none: enforce_eager"))
             else:
                 lines.append(record_line(graphs, name, i))
-        return lines
+        return lines + draft.buffer_lines(job, length_of(job))
 
     def host_read(self, job: Job) -> tuple[Stored, int]:
         """Offloaded weights; no cache."""
@@ -248,7 +255,8 @@ class Vllm(Server):
         grows = len(model.attention_layers)
         if groups_of(job).windowed and job.workload.context > (model.sliding_window or 0):
             grows = model.full_layers if groups_of(job).full else 0
-        return block_bytes(rank, grows, block_size=1, element_bytes=kv_element_bytes(job)) * ranks_of(job)
+        drafted = speculative.draft_block_bytes(job) // block_size(job)
+        return (block_bytes(rank, grows, block_size=1, element_bytes=kv_element_bytes(job)) + drafted) * ranks_of(job)
 
     def dynamic_key(self, job: Job) -> tuple[Any, ...]:
         """What cache and profiling run depend on."""

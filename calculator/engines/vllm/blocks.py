@@ -12,6 +12,7 @@ from calculator.engines.vllm.deployment import batch_limits, length_of, version_
 from calculator.engines.vllm.hybrid import block_size, group_size, states
 from calculator.engines.vllm.latent import early_row
 from calculator.engines.vllm.sparse import sparse_bytes
+from calculator.engines.vllm.speculative import draft_block_bytes, lookahead
 from calculator.parallelism import Share
 from calculator.spec import ModelSpec
 from calculator.units import ceil_div
@@ -116,17 +117,20 @@ def block_of(job: Job, share: Share) -> int:
     rank = rank_of(job)
     if early := early_row(job, rank):
         return block_size(job) * len(share.layers) * early.elements * kv_element_bytes(job)
-    return block_bytes(rank, layers_of_block(job, share), block_size=block_size(job), element_bytes=kv_element_bytes(job))
+    own = block_bytes(rank, layers_of_block(job, share), block_size=block_size(job), element_bytes=kv_element_bytes(job))
+    return own + draft_block_bytes(job)
 
 
 def blocks_for(job: Job, context: int, length: int = 0) -> int:
     """Blocks of one sequence, over all groups; `length` where max_model_len isn't the job's.
 
     full group: ceil(S / block_size);  windowed group: ceil(min(W - 1 + T, S) / block_size) + 1;  recurrent group: its states
+    A draft takes slots ahead: S + num_speculative_tokens, up to max_model_len.
 
     Source: vllm v0.11.0 v1/kv_cache_interface.py L83-91, L196-214: the window and the tokens of one step.
     """
     groups, size = groups_of(job), block_size(job)
+    context = max(context, min(context + lookahead(job), length or length_of(job)))
     whole = ceil_div(context, size)
     if groups.recurrent:
         return groups.full * whole + groups.recurrent * states(job)

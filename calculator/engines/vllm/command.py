@@ -13,6 +13,7 @@ from calculator.engines.ranks import ranks_of
 from calculator.engines.vllm.deployment import HISTORY, batch_limits, before_ampere, length_of
 from calculator.engines.vllm.hybrid import block_size
 from calculator.engines.vllm.images import limits_of
+from calculator.engines.vllm.speculative import draft_checkpoint, drafted, method_of
 from calculator.quantization import compute_dtype
 
 ON_LOAD = {"fp8": "fp8", "bnb-nf4": "bitsandbytes"}  # formats that the engine makes of a 16-bit checkpoint
@@ -71,8 +72,18 @@ def start_command(job: Job) -> str | None:
         words += ["--enable-lora", "--max-loras", str(settings["max_loras"]), "--max-lora-rank", str(settings["max_lora_rank"])]
     if settings["cpu_offload_gb"]:
         words += ["--cpu-offload-gb", f"{float(settings['cpu_offload_gb']):g}"]
+    if method := method_of(job):
+        words += ["--speculative-config", _speculative_config(job, method)]
     if settings["enforce_eager"]:
         words.append("--enforce-eager")
     if given is not None:
         words += ["--kv-cache-memory-bytes", str(given)]
     return shlex.join(words)
+
+
+def _speculative_config(job: Job, method: str) -> str:
+    """The JSON of --speculative-config; ngram's lookup is left to the server."""
+    config: dict[str, str | int] = {"method": method, "num_speculative_tokens": drafted(job)}
+    if model := draft_checkpoint(job):
+        config |= {"model": model, "draft_tensor_parallel_size": ranks_of(job)}
+    return json.dumps(config)

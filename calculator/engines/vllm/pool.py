@@ -14,6 +14,8 @@ from calculator.memory import usable_memory
 from calculator.spec import Quantity
 from calculator.units import GIB
 
+BESIDE = ("CUDA graphs", "draft buffers")  # outside of what the pool is reckoned from
+
 
 def concurrency(blocks: int, *, block_size: int, context: int, needed: int, in_blocks: bool) -> float:
     """Sequences of the context that the pool holds, as the log prints it; `needed` blocks each.
@@ -61,7 +63,7 @@ def pool_of(job: Job, taken_by: Callable[[Job], Ledger]) -> Pool | None:
     usable = share_of_memory(total, float(settings["gpu_memory_utilization"])) if total else Quantity(value=given, source="setting kv_pool_bytes")
     stages = []
     for share in shares_of(job):
-        taken = [line for line in ledger.on(share.device).lines if line.name != "CUDA graphs"]
+        taken = [line for line in ledger.on(share.device).lines if line.name not in BESIDE]
         bounds = (given, given, given) if given else (
             usable.value - sum(line.nbytes for line in taken),
             usable.low_value - sum(line.high_bytes for line in taken),

@@ -1,0 +1,150 @@
+"""Lines of a draft in vLLM: its weights, its part of the cache, its pass in the profiling run, and the rejection sampler."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from calculator.architectures import build_inventory
+from calculator.architectures.inventory import Inventory
+from calculator.engines.base import Job
+from calculator.engines.ranks import element_bytes, kv_element_bytes, rank_of, shares_of
+from calculator.engines.vllm import profile, weights
+from calculator.engines.vllm.deployment import HISTORY, batch_limits, version_of
+from calculator.engines.vllm.hybrid import block_size
+from calculator.engines.vllm.layouts import absorbed_line, router_line
+from calculator.engines.vllm.speculative import (
+    MTP_HEAD_SHARED,
+    SPECULATIVE_SOURCE,
+    draft_block_bytes,
+    draft_job,
+    draft_layers,
+    draft_row,
+    method_of,
+)
+from calculator.engines.weights import weight_lines
+from calculator.ledger import Formula, Line
+from calculator.quantization import Stored, compute_dtype
+from calculator.quantization.hf import quantize
+from calculator.steps import Buffer, Peak, Step
+from calculator.units import MIB
+
+REJECTION_SOURCE = "vllm v0.19.0 v1/worker/gpu_model_runner.py L5609-5632; v1/sample/rejection_sampler.py L60-150"
+PASS_SOURCE = "vllm v0.19.0 v1/worker/gpu_model_runner.py L5488-5526; v1/spec_decode/eagle.py L1486-1536"
+MTP_SOURCE = "vllm v0.19.0 model_executor/models/deepseek_mtp.py, glm4_moe_mtp.py; v1/spec_decode/eagle.py L1322-1460: embedding and head are the target's"
+BUFFERS = "draft buffers"
+UNHELD_SHARE, UNREAD_SHARE = 120, 160  # high end of a peak that no log was held against; of a release whose pass hasn't been read [percent]
+READ = (0, 22, 99)  # later releases have a second model runner: v0.22.0 config/vllm.py use_v2_model_runner
+
+
+def lines_of(job: Job) -> list[Line]:
+    """The draft's weights on each device; none for ngram."""
+    method = method_of(job)
+    if method == "mtp":
+        return _mtp_lines(job)
+    draft = draft_job(job)
+    if draft is None:
+        return []
+    lines = [replace(line, name=f"{line.name}, draft", source=f"{line.source}; {SPECULATIVE_SOURCE}") for line in weights.lines_of(draft)]
+    same = "one with the target's where base, scaling and positions are the same"
+    return [replace(line, low=0, high=line.nbytes, basis="modelled", note=same) if line.name == "rotary cos and sin, draft" else line for line in lines]
+
+
+def _mtp_stored(job: Job) -> Stored:
+    """The MTP layers' tensors on a rank: without the embedding, and since 0.16 without a head; the projection in 16 bits, routers whole."""
+    shared = HISTORY.covered(job.deployment.engine_version) >= MTP_HEAD_SHARED
+    whole = {g.name: g for g in build_inventory(job.model).mtp if g.role == "router"}
+    held = [whole.get(g.name, g) for g in build_inventory(rank_of(job)).mtp if g.role != "embedding" and not (shared and g.role == "output")]
+    held = [replace(g, role="projection") if g.name.endswith("eh_proj.weight") else g for g in held]
+    return quantize(Inventory(tuple(held), tied=False), job.scheme.storage, dtype=compute_dtype(job.model, job.scheme), label=job.scheme.name.upper())
+
+
+def _mtp_lines(job: Job) -> list[Line]:
+    stored, n, rank = _mtp_stored(job), job.model.mtp_layers, rank_of(job)
+    lines = []
+    for share in shares_of(job):
+        mine = weight_lines(job.scheme, stored, device=share.device, tied=False)
+        behind = share._replace(layers=range(n))
+        mine += [line for line in (router_line(job, share, stored), absorbed_line(job, rank, behind)) if line]
+        mine.append(Line("weights", "attention scales", 7 * 512 * n, Formula("7 × 512 (allocated bytes of a scalar) × {L} (layers)", {"L": n}), weights.SCALES_SOURCE, device=share.device))
+        mine.append(Line("weights", "allocator rounding", 0, Formula("0"), weights.ROUNDING_SOURCE, basis="modelled", low=0, high=12 * n * MIB, device=share.device,
+                         note="up to 1 MiB a matrix"))  # fmt: skip
+        lines += [replace(line, name=f"{line.name}, draft", source=f"{line.source}; {MTP_SOURCE}") for line in mine]
+    return lines
+
+
+def cache_lines(job: Job, blocks: int) -> list[Line]:
+    """The draft's part of the sequences' blocks, `blocks` a sequence."""
+    layers = draft_layers(job)
+    if not layers:
+        return []
+    symbols = {"B": job.workload.sequences, "n": blocks, "s": block_size(job), "R": draft_row(job), "e": kv_element_bytes(job), "L": layers}
+    formula = Formula("{B} × {n} (blocks) × {s} (tokens) × {R} (elements of a row) × {e} × {L} (layers)", symbols)
+    return [Line("kv_cache", "KV blocks, draft", job.workload.sequences * blocks * draft_block_bytes(job), formula, SPECULATIVE_SOURCE, device=share.device,
+                 note="in the target's group of blocks") for share in shares_of(job)]  # fmt: skip
+
+
+def buffer_lines(job: Job, length: int) -> list[Line]:
+    """Inputs of the draft's pass, made before the weights and so outside of what the pool is reckoned from.
+
+    bytes = 2 e T h          hidden states and embeddings of max_num_batched_tokens
+
+    Source: vllm v0.19.0 v1/spec_decode/eagle.py L162-200.
+    """
+    if not draft_layers(job):
+        return []
+    draft = draft_job(job) or job
+    symbols = {"e": element_bytes(job), "T": batch_limits(job, length)[0], "h": draft.model.hidden_size}
+    return [Line("overhead", BUFFERS, 2 * symbols["e"] * symbols["T"] * symbols["h"], Formula("2 × {e} × {T} (tokens) × {h}", symbols),
+                 "vllm v0.19.0 v1/spec_decode/eagle.py L162-200", device=share.device, note="made before the weights: the pool isn't smaller by them")
+            for share in shares_of(job)]  # fmt: skip
+
+
+def peaks(job: Job, length: int, *, samples: bool = True) -> tuple[int, Peak, int]:
+    """Low end, peak and high end of the profiling run, with the draft's pass and the rejection sampler.
+
+    rejection, sort:   B V (3 e + 12 + 32) + e T h + 2 e B h + workspace
+    rejection, Triton: B V (3 e + 24) + the same                              modelled
+    draft's pass:      its own peak + e T h of the target's outputs           modelled
+
+    The dummy batch has one drafted token a sequence, whatever num_speculative_tokens is. Source: REJECTION_SOURCE, PASS_SOURCE.
+    """
+    low, peak, high = profile.peaks(job, length, samples=samples)
+    if not method_of(job):
+        return low, peak, high
+    found = [peak]
+    tokens, sequences = batch_limits(job, length)
+    if draft_layers(job):
+        _, own, own_high = profile.peaks(draft_job(job) or job, length, samples=False)
+        kept = Buffer("target's outputs", element_bytes(job) * tokens * job.model.hidden_size, "{e} × {T} × {t}")
+        step = Step("draft's pass", (*own.step.buffers, kept))
+        found.append(Peak("prefill", step, step.nbytes, {**own.symbols, "t": job.model.hidden_size}))
+        high = max(high, own_high + kept.nbytes)
+    if samples:
+        found.append(_rejection(job, peak, tokens, sequences))
+    best = max(found, key=lambda p: p.nbytes)
+    if best is peak:
+        return low, peak, high
+    share = UNHELD_SHARE if HISTORY.covered(job.deployment.engine_version) <= READ else UNREAD_SHARE
+    return low, best, max(high, best.nbytes * share // 100)
+
+
+def _rejection(job: Job, peak: Peak, tokens: int, sequences: int) -> Peak:
+    """Logits of drafted and bonus tokens, what the bonus token's sampling leaves, and the choice among the target's."""
+    e, v, h = element_bytes(job), job.model.vocab_size, job.model.hidden_size
+    cells, workspace = sequences * v, int(peak.symbols["w"])
+    buffers = [
+        Buffer("logits of drafted and bonus tokens", 2 * e * cells, "2 × {e} × {B} × {V}"),
+        Buffer("bonus logits", e * cells, "{e} × {B} × {V}"),
+        Buffer("bonus logits kept, target logits twice", 12 * cells, "12 × {B} × {V}"),
+    ]
+    if version_of(job).sampler == "sort" or sequences < profile.SORT_BELOW:
+        buffers.append(Buffer("sorted values and indices, radix sort", 32 * cells, "32 × {B} × {V}"))
+    else:
+        buffers.append(Buffer("probabilities, noise and its reciprocal", 12 * cells, "12 × {B} × {V}"))
+    buffers += [
+        Buffer("hidden states", e * tokens * h, "{e} × {T} × {h}"),
+        Buffer("last hidden states, twice", 2 * e * sequences * h, "2 × {e} × {B} × {h}"),
+        Buffer("cuBLAS workspace", workspace, "{w}"),
+    ]
+    step = Step("rejection sampler", tuple(buffers))
+    return Peak("prefill", step, step.nbytes, {"e": e, "B": sequences, "V": v, "T": tokens, "h": h, "w": workspace})

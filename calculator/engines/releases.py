@@ -20,8 +20,8 @@ class History(Generic[V]):
         self._releases: dict[str, Release] = {}
 
     def release(self, version: str) -> Release | None:
-        """A version as numbers, its fourth number and post, dev or rc part left out; None where it isn't covered."""
-        match = re.fullmatch(r"v?(\d{1,2})\.(\d{1,2})(?:\.(\d{1,3})(?:\.\d{1,2})?)?([.]?(post|dev|rc)\d{0,4}.{0,40})?", version.strip())
+        """A version as numbers, its fourth number and post, dev, rc or local part left out; None where it isn't covered."""
+        match = re.fullmatch(r"v?(\d{1,2})\.(\d{1,2})(?:\.(\d{1,3})(?:\.\d{1,2})?)?(?:[.]?(?:post|dev|rc)\d{0,4}.{0,40}|[+].{0,40})?", version.strip())
         found = (int(match[1]), int(match[2]), int(match[3] or 0)) if match else (0, 0, 0)
         return found if min(self._since) <= found <= self._newest else None
 

@@ -398,7 +398,7 @@ def test_the_v0_engine_samples_on_its_first_rank_alone():
 
 @pytest.mark.parametrize(
     ("version", "gpu", "settings", "v1"),
-    [("0.7.3", "rtx 4090", {}, False), ("0.10.1.1", "rtx 4090", {}, True), ("0.8.5.post1", "rtx 4090", {}, True), ("0.8.5.post1", "rtx 4090", {"use_v1": 0}, False),
+    [("0.7.3", "rtx 4090", {}, False), ("0.10.1.1", "rtx 4090", {}, True), ("0.9.2+cu118", "rtx 4090", {}, True), ("0.8.5.post1", "rtx 4090", {}, True), ("0.8.5.post1", "rtx 4090", {"use_v1": 0}, False),
      ("0.9.2", "T4", {}, False), ("0.11.0", "T4", {}, True), ("v0.10.1", "rtx 4090", {}, True)],
 )  # fmt: skip
 def test_releases_between_the_modelled_ones(version, gpu, settings, v1):

@@ -50,6 +50,7 @@ from calculator.engines.vllm.layouts import check_blocks
 from calculator.engines.vllm.offload import budget_of, check_offload, offloaded
 from calculator.engines.vllm.pool import BESIDE, for_one, pool_of
 from calculator.engines.vllm.profile import SORT_SOURCE, SOURCE, TRITON_SOURCE, samples_on
+from calculator.engines.vllm.second_runner import PASS_SOURCE, second_runner, states_line
 from calculator.engines.vllm.sparse import BLOCK, LACKING, check_sparse, sparse_bytes, sparse_lines
 from calculator.engines.vllm.towers import TOWER_SOURCE
 from calculator.errors import BadValue, NotModelled, Unsupported
@@ -198,7 +199,7 @@ class Vllm(Server):
 
     def activation_lines(self, job: Job, phase: str) -> list[Line]:  # noqa: ARG002
         """The peak of the profiling run on each device: the sampler runs on the last stage alone."""
-        source = f"{SOURCE}; {TRITON_SOURCE if version_of(job).sampler == 'triton' else SORT_SOURCE}"
+        source = f"{SOURCE}; {PASS_SOURCE if second_runner(job) else TRITON_SOURCE if version_of(job).sampler == 'triton' else SORT_SOURCE}"
         lines, images = [], images_of(job, length_of(job))
         beside = ""
         if images:
@@ -228,6 +229,8 @@ class Vllm(Server):
                 lines.append(Line("overhead", name, 0, Formula("0"), "setting enforce_eager", device=i, note="none: enforce_eager"))
             else:
                 lines.append(record_line(graphs, name, i))
+        if second_runner(job):
+            lines += [states_line(job, share.device) for share in shares_of(job) if samples_on(job, share) and job.deployment.settings["runner"] != "pooling"]
         return lines + draft.buffer_lines(job, length_of(job))
 
     def host_read(self, job: Job) -> tuple[Stored, int]:
@@ -307,6 +310,8 @@ class Vllm(Server):
         measured_apart = version.non_torch == "v0" or (version.non_torch == "v1" and several)
         hopper = "_sm90" if measured_apart and capability.split(".")[0] in ("9", "10") else ""
         several += hopper
+        if second_runner(job) and not several:
+            return record("vllm", "non_torch_second"), record("vllm", "cuda_graphs_0.20")
         graphs = "0.20" if version.graphs_profiled else "v1" if version.v1 else "v0"
         return record("vllm", f"non_torch_{version.non_torch}{several}"), record("vllm", f"cuda_graphs_{graphs}")
 

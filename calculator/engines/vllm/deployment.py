@@ -53,9 +53,10 @@ SINCE: dict[Release, Version] = {
     (0, 8, 0): Version(v1=True, sampler="sort", in_blocks=False, non_torch="v1", a100_is_large=True, locks_a_column=True, needs_ampere=True),
     (0, 9, 0): Version(v1=True, sampler="sort", in_blocks=True, non_torch="v1", hybrid=True, needs_ampere=True),
     (0, 11, 0): Version(v1=True, sampler="sort", in_blocks=True, non_torch="v1", hybrid=True),
-    (0, 17, 0): Version(v1=True, sampler="triton", in_blocks=True, non_torch="0.19", hybrid=True, workspaces_wide=True),
+    (0, 17, 0): Version(v1=True, sampler="triton", in_blocks=True, non_torch="0.17", hybrid=True, workspaces_wide=True),
 }
-SINCE[0, 20, 0] = SINCE[0, 17, 0]._replace(non_torch="0.20", graphs_profiled=True)
+SINCE[0, 19, 0] = SINCE[0, 17, 0]._replace(non_torch="0.19")
+SINCE[0, 20, 0] = SINCE[0, 19, 0]._replace(non_torch="0.20", graphs_profiled=True)
 SINCE[0, 21, 0] = SINCE[0, 20, 0]._replace(tokens_by_length=True, loads_unsplit=True, utilization=0.92)
 VERSIONS = ("0.6.6", "0.8.5", "0.9.2", "0.11.0", "0.14.0", "0.19.0", "0.33.0")  # sources read
 HISTORY = History(SINCE, newest=(0, 33, 99))

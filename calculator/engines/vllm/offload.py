@@ -12,6 +12,7 @@ from itertools import groupby
 from calculator.engines.base import Job
 from calculator.engines.vllm.deployment import HISTORY, version_of
 from calculator.errors import NotModelled
+from calculator.parallelism import Share
 from calculator.quantization.stored import Stored, StoredGroup
 from calculator.units import GIB
 
@@ -58,6 +59,12 @@ def offloaded(held: Stored, layers: range, budget: int) -> Stored:
         if here or not group.layers:
             split.append(replace(group, layers=here))
     return tuple(split)
+
+
+def left_on_gpu(held: Stored, share: Share) -> Share:
+    """The share without the layers that are wholly on the host: the allocator keeps nothing of them."""
+    here = [layer for group in held if not group.on_host for layer in group.layers]
+    return share._replace(layers=range(min(here, default=share.layers.stop), share.layers.stop))
 
 
 def _parameters(held: Stored, layers: range) -> Iterator[tuple[int, tuple[StoredGroup, ...]]]:

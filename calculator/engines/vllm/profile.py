@@ -16,6 +16,8 @@ from calculator.engines.vllm.hybrid import block_size
 from calculator.engines.vllm.images import HELD, Images, images_of
 from calculator.engines.vllm.latent import Mode, early_attention, latent_mode
 from calculator.engines.vllm.mixers import mixer_step
+from calculator.engines.vllm.second_runner import Sampler as SecondSampler
+from calculator.engines.vllm.second_runner import sampler_of
 from calculator.engines.vllm.towers import (
     HIGH_SHARE,
     LOW_SHARE,
@@ -70,6 +72,8 @@ class Profile(NamedTuple):
     """How latent attention is kept."""
     pools: bool = False
     """A pooler in place of the sampler."""
+    second: SecondSampler | None = None
+    """How the second model runner samples."""
 
 
 def latent_rows(job: Job, length: int, sequences: int) -> int:
@@ -90,6 +94,7 @@ def profile(rank: ModelSpec, run: Profile) -> Peak:
 
     sampler, sort:    B V (e + 4 + 4 + 8 + 8 + 12) + e T h + 2 e B h + workspace
     sampler, Triton:  B V (e + 4 + 4 + 4) + 4 V min(B, multiprocessors) + e T h + 2 e B h + workspace
+    sampler, second model runner:  B V e (0.29 to 0.31), B V (e + 4) before, B V (e + 12) since 0.32, and the hidden states
     feed-forward:     e T (3 f + c h) + workspace              c = 3 (V0, eager), 4 (V1, compiled; V0 with XFormers)
                       + e T h where V0 ranks add their outputs, + e T f for packed codes until 0.7: the kernel's second input
     experts:          e M k (max(2 f, h) + f) + e c T h + 4 T E + workspace          k of E experts a token
@@ -153,7 +158,11 @@ def _sampler(rank: ModelSpec, run: Profile, workspace: Buffer) -> Step:
         Buffer("logits", e * cells, "{e} × {B} × {V}"),
         Buffer("float32 logits", 4 * cells, "4 × {B} × {V}"),
     ]
-    if run.sampler == "sort" or b < SORT_BELOW:
+    if run.second:
+        sampler = sampler[: 1 if run.second == "logits" else 2]
+        if run.second == "masked":
+            sampler += [Buffer("masked logits", 4 * cells, "4 × {B} × {V}"), Buffer("probabilities", 4 * cells, "4 × {B} × {V}")]
+    elif run.sampler == "sort" or b < SORT_BELOW:
         sampler += [
             Buffer("sorted values", 4 * cells, "4 × {B} × {V}"),
             Buffer("sorted indices", 8 * cells, "8 × {B} × {V}"),
@@ -272,7 +281,7 @@ def peaks(job: Job, length: int, *, samples: bool = True) -> tuple[int, Peak, in
     samples = samples and job.deployment.settings["runner"] != "pooling"
     run = run._replace(samples=samples, experts_share=version.experts_share, workspaces_wide=version.workspaces_wide,
                        latent_rows=latent_rows(job, length, sequences), images=images_of(job, length), release=HISTORY.covered(job.deployment.engine_version),
-                       latent=latent_mode(job), pools=job.deployment.settings["runner"] == "pooling")  # fmt: skip
+                       second=sampler_of(job), latent=latent_mode(job), pools=job.deployment.settings["runner"] == "pooling")  # fmt: skip
     low, peak, high = _bounds(rank_of(job), run, (workspace.low, workspace.high), (rows.low, rows.high), small and sequences < 128)
     if not family_of(job.model).held and peak.step.name != "sampler" and not peak.step.name.startswith(VISION):
         copied = peak.step.name == "experts" and job.scheme.storage is not None
@@ -290,7 +299,8 @@ def _bounds(rank: ModelSpec, run: Profile, workspace: tuple[int, int], rows: tup
         copies = (run.hidden_copies - 1, run.hidden_copies + 1)
     else:
         copies = (run.hidden_copies, run.hidden_copies)
-    low = profile(rank, run._replace(workspace=workspace[0], multiprocessors=rows[0], hidden_copies=copies[0])).nbytes
+    fewest = "copied" if run.second == "masked" else run.second  # without FlashInfer's kernels
+    low = profile(rank, run._replace(second=fewest, workspace=workspace[0], multiprocessors=rows[0], hidden_copies=copies[0])).nbytes
     high = profile(rank, run._replace(workspace=workspace[1], multiprocessors=rows[1], hidden_copies=copies[1],
                                       sort_buffers=24 if full_sort else 12)).nbytes  # fmt: skip
     return min(low, peak.nbytes), peak, max(high, peak.nbytes)

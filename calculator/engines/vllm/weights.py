@@ -15,7 +15,7 @@ from calculator.engines.vllm.families import DEEP_LAYERS, family_of, image_buffe
 from calculator.engines.vllm.latent import absorbed_pair_line, latent_mode
 from calculator.engines.vllm.layouts import absorbed_line, padded_line, router_line
 from calculator.engines.vllm.offload import SOURCE as OFFLOAD_SOURCE
-from calculator.engines.vllm.offload import budget_of, offloaded
+from calculator.engines.vllm.offload import budget_of, left_on_gpu, offloaded
 from calculator.engines.vllm.sparse import choice_line
 from calculator.engines.vllm.tensors import layers_made
 from calculator.engines.weights import weight_lines
@@ -90,7 +90,7 @@ def lines_of(job: Job) -> list[Line]:
         mxfp4 = experts_alone(model, job.scheme)
         simulated = not matrices or packed is not None or mxfp4
         made = replace(rank, tie_word_embeddings=True) if share.first and job.deployment.settings["runner"] == "pooling" else rank
-        point = _unsplit(made, share, size, rows, packed, mxfp4=mxfp4, max_split=MAX_SPLIT if version_of(job).loads_unsplit else 0) if simulated else 0
+        point = _unsplit(made, left_on_gpu(held, share), size, rows, packed, mxfp4=mxfp4, max_split=MAX_SPLIT if version_of(job).loads_unsplit else 0) if simulated else 0
         lines.append(Line("weights", "allocator rounding", point, Formula("{n}", {"n": point}), ROUNDING_SOURCE,
                           basis="modelled", low=0, high=point + 4 * MIB + MIB * matrices + (TOWER_ROUNDING if model.vision_parameters else 0), device=share.device,
                           note=_rounding_note(matrices, simulated)))  # fmt: skip

@@ -190,12 +190,12 @@ def resolve(
     )
     filled = {name: s.default for name, s in runner.settings.items() if s.default is not None}
     if "tensor_parallel_size" in filled:
-        filled["tensor_parallel_size"] = tensor_split(spec, gpus)
+        filled["tensor_parallel_size"] = tensor_split(spec, max(gpus // int(chosen.get("data_parallel_size", 1)), 1))
     filled |= {**(presets.preset(chosen, version, spec, scheme, workload, card, gpus) if presets else {}), **chosen}
     kv_dtype = runner.resolve_kv_dtype(spec, scheme, kv_dtype, filled)
     if total := filled.get("total_memory_bytes"):
         card = with_total(card, int(total))
-    gpus = max(gpus, int(filled.get("tensor_parallel_size", 1)))
+    gpus = max(gpus, int(filled.get("tensor_parallel_size", 1)) * int(filled.get("data_parallel_size", 1)))
     if scheme.recipe:
         filled.setdefault("quantizer", quantizer_of(spec))
     deployment = Deployment(

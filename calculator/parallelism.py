@@ -43,20 +43,32 @@ def tensor_split(model: ModelSpec, gpus: int) -> int:
     return max((n for n in range(1, min(gpus, model.num_attention_heads) + 1) if gpus % n == 0 and _splits(model, n)), default=1)
 
 
-def expert_rank(model: ModelSpec, size: int, *, vocab_multiple: int) -> ModelSpec:
-    """As `tensor_rank`, but whole experts are dealt out: the first rank has ceil(E / size) of them.
+def expert_rank(model: ModelSpec, size: int, *, vocab_multiple: int, over: int = 0) -> ModelSpec:
+    """As `tensor_rank`, but whole experts are dealt out: the first of `over` ranks (default `size`) has ceil(E / over) of them.
 
     Source: vllm v0.19.0 model_executor/layers/fused_moe/layer.py determine_expert_map.
     """
-    if size > model.num_experts:
-        raise Unsupported(f"{model.num_experts} experts over {size} ranks", allowed=f"1 to {model.num_experts}")
+    over = over or size
+    if over > model.num_experts:
+        raise Unsupported(f"{model.num_experts} experts over {over} ranks", allowed=f"1 to {model.num_experts}")
     dense = len(model.expert_layers) < model.num_hidden_layers  # layers without experts are divided as ever
     outer = model.intermediate_size if dense else size
     attention = tensor_rank(replace(model, num_experts=0, expert_intermediate_size=0, intermediate_size=outer), size, vocab_multiple=vocab_multiple)
     return replace(
-        attention, num_experts=ceil_div(model.num_experts, size), expert_intermediate_size=model.expert_intermediate_size,
+        attention, num_experts=ceil_div(model.num_experts, over), expert_intermediate_size=model.expert_intermediate_size,
         intermediate_size=attention.intermediate_size if dense else model.intermediate_size,
     )  # fmt: skip
+
+
+def replica_rank(model: ModelSpec, size: int, *, vocab_multiple: int, over: int) -> ModelSpec:
+    """A rank of a copy of the model whose experts are divided over `over` ranks, those of all copies.
+
+    Source: vllm v0.9.2 model_executor/layers/fused_moe/config.py L191-290, flatten_tp_across_dp.
+    """
+    if model.expert_intermediate_size % over:
+        raise Unsupported(f"experts of width {model.expert_intermediate_size} over {over} ranks", hint="--set enable_expert_parallel=1, which deals whole experts out")
+    dealt = expert_rank(model, size, vocab_multiple=vocab_multiple)
+    return replace(dealt, num_experts=model.num_experts, expert_intermediate_size=model.expert_intermediate_size // over)
 
 
 def tensor_rank(model: ModelSpec, size: int, *, vocab_multiple: int) -> ModelSpec:

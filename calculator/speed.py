@@ -30,7 +30,8 @@ def decode_tokens_per_s_bound(estimated: Estimate, gpu: GpuSpec, *, host_bytes_p
     weights = ledger.component_bytes("weights") - (idle - idle_beside)
     if not model.tie_word_embeddings:  # an untied embedding is only looked up
         weights -= sum(line.nbytes for line in ledger.on_devices if line.name == "embedding")
-    ranks = int(estimated.job.deployment.settings.get("tensor_parallel_size", 1))
+    settings = estimated.job.deployment.settings
+    ranks = int(settings.get("tensor_parallel_size", 1)) * int(settings.get("data_parallel_size", 1))
     seconds = (weights + ledger.component_bytes("kv_cache")) / (gpu.bandwidth_bytes_per_s.value * ranks)
     if read := stored_nbytes(beside) - idle_beside + cache:
         seconds += read / (host_bytes_per_s or host_bandwidth().value)

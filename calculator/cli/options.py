@@ -44,7 +44,8 @@ def options_of(model: Any, kw: dict[str, Any]) -> dict[str, Any]:
     if asked and settings.setdefault("tensor_parallel_size", str(tp)) != str(tp) and kw["tp"] is not None:
         raise BadValue(f"--tp {tp} and --set tensor_parallel_size contradict each other", hint="one of them")
     if stages > 1:
-        stages *= parse_count(settings.get("tensor_parallel_size", "1"), name="tensor_parallel_size", example="2")
+        for name in ("tensor_parallel_size", "data_parallel_size"):
+            stages *= parse_count(settings.get(name, "1"), name=name, example="2")
     if gpus > 1 and stages > 1 and gpus != stages:
         raise BadValue(f"--gpus {gpus} and --pp {kw['pp']} contradict each other", hint="one of them")
     names = ("quant", "context", "sequences", "kv_dtype", "engine", "engine_version")

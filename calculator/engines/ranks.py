@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import lru_cache
 
 from calculator.engines.base import Job
-from calculator.parallelism import Share, expert_rank, pipeline_stages, share_of, tensor_rank
+from calculator.parallelism import Share, expert_rank, pipeline_stages, replica_rank, share_of, tensor_rank
 from calculator.quantization import Scheme, Stored, compute_dtype, quantize
 from calculator.quantization.hf import DTYPE_BYTES
 from calculator.spec import ModelSpec
@@ -18,6 +18,23 @@ MARLIN_SOURCE = "vllm v0.19.0 model_executor/kernels/linear/mixed_precision/marl
 def ranks_of(job: Job) -> int:
     """Ranks that each layer is split over."""
     return int(job.deployment.settings["tensor_parallel_size"])
+
+
+def replicas_of(job: Job) -> int:
+    """Copies of the model, each with sequences of its own: vLLM's data parallelism."""
+    return int(job.deployment.settings.get("data_parallel_size", 1))
+
+
+def stages_of(job: Job) -> int:
+    """Pipeline stages of a copy of the model."""
+    return job.deployment.gpus // (ranks_of(job) * replicas_of(job))
+
+
+def sequences_on(job: Job, share: Share, sequences: int = 0) -> int:
+    """Sequences of the copy of the model that a GPU belongs to, of the workload's or so many: as even as they go."""
+    copies = replicas_of(job)
+    each, left = divmod(sequences or job.workload.sequences, copies)
+    return each + (share.device // (job.deployment.gpus // copies) < left)
 
 
 def element_bytes(job: Job) -> int:
@@ -32,15 +49,19 @@ def kv_element_bytes(job: Job) -> int:
 
 def rank_of(job: Job) -> ModelSpec:
     """What one rank holds, as a model of its own."""
+    ranks = ranks_of(job) * replicas_of(job)
+    if replicas_of(job) > 1 and job.model.num_experts:
+        dealt = job.deployment.settings.get("enable_expert_parallel")
+        return (expert_rank if dealt else replica_rank)(job.model, ranks_of(job), vocab_multiple=VOCAB_MULTIPLE, over=ranks)
     split = expert_rank if job.deployment.settings.get("enable_expert_parallel") and job.model.num_experts else tensor_rank
     return split(job.model, ranks_of(job), vocab_multiple=VOCAB_MULTIPLE)
 
 
 def shares_of(job: Job) -> tuple[Share, ...]:
-    """Every GPU: pipeline stages, each over its tensor-parallel ranks."""
-    tp = ranks_of(job)
-    stages = pipeline_stages(job.model.num_hidden_layers, job.deployment.gpus // tp)
-    return tuple(stage._replace(device=stage.device * tp + rank) for stage in stages for rank in range(tp))
+    """Every GPU: copies of pipeline stages, each over its tensor-parallel ranks."""
+    tp, stages = ranks_of(job), stages_of(job)
+    made = pipeline_stages(job.model.num_hidden_layers, stages)
+    return tuple(stage._replace(device=(copy * stages + stage.device) * tp + rank) for copy in range(replicas_of(job)) for stage in made for rank in range(tp))
 
 
 PACKED = ("awq-int4", "gptq-int4", "gptq-int8")  # codes and scales of a layer are tensors of their own

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from calculator.engines.base import Job
-from calculator.engines.ranks import rank_of, ranks_of
+from calculator.engines.ranks import rank_of, ranks_of, replicas_of, stages_of
 from calculator.engines.releases import History
 from calculator.errors import BadValue, NotModelled, Unsupported
 from calculator.parallelism import pipeline_stages
@@ -54,8 +54,9 @@ class Server:
 
     def check_split(self, job: Job) -> None:
         """Refuse ranks and stages that the model can't be split over."""
-        tp = ranks_of(job)
+        tp, copies = ranks_of(job), replicas_of(job)
         rank_of(job)
-        if job.deployment.gpus % tp:
-            raise BadValue(f"{job.deployment.gpus} GPUs are no multiple of tensor_parallel_size {tp}", hint=f"--gpus {tp}")
-        pipeline_stages(job.model.num_hidden_layers, job.deployment.gpus // tp)
+        if job.deployment.gpus % (tp * copies):
+            what = f"tensor_parallel_size {tp}" + (f" x data_parallel_size {copies}" if copies > 1 else "")
+            raise BadValue(f"{job.deployment.gpus} GPUs are no multiple of {what}", hint=f"--gpus {tp * copies}")
+        pipeline_stages(job.model.num_hidden_layers, stages_of(job))

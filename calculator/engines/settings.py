@@ -111,7 +111,7 @@ _SHARE = r"[0-9]{1,9}(\.[0-9]{1,9})?"
 NOT_MODELLED: Mapping[str, Mapping[str, str]] = {
     "vllm": {
         "speculative_config": "fields of its JSON other than speculative_method, speculative_model and num_speculative_tokens, which are settings,",
-        **dict.fromkeys(("data_parallel_size", "decode_context_parallel_size"), "ranks that don't split the layers"),
+        **dict.fromkeys(("decode_context_parallel_size", "prefill_context_parallel_size"), "ranks that divide a sequence's tokens"),
         **dict.fromkeys(("kv_transfer_config", "kv_offloading_size"), "cache outside of the GPU"),
     },
     "llama.cpp": dict.fromkeys(("mmproj", "mmproj_offload"), "a projector's weights and the buffer that images are encoded in"),

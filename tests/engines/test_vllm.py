@@ -426,7 +426,7 @@ def test_lora_slots_follow_rank_and_adapters():
     assert slots(max_loras=4) == 4 * slots()
 
 
-@pytest.mark.parametrize("setting", ["speculative_config", "kv_offloading_size", "data_parallel_size"])
+@pytest.mark.parametrize("setting", ["speculative_config", "kv_offloading_size", "decode_context_parallel_size"])
 def test_what_is_not_modelled_is_refused_by_name(setting):
     with pytest.raises(CalculatorError, match=f"vllm with {setting}: .* no formula yet"):
         run("llama-3.2-1b", quant="bf16", settings={setting: 1})

@@ -6,10 +6,19 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 from calculator.engines.base import Dynamic, Job, Pool
-from calculator.engines.ranks import element_bytes, held_by, kv_element_bytes, rank_of, ranks_of, shares_of
+from calculator.engines.ranks import (
+    element_bytes,
+    held_by,
+    kv_element_bytes,
+    rank_of,
+    ranks_of,
+    replicas_of,
+    sequences_on,
+    shares_of,
+)
 from calculator.engines.records import Record, record, record_line
 from calculator.engines.server import Server
-from calculator.engines.settings import COUNT, Real, Setting, Text
+from calculator.engines.settings import Setting
 from calculator.engines.vllm import draft, speculative, weights
 from calculator.engines.vllm.blocks import (
     BLOCK_SOURCE,
@@ -38,7 +47,6 @@ from calculator.engines.vllm.families import FAMILIES, check_family
 from calculator.engines.vllm.hybrid import STATE_SOURCE, block_size, check_hybrid
 from calculator.engines.vllm.images import (
     BUDGET_SOURCE,
-    EXAMPLE,
     NO_PASS,
     check_images,
     images_of,
@@ -51,6 +59,7 @@ from calculator.engines.vllm.offload import budget_of, check_offload, offloaded
 from calculator.engines.vllm.pool import BESIDE, for_one, pool_of
 from calculator.engines.vllm.profile import SORT_SOURCE, SOURCE, TRITON_SOURCE, samples_on
 from calculator.engines.vllm.second_runner import PASS_SOURCE, second_runner, states_line
+from calculator.engines.vllm.settings import SETTINGS
 from calculator.engines.vllm.sparse import BLOCK, LACKING, check_sparse, sparse_bytes, sparse_lines
 from calculator.engines.vllm.towers import TOWER_SOURCE
 from calculator.errors import BadValue, NotModelled, Unsupported
@@ -59,6 +68,7 @@ from calculator.quantization import Scheme, Stored, compute_dtype
 from calculator.spec import GpuSpec, ModelSpec, Workload
 from calculator.steps import Peak
 
+REPLICAS_SINCE = (0, 9, 0)  # --data-parallel-size: v0.9.2 engine/arg_utils.py L655
 PROFILED_GRAPHS = "CUDA graphs, profiled"  # a name of their own: since 0.20 they are within what the engine takes
 
 
@@ -73,32 +83,7 @@ class Vllm(Server):
     too_old = "vLLM needs compute capability 7.0 or higher;"  # v0.19.0 docs/getting_started/installation/gpu.cuda.inc.md L9
     families = frozenset(FAMILIES)
     image_source = "vllm v0.11.0 v1/worker/gpu_model_runner.py L3325-3403: profile_run"
-    settings: ClassVar[dict[str, Setting]] = {
-        "gpu_memory_utilization": Setting(0.9, Real(0, 1), "share of the GPU's memory that the engine takes; since 0.21 the default is 0.92"),
-        "max_model_len": Setting(None, COUNT, "longest sequence [tokens]; default --context"),
-        "max_num_seqs": Setting(None, COUNT, "most sequences at once; default by GPU and version, as the server"),
-        "max_num_batched_tokens": Setting(None, COUNT, "most tokens a step; default by GPU and version, as the server"),
-        "block_size": Setting(16, range(1, 4097), "tokens of a cache block"),
-        "tensor_parallel_size": Setting(1, range(1, 1025), "ranks that each layer is split over"),
-        "enable_prefix_caching": Setting(None, bool, "whether prefixes are kept; changes what a recurrent layer keeps; default the engine's"),
-        "mamba_ssm_cache_dtype": Setting(None, ("float32", "float16", "bfloat16"), "type of the recurrent layers' state; default the config's"),
-        "language_model_only": Setting(False, bool, "no vision tower is loaded"),
-        "limit_mm_per_prompt": Setting(None, Text(60, EXAMPLE), "most images and videos of a prompt; 0 leaves a kind out of the profiling run"),
-        "max_pixels": Setting(None, range(1, 2**31), "pixels of the largest image (mm_processor_kwargs); default the published checkpoint's"),
-        "skip_mm_profiling": Setting(False, bool, "no image is encoded in the profiling run"),
-        "enable_expert_parallel": Setting(False, bool, "whole experts dealt out over the ranks"),
-        "enable_lora": Setting(False, bool, "slots for LoRA adapters"),
-        "max_loras": Setting(1, range(1, 1025), "adapters in one batch"),
-        "max_lora_rank": Setting(16, range(1, 1025), "largest rank of an adapter"),
-        "cpu_offload_gb": Setting(0.0, Real(0, 100_000, from_low=True), "weights of each GPU that stay in host memory [GiB]"),
-        "runner": Setting("generate", ("generate", "pooling"), "pooling: embeddings, scores and classes, without a head and a sampler"),
-        "enforce_eager": Setting(False, bool, "no CUDA graphs"),
-        "use_v1": Setting(None, bool, "VLLM_USE_V1: the V1 engine or not; default by version and card (0.8 to 0.10)"),
-        "kv_pool_bytes": Setting(None, COUNT, "cache pool of a GPU, given instead of derived (kv_cache_memory_bytes) [bytes]"),
-        "total_memory_bytes": Setting(None, COUNT, "memory of a GPU as a program sees it, in place of a named GPU [bytes]"),
-        "allow_long_max_model_len": Setting(False, bool, "VLLM_ALLOW_LONG_MAX_MODEL_LEN: contexts beyond the model's limit"),
-        **speculative.SETTINGS,
-    }  # fmt: skip
+    settings: ClassVar[dict[str, Setting]] = SETTINGS
 
     def lacking(self, model: ModelSpec) -> str:
         """What the profiling run has that isn't modelled, beside a tower's images; empty for nothing."""
@@ -146,6 +131,8 @@ class Vllm(Server):
         check_sparse(job)
         check_latent(job)
         self.check_split(job)
+        if replicas_of(job) > 1 and release < REPLICAS_SINCE:
+            raise NotModelled(f"data_parallel_size in vllm {job.deployment.engine_version}", allowed="0.9 or later", hint="a later --engine-version")
         check_images(job)
         check_hybrid(job)
         check_offload(job)
@@ -171,8 +158,8 @@ class Vllm(Server):
         work, size, rank, groups = job.workload, block_size(job), rank_of(job), groups_of(job)
         blocks = blocks_for(job, work.context)
         if job.model.indexer:
-            return [line for share in shares_of(job) for line in sparse_lines(job, share, work.sequences * blocks * size)]
-        symbols = {"B": work.sequences, "n": blocks, "s": size, "K": rank.num_key_value_heads, "d": rank.head_dim, "e": kv_element_bytes(job)}
+            return [line for share in shares_of(job) for line in sparse_lines(job, share, sequences_on(job, share) * blocks * size)]
+        symbols = {"n": blocks, "s": size, "K": rank.num_key_value_heads, "d": rank.head_dim, "e": kv_element_bytes(job)}
         row, source, notes = "2 × {K} × {d}", GROUPS_SOURCE if groups.windowed else BLOCK_SOURCE, []
         if early := early_row(job, rank):
             row, source = early.expression, early.source
@@ -191,8 +178,8 @@ class Vllm(Server):
             notes.append(f"{groups.full} of {groups.tables} groups of layers attend; in the others a sequence's state is a block")
         drafted = speculative.draft_block_bytes(job)
         return [
-            Line("kv_cache", "KV blocks", work.sequences * blocks * (block_of(job, share) - drafted),
-                 Formula("{B} × {n} (blocks) × {s} (tokens) × " + row + " × {e} × {L} (layers)", symbols | {"L": layers_of_block(job, share)}),
+            Line("kv_cache", "KV blocks", sequences_on(job, share) * blocks * (block_of(job, share) - drafted),
+                 Formula("{B} × {n} (blocks) × {s} (tokens) × " + row + " × {e} × {L} (layers)", symbols | {"B": sequences_on(job, share), "L": layers_of_block(job, share)}),
                  source, device=share.device, note="; ".join(notes))
             for share in shares_of(job)
         ] + draft.cache_lines(job, blocks)  # fmt: skip
@@ -268,14 +255,14 @@ class Vllm(Server):
 
     def dynamic(self, job: Job, phase: str) -> Dynamic:  # noqa: ARG002
         """Cache, and the profiling run where its batch follows the context."""
-        block = sum(block_of(job, s) for s in shares_of(job))
+        blocks = [(block_of(job, share), share) for share in shares_of(job)]
         given, shares = job.deployment.settings.get("max_model_len"), shares_of(job)
         sampling = sum(samples_on(job, share) for share in shares)
         others = len(shares) - sampling
 
         def held(context: int, sequences: int) -> tuple[int, int]:
             length = int(given or context)
-            cache = sequences * blocks_for(job, context, length) * block
+            cache = blocks_for(job, context, length) * sum(block * sequences_on(job, share, sequences) for block, share in blocks)
             _, peak, high = peaks(job, length)
             point, high = cache + peak.nbytes * sampling, cache + high * sampling
             if others:
@@ -306,7 +293,8 @@ class Vllm(Server):
     def _records(self, job: Job) -> tuple[Record, Record]:
         version = version_of(job)
         capability = (job.gpu.compute_capability or "") if job.gpu else ""
-        several = "_tp" if job.deployment.gpus > 1 and version.non_torch != "v0_early" else ""
+        apart = replicas_of(job) == job.deployment.gpus and not job.model.num_experts  # copies that have nothing to tell each other
+        several = "_tp" if job.deployment.gpus > 1 and not apart and version.non_torch != "v0_early" else ""
         measured_apart = version.non_torch == "v0" or (version.non_torch == "v1" and several)
         hopper = "_sm90" if measured_apart and capability.split(".")[0] in ("9", "10") else ""
         several += hopper

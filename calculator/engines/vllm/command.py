@@ -9,7 +9,7 @@ import json
 import shlex
 
 from calculator.engines.base import Job
-from calculator.engines.ranks import ranks_of
+from calculator.engines.ranks import ranks_of, replicas_of, stages_of
 from calculator.engines.vllm.deployment import HISTORY, batch_limits, before_ampere, length_of
 from calculator.engines.vllm.hybrid import block_size
 from calculator.engines.vllm.images import limits_of
@@ -44,10 +44,12 @@ def start_command(job: Job) -> str | None:
     if scheme.name in ON_LOAD:
         words += ["--quantization", ON_LOAD[scheme.name]]
     words += [
-        "--tensor-parallel-size", str(ranks_of(job)), "--pipeline-parallel-size", str(job.deployment.gpus // ranks_of(job)),
+        "--tensor-parallel-size", str(ranks_of(job)), "--pipeline-parallel-size", str(stages_of(job)),
         "--max-model-len", str(length_of(job)), "--max-num-seqs", str(sequences), "--max-num-batched-tokens", str(tokens),
         "--gpu-memory-utilization", f"{float(settings['gpu_memory_utilization']):g}", "--block-size", str(block_size(job)),
     ]  # fmt: skip
+    if replicas_of(job) > 1:
+        words += ["--data-parallel-size", str(replicas_of(job))]
     if job.deployment.kv_dtype == "fp8":
         words += ["--kv-cache-dtype", "fp8"]
     elif job.model.indexer:  # 0.11 takes 8 bits otherwise

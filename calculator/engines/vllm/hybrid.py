@@ -7,7 +7,7 @@ HybridAttentionMambaModelConfig; v1/kv_cache_interface.py MambaSpec; model_execu
 from __future__ import annotations
 
 from calculator.engines.base import Job
-from calculator.engines.ranks import element_bytes, kv_element_bytes, rank_of
+from calculator.engines.ranks import element_bytes, kv_element_bytes, rank_of, stages_of
 from calculator.engines.vllm.deployment import HISTORY, version_of
 from calculator.errors import NotModelled, Unsupported
 from calculator.spec import ModelSpec
@@ -34,7 +34,7 @@ def check_hybrid(job: Job) -> None:
         raise NotModelled(f"{job.scheme.name} of {what.removeprefix('vllm with ')}: what its makers leave in 16 bits differs", hint="--quant bf16 or fp8-block")
     if model.model_type == "nemotron_h" and not model.recurrent.state_bytes and "mamba_ssm_cache_dtype" not in settings:
         raise NotModelled(f"{what}, whose config as known here names no type of the state", hint="--set mamba_ssm_cache_dtype=float32 (or what its config.json says)")
-    if job.deployment.gpus > int(settings["tensor_parallel_size"]):
+    if stages_of(job) > 1:
         raise NotModelled(f"{what} in pipeline stages: how a stage's layers are grouped has no formula yet", hint="--set tensor_parallel_size=N over all GPUs")
     if settings.get("enable_prefix_caching") and model.recurrent.kind != "delta":
         raise NotModelled(f"{what} with prefix caching: where its states are kept has no formula yet", hint="leaving enable_prefix_caching out")

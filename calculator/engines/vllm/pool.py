@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from calculator.engines.base import Job, Pool
-from calculator.engines.ranks import shares_of
+from calculator.engines.ranks import replicas_of, shares_of
 from calculator.engines.vllm.blocks import block_of, blocks_for, groups_of
 from calculator.engines.vllm.deployment import batch_limits, length_of, version_of
 from calculator.engines.vllm.hybrid import block_size
@@ -74,13 +74,15 @@ def pool_of(job: Job, taken_by: Callable[[Job], Ledger]) -> Pool | None:
     many = concurrency(blocks, block_size=size, context=length, needed=blocks_for(job, length), in_blocks=version.in_blocks)
     said = refusal(blocks=blocks, longest=blocks // groups_of(job).tables * size, context=length, pool=point, needed=for_one(job), in_gib=version.v1)
     tokens = int(many * length) if version.tokens_by_length else blocks // groups_of(job).tables * size
-    at_once = min(many, batch_limits(job, length)[1])
+    copies = replicas_of(job)
+    of_each = f"tokens and sequences of the pool are those of each of {copies} copies"
+    at_once = min(many, batch_limits(job, length)[1]) * copies
     queues = not said and at_once < job.workload.sequences
     queue = f"{int(at_once):,} of {job.workload.sequences:,} sequences of {length:,} tokens run at once; the others queue"
     reserved = ledger.total_bytes + given * job.deployment.gpus if given else usable.value * job.deployment.gpus
     room = total.low_value - (usable.high or usable.value) if total else 0
     return Pool(point, low, high, blocks, tokens, many, usable, reserved, room, queues,
-                (said,) if said else (queue,) if queues else ())  # fmt: skip
+                ((said,) if said else (queue,) if queues else ()) + ((of_each,) if copies > 1 else ()))  # fmt: skip
 
 
 def for_one(job: Job) -> int:

@@ -6,7 +6,7 @@ from functools import lru_cache
 from typing import Literal, NamedTuple
 
 from calculator.engines.base import Job
-from calculator.engines.ranks import PACKED, element_bytes, rank_of, ranks_of
+from calculator.engines.ranks import PACKED, element_bytes, rank_of, ranks_of, replicas_of
 from calculator.engines.records import record
 from calculator.engines.releases import Release
 from calculator.engines.vllm.by_layer import inputs_kept, inputs_step
@@ -70,6 +70,8 @@ class Profile(NamedTuple):
     """What recurrent layers run depends on it."""
     latent: Mode = "row"
     """How latent attention is kept."""
+    gathered: int = 1
+    """Copies of the model whose tokens the experts take together."""
     pools: bool = False
     """A pooler in place of the sampler."""
     second: SecondSampler | None = None
@@ -127,7 +129,7 @@ def profile(rank: ModelSpec, run: Profile) -> Peak:
         steps = [Step(step.name, (*step.buffers, kept)) for step in steps] + tower_steps(run.images, run.element_bytes, workspace)
     step, nbytes = largest(steps)
     mla, state = rank.mla or _NONE, rank.recurrent
-    symbols = {"e": run.element_bytes, "B": run.sequences, "V": run.vocabulary, "T": run.tokens, "h": rank.hidden_size, "f": _widest(rank), "w": run.workspace, "c": run.hidden_copies,
+    symbols = {"e": run.element_bytes, "B": run.sequences, "V": run.vocabulary, "T": run.tokens, "G": run.tokens * run.gathered, "h": rank.hidden_size, "f": _widest(rank), "w": run.workspace, "c": run.hidden_copies,
                "M": min(run.sequences, run.multiprocessors), "r": run.sort_buffers, "E": rank.num_experts, "k": rank.num_experts_per_tok,
                "F": rank.expert_intermediate_size, "l": rank.expert_latent_size, "m": _chunk(run), "H": rank.num_attention_heads, "R": run.latent_rows,
                "n": mla.qk_nope_head_dim, "p": mla.qk_rope_head_dim, "v": mla.v_head_dim}  # fmt: skip
@@ -227,7 +229,8 @@ def _latent_attention(rank: ModelSpec, mla: LatentAttention, run: Profile, works
 
 def _chunk(run: Profile) -> int:
     """Tokens that the experts take at once."""
-    return run.tokens if run.workspaces_wide else min(run.tokens, EXPERT_CHUNK)
+    tokens = run.tokens * run.gathered
+    return tokens if run.workspaces_wide else min(tokens, EXPERT_CHUNK)
 
 
 def experts_step(rank: ModelSpec, run: Profile, workspace: Buffer) -> list[Buffer]:
@@ -243,11 +246,12 @@ def experts_step(rank: ModelSpec, run: Profile, workspace: Buffer) -> list[Buffe
     up, width = "2 × {F}" if two == 2 else "{F}", "{l}" if rank.expert_latent_size else "{h}"
     wide = f"({up} + {width})" if not run.experts_share else up if two * f >= inner else width
     shared = [Buffer("shared experts' output", e * t * h, "{e} × {T} × {h}")] if rank.shared_expert_intermediate_size else []
+    gathered = [Buffer("hidden states of all copies", e * t * run.gathered * h, "{e} × {G} × {h}")] if run.gathered > 1 else []
     return [
-        *shared,
+        *shared, *gathered,
         Buffer("gate and up, and back" if two == 2 else "up, and back", e * m * k * first, "{e} × {m} × {k} × " + wide),
         Buffer("gate * up" if two == 2 else "activated", e * m * k * second, "{e} × {m} × {k} × " + ("{F}" if second == f else width)),
-        Buffer("router logits", 4 * t * rank.num_experts, "4 × {T} × {E}"),
+        Buffer("router logits", 4 * t * run.gathered * rank.num_experts, "4 × {G} × {E}"),
         Buffer("hidden states", run.hidden_copies * e * t * h, "{c} × {e} × {T} × {h}"),
         workspace,
     ]
@@ -281,7 +285,7 @@ def peaks(job: Job, length: int, *, samples: bool = True) -> tuple[int, Peak, in
     samples = samples and job.deployment.settings["runner"] != "pooling"
     run = run._replace(samples=samples, experts_share=version.experts_share, workspaces_wide=version.workspaces_wide,
                        latent_rows=latent_rows(job, length, sequences), images=images_of(job, length), release=HISTORY.covered(job.deployment.engine_version),
-                       second=sampler_of(job), latent=latent_mode(job), pools=job.deployment.settings["runner"] == "pooling")  # fmt: skip
+                       second=sampler_of(job), gathered=replicas_of(job) if job.model.num_experts else 1, latent=latent_mode(job), pools=job.deployment.settings["runner"] == "pooling")  # fmt: skip
     low, peak, high = _bounds(rank_of(job), run, (workspace.low, workspace.high), (rows.low, rows.high), small and sequences < 128)
     if not family_of(job.model).held and peak.step.name != "sampler" and not peak.step.name.startswith(VISION):
         copied = peak.step.name == "experts" and job.scheme.storage is not None
@@ -300,7 +304,7 @@ def _bounds(rank: ModelSpec, run: Profile, workspace: tuple[int, int], rows: tup
     else:
         copies = (run.hidden_copies, run.hidden_copies)
     fewest = "copied" if run.second == "masked" else run.second  # without FlashInfer's kernels
-    low = profile(rank, run._replace(second=fewest, workspace=workspace[0], multiprocessors=rows[0], hidden_copies=copies[0])).nbytes
+    low = profile(rank, run._replace(second=fewest, gathered=1, workspace=workspace[0], multiprocessors=rows[0], hidden_copies=copies[0])).nbytes
     high = profile(rank, run._replace(workspace=workspace[1], multiprocessors=rows[1], hidden_copies=copies[1],
                                       sort_buffers=24 if full_sort else 12)).nbytes  # fmt: skip
     return min(low, peak.nbytes), peak, max(high, peak.nbytes)

@@ -7,7 +7,7 @@ v1/attention/backends/mla/flashmla_sparse.py; v0.11.0 the same, whose cache is i
 from __future__ import annotations
 
 from calculator.engines.base import Job
-from calculator.engines.ranks import kv_element_bytes, ranks_of
+from calculator.engines.ranks import kv_element_bytes, ranks_of, stages_of
 from calculator.engines.vllm.deployment import HISTORY, batch_limits, length_of
 from calculator.errors import NotModelled
 from calculator.ledger import Formula, Line
@@ -32,7 +32,7 @@ def check_sparse(job: Job) -> None:
     what = f"vllm with sparse attention ({job.model.id})"
     if capability and capability.split(".")[0] not in ("9", "10"):
         raise NotModelled(f"{what} on compute capability {capability}: its kernels run on Hopper and Blackwell of data centres", hint="H100, H200 or B200")
-    if job.deployment.gpus > int(job.deployment.settings["tensor_parallel_size"]):
+    if stages_of(job) > 1:
         raise NotModelled(f"{what} in pipeline stages: no log to hold that against", hint="--set tensor_parallel_size=N over all GPUs")
 
 

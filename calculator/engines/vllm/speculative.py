@@ -12,7 +12,7 @@ from functools import lru_cache
 
 from calculator.catalog import Model, load_model
 from calculator.engines.base import Job
-from calculator.engines.ranks import kv_element_bytes, rank_of, ranks_of
+from calculator.engines.ranks import kv_element_bytes, rank_of, ranks_of, replicas_of
 from calculator.engines.releases import Release
 from calculator.engines.settings import Setting, Text
 from calculator.engines.vllm.deployment import HISTORY, version_of
@@ -111,6 +111,8 @@ def check(job: Job) -> None:
     if release < SINCE[method] or not version_of(job).v1:
         raise NotModelled(f"speculative_method={method} in vllm {version}", allowed=f"{'.'.join(map(str, SINCE[method]))} or later", hint="a later --engine-version")
     _check_words(job, method)
+    if replicas_of(job) > 1:
+        raise NotModelled("speculative decoding with data_parallel_size: no log to hold it against", hint="leaving one of them out")
     if job.deployment.gpus > ranks_of(job):
         raise NotModelled("speculative decoding over pipeline stages: the last one holds the draft", hint=f"--set tensor_parallel_size={job.deployment.gpus}")
     model = job.model

@@ -138,14 +138,14 @@ def line_of(job: Job, share: Share) -> Line:
     graphs, mode = graphs_of(job), mode_of(job)
     if mode == "none":
         why = "enforce_eager" if job.deployment.settings["enforce_eager"] else "cudagraph_mode"
-        return Line("overhead", name, 0, Formula("0"), f"setting {why}", device=share.device, note=f"none: {why}")
+        return Line("overhead", name, 0, Formula("0"), f"setting {why}", device=share.device, level="process", note=f"none: {why}")
     each, once = _rate(job), record("vllm", "graphs_once" if version_of(job).v1 else "graphs_once_v0")
     times = 1 if version_of(job).v1 else stages_of(job)
     symbols = {"a": each.value, "p": graphs.pieces, "f": graphs.whole * times, "L": len(share.layers) + draft_layers(job), "w": flashinfer_bytes(job)}
     units = (symbols["p"] + symbols["f"]) * (symbols["L"] + 1)
     formula = "{a} (bytes a layer and graph) × ({p} (sizes in pieces) + {f} (whole)) × ({L} (layers) + 1)" + (" + {w} (FlashInfer's workspace)" if symbols["w"] else "")
     source = f"{each.source}; {SIZES_SOURCE}; {PIECES_SOURCE}" + (f"; {FLASHINFER_SOURCE}" if symbols["w"] else "")
-    return Line("overhead", name, each.value * units + symbols["w"], Formula(formula, symbols), source, basis="modelled", device=share.device,
+    return Line("overhead", name, each.value * units + symbols["w"], Formula(formula, symbols), source, basis="modelled", device=share.device, level="process",
                 low=each.low * units, high=each.high * units + symbols["w"] + once.high, note=f"sizes to {graphs.largest:,}; {each.note}")  # fmt: skip
 
 

@@ -137,3 +137,12 @@ def test_what_a_release_does_not_have_is_refused(version, settings):
     with pytest.raises(NotModelled) as error:
         run(engine_version=version, settings=settings)
     assert isinstance(error.value, CalculatorError)
+
+
+@pytest.mark.parametrize("version", ["0.6.4", "0.6.6", "0.8.5", "0.11.0", "0.17.1", "0.19.0", "0.24.0", "0.33.0"])
+@pytest.mark.parametrize("gpu", ["rtx 4090", "h100", None])
+def test_several_gpus_hold_more_outside_torch_than_one(version, gpu):
+    """NCCL's buffers: no log prints less for ranks than for one card of the release and kind."""
+    one, two = (next(n for n in run(engine_version=version, gpu=gpu, settings={"tensor_parallel_size": tp}).ledger.lines if n.name == "non-torch memory") for tp in (1, 2))
+    assert one.nbytes <= two.nbytes
+    assert two.low_bytes <= two.nbytes <= two.high_bytes

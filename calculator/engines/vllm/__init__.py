@@ -287,8 +287,8 @@ class Vllm(Server):
         version = version_of(job)
         capability = (job.gpu.compute_capability or "") if job.gpu else ""
         apart = replicas_of(job) == job.deployment.gpus and not job.model.num_experts  # copies that have nothing to tell each other
-        several = "_tp" if job.deployment.gpus > 1 and not apart and version.non_torch != "v0_early" else ""
-        measured_apart = version.non_torch == "v0" or (version.non_torch == "v1" and several)
+        several = "_tp" if job.deployment.gpus > 1 and not apart else ""
+        measured_apart = version.non_torch == "v0" or (several and version.non_torch != "v0_early")
         hopper = "_sm90" if measured_apart and capability.split(".")[0] in ("9", "10") else ""
         several += hopper
         if second_runner(job) and not several:

@@ -139,7 +139,8 @@ def line_of(job: Job, share: Share) -> Line:
     if mode == "none":
         why = "enforce_eager" if job.deployment.settings["enforce_eager"] else "cudagraph_mode"
         return Line("overhead", name, 0, Formula("0"), f"setting {why}", device=share.device, level="process", note=f"none: {why}")
-    each, once = _rate(job), record("vllm", "graphs_once" if version_of(job).v1 else "graphs_once_v0")
+    uneven = bool(job.model.num_experts or job.model.recurrent)  # first captures of dense models bring next to nothing
+    each, once = _rate(job), record("vllm", "graphs_once" if version_of(job).v1 and uneven else "graphs_once_dense")
     times = 1 if version_of(job).v1 else stages_of(job)
     symbols = {"a": each.value, "p": graphs.pieces, "f": graphs.whole * times, "L": len(share.layers) + draft_layers(job), "w": flashinfer_bytes(job)}
     units = (symbols["p"] + symbols["f"]) * (symbols["L"] + 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from functools import lru_cache
 
@@ -52,9 +53,26 @@ def rank_of(job: Job) -> ModelSpec:
     ranks = ranks_of(job) * replicas_of(job)
     if replicas_of(job) > 1 and job.model.num_experts:
         dealt = job.deployment.settings.get("enable_expert_parallel")
-        return (expert_rank if dealt else replica_rank)(job.model, ranks_of(job), vocab_multiple=VOCAB_MULTIPLE, over=ranks)
+        rank = (expert_rank if dealt else replica_rank)(job.model, ranks_of(job), vocab_multiple=VOCAB_MULTIPLE, over=ranks)
+        return replace(rank, shared_expert_intermediate_size=job.model.shared_expert_intermediate_size) if divides_tokens(job) else rank
     split = expert_rank if job.deployment.settings.get("enable_expert_parallel") and job.model.num_experts else tensor_rank
     return split(job.model, ranks_of(job), vocab_multiple=VOCAB_MULTIPLE)
+
+
+def divides_tokens(job: Job) -> bool:
+    """Whether the ranks of a copy divide their tokens before the experts, so that shared experts are whole on each of them.
+
+    Source: vllm v0.11.0 config/parallel.py L292-298 use_sequence_parallel_moe, models/deepseek_v2.py L97-117, llama4.py; v0.14.0 nemotron_h.py.
+    """
+    since = TOKENS_DIVIDED.get(job.model.model_type)
+    if since is None or ranks_of(job) == 1 or replicas_of(job) == 1 or not job.deployment.settings.get("enable_expert_parallel"):
+        return False
+    found = re.match(r"v?(\d+)\.(\d+)", job.deployment.engine_version)
+    return found is not None and (int(found[1]), int(found[2])) >= since
+
+
+TOKENS_DIVIDED = {"deepseek_v2": (0, 11), "deepseek_v3": (0, 11), "kimi_k2": (0, 11), "deepseek_v32": (0, 11), "glm_moe_dsa": (0, 11), "llama4_text": (0, 11),
+                  "nemotron_h": (0, 14)}  # fmt: skip
 
 
 def shares_of(job: Job) -> tuple[Share, ...]:

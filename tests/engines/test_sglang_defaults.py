@@ -16,6 +16,7 @@ from calculator.engines.sglang.defaults import (
 )
 from calculator.engines.sglang.deployment import card_mib
 from calculator.engines.sglang.pool import image_bytes, running_requests
+from calculator.errors import BadValue
 from calculator.estimate import estimate
 from calculator.readers.hf_config import model_from_config
 from calculator.units import MIB
@@ -46,6 +47,19 @@ def job_of(model, version, gpu, tp=1, **settings):
 def test_the_static_fraction_is_the_releases_own(version, gpu, model, tp, settings, fraction, chunk, graphs):
     job = job_of(model, version, gpu, tp, **settings)
     assert (static_fraction(job), whole_chunk(job), graph_sequences(job)) == (fraction, chunk, graphs)
+
+
+def test_captured_batches_as_set_move_the_fraction_and_have_a_flag():
+    """sglang v0.5.6 srt/server_args.py L829-836, v0.5.10 L1290: 2 MiB a captured sequence are left to the graphs."""
+    for version, flag in (("0.5.6", "--cuda-graph-max-bs 8"), ("0.5.23", "--cuda-graph-max-bs-decode 8")):
+        few, usual = (job_of("llama-3.1-8b", version, "L40S", **s) for s in ({"cuda_graph_max_bs": 8}, {}))
+        freed = (graph_sequences(usual) - 8) * 2 * MIB
+        assert graph_sequences(few) == 8
+        assert static_fraction(few) - static_fraction(usual) == pytest.approx(freed / ((card_mib(usual) or 0) * MIB), abs=0.001)
+        found = estimate("llama-3.1-8b", engine="sglang", engine_version=version, gpu="L40S", context=256, settings={"cuda_graph_max_bs": 8})
+        assert flag in found.start_command
+    with pytest.raises(BadValue, match="captures nothing"):
+        job_of("llama-3.1-8b", "0.5.6", "L40S", cuda_graph_max_bs=8, disable_cuda_graph=1)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from test_contract import value_of
 
 from calculator.cli import vram
+from calculator.engines.ranks import rank_of
 from calculator.errors import BadValue, NotModelled, Unsupported
 from calculator.estimate import estimate
 
@@ -48,6 +49,15 @@ def test_experts_are_spread_over_all_copies_and_attention_is_not(dealt, copies, 
     assert together > alone
     for line in many.ledger.lines:
         assert value_of(str(line.formula)) == pytest.approx(line.nbytes, abs=1)
+
+
+@pytest.mark.parametrize(("version", "copies", "ranks", "dealt", "whole"), [
+    ("0.19.0", 2, 8, True, True), ("0.19.0", 2, 8, False, False), ("0.19.0", 16, 1, True, True), ("0.19.0", 1, 16, True, False), ("0.10.2", 2, 8, True, False),
+])  # fmt: skip
+def test_shared_experts_are_whole_where_ranks_divide_their_tokens(version, copies, ranks, dealt, whole):
+    """vllm v0.11.0 models/deepseek_v2.py: disable_tp=is_sequence_parallel, of copies with expert parallelism and several ranks each."""
+    found = run("deepseek-v3", copies, ranks, quant="fp8-block", gpus=16, engine_version=version, settings={"enable_expert_parallel": dealt})
+    assert rank_of(found.job).shared_expert_intermediate_size == (2048 if whole else 2048 // ranks)
 
 
 def test_what_cannot_be_spread_is_refused():

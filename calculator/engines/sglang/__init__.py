@@ -90,6 +90,7 @@ class Sglang(Server):
         "max_loras_per_batch": Setting(8, range(1, 1025), "adapters at once, with enable_lora"),
         "max_lora_rank": Setting(None, range(1, 4097), "largest rank of the adapters, with enable_lora"),
         "lora_target_modules": Setting("all", ("all", "attention"), "layers with adapters: all linear ones, or q, k, v and o"),
+        "cuda_graph_max_bs": Setting(None, COUNT, "largest batch that CUDA graphs are captured for; default by card, ranks and version"),
         "disable_cuda_graph": Setting(False, bool, "no CUDA graphs"),
         "total_memory_bytes": Setting(None, COUNT, "memory of a GPU as a program sees it, in place of a named GPU [bytes]"),
         "allow_overwrite_longer_context_len": Setting(False, bool, "SGLANG_ALLOW_OVERWRITE_LONGER_CONTEXT_LEN"),
@@ -118,6 +119,8 @@ class Sglang(Server):
         self.check_window(job)
         if chunk_of(job) % page_of(job):
             raise BadValue(f"chunked_prefill_size {chunk_of(job):,} is no multiple of page_size {page_of(job)}", hint="page_size=1")
+        if settings["disable_cuda_graph"] and settings.get("cuda_graph_max_bs") is not None:
+            raise BadValue("cuda_graph_max_bs with disable_cuda_graph, which captures nothing", hint="leaving one of them out")
         check_format(job)
         check_backend(job)
         check_ranks(job)

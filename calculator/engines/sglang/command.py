@@ -8,8 +8,11 @@ from collections.abc import Mapping
 from calculator.engines.base import Job
 from calculator.engines.ranks import ranks_of, shares_of
 from calculator.engines.sglang.defaults import lowered_if_set
+from calculator.engines.sglang.deployment import HISTORY
 from calculator.engines.sglang.pool import layers_of
 from calculator.quantization import compute_dtype
+
+DECODE_FLAG_SINCE = (0, 5, 14)  # --cuda-graph-max-bs-decode: v0.5.14 srt/server_args.py L6359-6364; v0.5.12 L6428 has the old name alone
 
 
 def start_command(job: Job, chosen: Mapping[str, str | int | bool | float]) -> str:
@@ -49,4 +52,7 @@ def start_command(job: Job, chosen: Mapping[str, str | int | bool | float]) -> s
                   "--lora-target-modules", *modules]  # fmt: skip
     if settings["disable_cuda_graph"]:
         words.append("--disable-cuda-graph")
+    if (most := settings.get("cuda_graph_max_bs")) is not None:
+        decode = HISTORY.covered(job.deployment.engine_version) >= DECODE_FLAG_SINCE
+        words += ["--cuda-graph-max-bs-decode" if decode else "--cuda-graph-max-bs", str(most)]
     return shlex.join(words)

@@ -57,9 +57,9 @@ def prefill_tokens(job: Job) -> int:
 
 
 def graph_sequences(job: Job) -> int:
-    """cuda_graph_max_bs: the largest captured batch, by card, ranks and release [sequences]."""
-    version, limit = version_of(job), job.deployment.settings.get("max_running_requests")
-    most = _graphs_by_card(job)
+    """cuda_graph_max_bs: the largest captured batch, as set, or by card, ranks and release [sequences]."""
+    version, limit, given = version_of(job), job.deployment.settings.get("max_running_requests"), job.deployment.settings.get("cuda_graph_max_bs")
+    most = _graphs_by_card(job) if given is None else int(given)
     return min(most, int(limit)) if version.graphs_to_requests and limit is not None else most
 
 

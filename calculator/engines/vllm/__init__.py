@@ -19,7 +19,7 @@ from calculator.engines.ranks import (
 from calculator.engines.records import Record, record, record_line
 from calculator.engines.server import Server
 from calculator.engines.settings import Setting
-from calculator.engines.vllm import draft, speculative, weights
+from calculator.engines.vllm import draft, graphs, speculative, weights
 from calculator.engines.vllm.blocks import (
     BLOCK_SOURCE,
     GROUPS_SOURCE,
@@ -69,7 +69,6 @@ from calculator.spec import GpuSpec, ModelSpec, Workload
 from calculator.steps import Peak
 
 REPLICAS_SINCE = (0, 9, 0)  # --data-parallel-size: v0.9.2 engine/arg_utils.py L655
-PROFILED_GRAPHS = "CUDA graphs, profiled"  # a name of their own: since 0.20 they are within what the engine takes
 
 
 class Vllm(Server):
@@ -137,6 +136,7 @@ class Vllm(Server):
         check_hybrid(job)
         check_offload(job)
         speculative.check(job)
+        graphs.check_graphs(job)
         check_blocks(job, rank_of(job))
 
     def preset_context(self, chosen: Mapping[str, Any], model: ModelSpec, gpu: GpuSpec | None, gpus: int) -> int | None:  # noqa: ARG002
@@ -206,16 +206,8 @@ class Vllm(Server):
 
     def overhead_lines(self, job: Job, phase: str) -> list[Line]:  # noqa: ARG002
         """Memory outside torch, and CUDA graphs."""
-        outside, graphs = self._records(job)
-        eager = bool(job.deployment.settings["enforce_eager"])
-        name = PROFILED_GRAPHS if version_of(job).graphs_profiled else "CUDA graphs"
-        lines = []
-        for i in range(job.deployment.gpus):
-            lines.append(record_line(outside, "non-torch memory", i))
-            if eager:
-                lines.append(Line("overhead", name, 0, Formula("0"), "setting enforce_eager", device=i, note="none: enforce_eager"))
-            else:
-                lines.append(record_line(graphs, name, i))
+        outside = self._outside(job)
+        lines = [line for share in shares_of(job) for line in (record_line(outside, "non-torch memory", share.device), graphs.line_of(job, share))]
         if second_runner(job):
             lines += [states_line(job, share.device) for share in shares_of(job) if samples_on(job, share) and job.deployment.settings["runner"] != "pooling"]
         return lines + draft.buffer_lines(job, length_of(job))
@@ -290,16 +282,16 @@ class Vllm(Server):
         """`vllm serve` with the flags of this deployment."""
         return start_command(job)
 
-    def _records(self, job: Job) -> tuple[Record, Record]:
+    def _outside(self, job: Job) -> Record:
+        """Memory outside torch, by release and kind of card."""
         version = version_of(job)
         capability = (job.gpu.compute_capability or "") if job.gpu else ""
         apart = replicas_of(job) == job.deployment.gpus and not job.model.num_experts  # copies that have nothing to tell each other
-        several = "_tp" if job.deployment.gpus > 1 and not apart and version.non_torch != "v0_early" else ""
-        measured_apart = version.non_torch == "v0" or (version.non_torch == "v1" and several)
+        several = "_tp" if job.deployment.gpus > 1 and not apart else ""
+        measured_apart = version.non_torch == "v0" or (several and version.non_torch != "v0_early")
         hopper = "_sm90" if measured_apart and capability.split(".")[0] in ("9", "10") else ""
         several += hopper
         if second_runner(job) and not several:
-            return record("vllm", "non_torch_second"), record("vllm", "cuda_graphs_0.20")
-        graphs = "0.20" if version.graphs_profiled else "v1" if version.v1 else "v0"
-        return record("vllm", f"non_torch_{version.non_torch}{several}"), record("vllm", f"cuda_graphs_{graphs}")
+            return record("vllm", "non_torch_second")
+        return record("vllm", f"non_torch_{version.non_torch}{several}")
 

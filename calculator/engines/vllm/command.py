@@ -11,6 +11,7 @@ import shlex
 from calculator.engines.base import Job
 from calculator.engines.ranks import ranks_of, replicas_of, stages_of
 from calculator.engines.vllm.deployment import HISTORY, batch_limits, before_ampere, length_of
+from calculator.engines.vllm.graphs import flags_of
 from calculator.engines.vllm.hybrid import block_size
 from calculator.engines.vllm.images import limits_of
 from calculator.engines.vllm.speculative import draft_checkpoint, drafted, method_of
@@ -78,6 +79,7 @@ def start_command(job: Job) -> str | None:
         words += ["--speculative-config", _speculative_config(job, method)]
     if settings["enforce_eager"]:
         words.append("--enforce-eager")
+    words += flags_of(job)
     if given is not None:
         words += ["--kv-cache-memory-bytes", str(given)]
     return shlex.join(words)

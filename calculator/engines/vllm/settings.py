@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from calculator.engines.settings import COUNT, Real, Setting, Text
-from calculator.engines.vllm import speculative
+from calculator.engines.vllm import graphs, speculative
 from calculator.engines.vllm.images import EXAMPLE
 
 SETTINGS: dict[str, Setting] = {
@@ -27,6 +27,7 @@ SETTINGS: dict[str, Setting] = {
     "cpu_offload_gb": Setting(0.0, Real(0, 100_000, from_low=True), "weights of each GPU that stay in host memory [GiB]"),
     "runner": Setting("generate", ("generate", "pooling"), "pooling: embeddings, scores and classes, without a head and a sampler"),
     "enforce_eager": Setting(False, bool, "no CUDA graphs"),
+    **graphs.SETTINGS,
     "use_v1": Setting(None, bool, "VLLM_USE_V1: the V1 engine or not; default by version and card (0.8 to 0.10)"),
     "kv_pool_bytes": Setting(None, COUNT, "cache pool of a GPU, given instead of derived (kv_cache_memory_bytes) [bytes]"),
     "total_memory_bytes": Setting(None, COUNT, "memory of a GPU as a program sees it, in place of a named GPU [bytes]"),

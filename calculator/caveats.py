@@ -6,7 +6,8 @@ from dataclasses import replace
 
 from calculator.architectures import build_inventory
 from calculator.catalog import Model
-from calculator.engines import Job
+from calculator.engines import ENGINES, Job
+from calculator.engines.base import Encodes
 from calculator.engines.llama_cpp import builds
 from calculator.engines.partial import whole_rows_bytes
 from calculator.engines.transformers.placement import layers_on_gpus
@@ -37,7 +38,8 @@ def caveats(model: Model, job: Job, peak: Peak, ledger: Ledger) -> tuple[str, ..
     found += _map_warnings(job)
     found += _file_warnings(model, job)
     if job.model.vision_parameters:
-        encoded = any(line.component == "activations" and " items" in line.note for line in ledger.lines)
+        engine = ENGINES[job.deployment.engine]
+        encoded = isinstance(engine, Encodes) and engine.images_encoded(job)
         counted = "is counted, and the pass of the largest images at start-up" if encoded else "is counted, what it computes with is not"
         where = "is a file of its own (mmproj) and not counted" if job.scheme.recipe else counted
         found.append(f"{job.model.id} has a vision tower of {job.model.vision_parameters:,} parameters: it {where}")

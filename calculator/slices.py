@@ -14,6 +14,7 @@ from calculator.names import key
 from calculator.spec import GpuSpec, Quantity
 
 MIG_SOURCE = "NVIDIA MIG User Guide, Supported MIG Profiles: eighths of the memory, sevenths of the multiprocessors"
+PRINTED_SHARES = (91, 99, 100)  # least, middle and most that a printed slice has of its part of the card [percent]
 _MIG = re.compile(r"(.*?)[\s:/-]*(?:mig)?[\s:-]*(\d)g[.]?(\d{1,3})gb", re.IGNORECASE)
 _FRACTION = re.compile(r"(.*\S)\s*:\s*(\d{1,4}(?:\.\d{0,4})?|\.\d{1,4})")
 
@@ -70,9 +71,9 @@ def _slice(gpu: GpuSpec, profile: str) -> GpuSpec:
 
 
 def _share(gpu: GpuSpec, part: int, whole: int) -> Quantity:
-    """Usable memory of a slice that nobody printed: those that were (slices.json) have 0.91 to 1.00 of their part of the card's."""
+    """Usable memory of a slice that nobody printed: by those that were (slices.json), of their part of the card's."""
     card = usable_memory(gpu)
-    low, point, high = (card.low_value * 91, card.value * 97, (card.high or card.value) * 100)
+    low, point, high = (quantity * share for quantity, share in zip((card.low_value, card.value, card.high or card.value), PRINTED_SHARES, strict=True))
     return Quantity(value=point * part // whole // 100, low=low * part // whole // 100, high=high * part // whole // 100,
                     source=f"{part}/{whole} of {card.source}; {MIG_SOURCE}", verified=False)  # fmt: skip
 

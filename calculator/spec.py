@@ -34,6 +34,7 @@ class Indexer:
 
     heads: int
     head_dim: int
+    top_k: int  # index_topk: tokens that are attended
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 
 import jsonschema
 import pytest
@@ -13,7 +14,9 @@ from calculator.cli import main, vram
 from calculator.datafiles import read_json
 from calculator.estimate import estimate
 from calculator.fit import fit
+from calculator.memory import usable_memory
 from calculator.report.schemas import schema_of
+from calculator.slices import PRINTED_SHARES
 from calculator.units import GIB
 
 
@@ -37,6 +40,19 @@ def test_a_slice_is_near_its_eighths_of_the_card(record):
     assert total["low"] <= total["value"] <= total["high"]
     assert 0.88 < total["value"] / (card.memory_sold_bytes.value * record["memory_slices"] / 8) <= 1.0
     assert load_gpu(f"{card.name} MIG {record['profile']}").bandwidth_bytes_per_s.value == card.bandwidth_bytes_per_s.value * record["memory_slices"] // 8
+
+
+def test_the_band_of_a_slice_is_that_of_printed_ones():
+    """Of the part of the card's usable memory: least, middle, most, in whole percent."""
+    parts = []
+    for record in read_json("slices.json")["slices"]:
+        if record["memory_slices"] < 8:
+            card = usable_memory(load_gpu(record["parent"])).value
+            parts.append(100 * record["cuda_total_bytes"]["value"] * 8 / record["memory_slices"] / card)
+    least, middle, most = PRINTED_SHARES
+    assert least == int(min(parts))
+    assert middle == round(statistics.median(parts))
+    assert max(parts) <= most
 
 
 @pytest.mark.parametrize(("profile", "printed_gib"), [("2g.24gb", 23.0), ("3g.48gb", 46.5), ("4g.48gb", 46.5)])

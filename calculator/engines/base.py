@@ -187,6 +187,10 @@ class Encodes(Protocol):
         """What of a model's images has no formula in any release; empty for nothing."""
         ...
 
+    def images_encoded(self, job: Job) -> str:
+        """What start-up encodes, in a few words; empty for nothing."""
+        ...
+
     def images_without_formula(self, job: Job) -> str:
         """What of the images isn't modelled in a deployment; empty for nothing."""
         ...

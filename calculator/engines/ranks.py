@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 from functools import lru_cache
 
 from calculator.engines.base import Job
+from calculator.engines.releases import Release, numbers
 from calculator.parallelism import Share, expert_rank, pipeline_stages, replica_rank, share_of, tensor_rank
 from calculator.quantization import Scheme, Stored, compute_dtype, quantize
 from calculator.quantization.hf import DTYPE_BYTES
 from calculator.spec import ModelSpec
 
+TOKENS_DIVIDED: dict[str, Release] = {**dict.fromkeys(("deepseek_v2", "deepseek_v3", "kimi_k2", "deepseek_v32", "glm_moe_dsa", "llama4_text"), (0, 11, 0)), "nemotron_h": (0, 14, 0)}
 VOCAB_MULTIPLE = 64  # vllm v0.19.0 model_executor/layers/vocab_parallel_embedding.py L28
 MARLIN_SOURCE = "vllm v0.19.0 model_executor/kernels/linear/mixed_precision/marlin.py: symmetric codes keep no zero points, g_idx emptied"
 
@@ -67,12 +68,8 @@ def divides_tokens(job: Job) -> bool:
     since = TOKENS_DIVIDED.get(job.model.model_type)
     if since is None or ranks_of(job) == 1 or replicas_of(job) == 1 or not job.deployment.settings.get("enable_expert_parallel"):
         return False
-    found = re.match(r"v?(\d+)\.(\d+)", job.deployment.engine_version)
-    return found is not None and (int(found[1]), int(found[2])) >= since
-
-
-TOKENS_DIVIDED = {"deepseek_v2": (0, 11), "deepseek_v3": (0, 11), "kimi_k2": (0, 11), "deepseek_v32": (0, 11), "glm_moe_dsa": (0, 11), "llama4_text": (0, 11),
-                  "nemotron_h": (0, 14)}  # fmt: skip
+    found = numbers(job.deployment.engine_version)
+    return found is not None and found >= since
 
 
 def shares_of(job: Job) -> tuple[Share, ...]:

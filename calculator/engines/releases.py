@@ -10,6 +10,12 @@ Release = tuple[int, int, int]
 V = TypeVar("V")
 
 
+def numbers(version: str) -> Release | None:
+    """A version as numbers, its fourth number and post, dev, rc or local part left out; None for no version."""
+    match = re.fullmatch(r"v?(\d{1,2})\.(\d{1,2})(?:\.(\d{1,3})(?:\.\d{1,2})?)?(?:[.]?(?:post|dev|rc)\d{0,4}.{0,40}|[+].{0,40})?", version.strip())
+    return (int(match[1]), int(match[2]), int(match[3] or 0)) if match else None
+
+
 class History(Generic[V]):
     """Behaviours by the release since which each holds, up to the newest release that they are known to cover."""
 
@@ -20,10 +26,9 @@ class History(Generic[V]):
         self._releases: dict[str, Release] = {}
 
     def release(self, version: str) -> Release | None:
-        """A version as numbers, its fourth number and post, dev, rc or local part left out; None where it isn't covered."""
-        match = re.fullmatch(r"v?(\d{1,2})\.(\d{1,2})(?:\.(\d{1,3})(?:\.\d{1,2})?)?(?:[.]?(?:post|dev|rc)\d{0,4}.{0,40}|[+].{0,40})?", version.strip())
-        found = (int(match[1]), int(match[2]), int(match[3] or 0)) if match else (0, 0, 0)
-        return found if min(self._since) <= found <= self._newest else None
+        """A version as numbers; None where it isn't covered."""
+        found = numbers(version)
+        return found if found and min(self._since) <= found <= self._newest else None
 
     def covered(self, version: str) -> Release:
         """The same of a version that `Server.covers`."""

@@ -63,7 +63,7 @@ def _llama4(metadata: Metadata, _: Shapes) -> dict[str, Any]:
 
 def _indexed(metadata: Metadata, shapes: Shapes) -> dict[str, Any]:
     """Latent attention with an indexer of each layer."""
-    return _latent(metadata, shapes) | {"index_n_heads": metadata.get("attention.indexer.head_count"), "index_head_dim": metadata.get("attention.indexer.key_length"),
+    return _latent(metadata, shapes) | {"index_n_heads": metadata.get("attention.indexer.head_count"), "index_head_dim": metadata.get("attention.indexer.key_length"), "index_topk": metadata.get("attention.indexer.top_k"),
                                         "indexer_types": ["full" if own else "shared" for own in metadata.get("attention.indexer.types", [])]}  # fmt: skip
 
 

@@ -56,6 +56,7 @@ class IndexerInput(_Input):
 
     heads: Count
     head_dim: Dimension
+    top_k: Width
 
 
 class TowerInput(_Input):

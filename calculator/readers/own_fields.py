@@ -57,7 +57,7 @@ def own_fields(config: Mapping[str, Any], id: str) -> dict[str, Any]:
     """Fields of ModelSpec that only some model types have."""
     kind = config["model_type"]
     if kind in ("deepseek_v32", "glm_moe_dsa"):
-        return {"indexer": Indexer(heads=_number(config, "index_n_heads", id), head_dim=_number(config, "index_head_dim", id))}
+        return {"indexer": Indexer(heads=_number(config, "index_n_heads", id), head_dim=_number(config, "index_head_dim", id), top_k=_number(config, "index_topk", id))}
     if kind == "falcon":
         return {"block_norms": _falcon_norms(config)}
     if kind in _ENCODERS:

@@ -101,8 +101,8 @@ def engine_settings(runner: str) -> dict[str, Any]:
         wanted = state.setting(name)
         if isinstance(wanted.allowed, range):
             settle_number(name)
-            empty: Any = {"value": None, "placeholder": "by the engine"} if wanted.default is None else {}
-            value: Any = st.number_input(name, wanted.allowed.start, min(wanted.allowed.stop - 1, state.MAX_SETTING), key=name, help=wanted.meaning, **empty)
+            most, first = min(wanted.allowed.stop - 1, state.MAX_SETTING), wanted.allowed.start
+            value: Any = st.number_input(name, first, most, None if wanted.default is None else first, key=name, help=wanted.meaning, placeholder="by the engine")
         elif isinstance(wanted.allowed, Real):
             settle_number(name)
             value = st.number_input(name, 0.01, float(wanted.allowed.high), step=0.01, key=name, help=wanted.meaning)

@@ -35,7 +35,6 @@ def test_counts_of_tokens_are_kept_for_every_sequence():
     assert states.nbytes == 4 * 256 * (128256 + 128256 // 32) == value_of(str(states.formula))
     held = [line for line in found.ledger.lines if line.component == "weights" or line.name in ("sampler states", "non-torch memory")]
     assert sum(line.nbytes for line in held) == pytest.approx(15.26 * GIB, rel=0.001)
-    assert run("llama-3.1-8b", "0.19.0").ledger.lines != found.ledger.lines
     assert not [line for line in run("llama-3.1-8b", "0.19.0").ledger.lines if line.name == "sampler states"]
 
 
@@ -51,10 +50,9 @@ def test_stages_before_the_last_and_pooling_keep_none():
 def test_the_sampler_holds_logits_and_what_a_release_makes_of_them(version, cell_bytes):
     """A large vocabulary beside a small model: the sampler is the peak where it copies."""
     few, many = (run("qwen2.5-0.5b", version, max_num_seqs=n, max_num_batched_tokens=2048) for n in (1024, 2048))
-    step = many.peak.step
-    if cell_bytes > 2:
-        assert step.name == "sampler"
-        grown = many.ledger.component_bytes("activations") - few.ledger.component_bytes("activations")
-        assert grown == 1024 * (cell_bytes * 151936 + 2 * 2 * 896)
-    low = next(line for line in many.ledger.lines if line.component == "activations")
-    assert (low.low_bytes < low.nbytes) == (version == "0.33.0") or step.name != "sampler"
+    assert few.peak.step.name == many.peak.step.name == "sampler"
+    grown = many.ledger.component_bytes("activations") - few.ledger.component_bytes("activations")
+    assert grown == 1024 * (cell_bytes * 151936 + 2 * 2 * 896)
+    (line,) = [line for line in many.ledger.lines if line.component == "activations"]
+    without_flashinfer = 8 * 2048 * 151936 if version == "0.33.0" else 0
+    assert line.nbytes - line.low_bytes >= without_flashinfer

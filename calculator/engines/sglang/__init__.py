@@ -246,6 +246,10 @@ class Sglang(Server):
         """What a tower whose dimensions aren't known reserves."""
         return "the room that it leaves for images" if model.vision_parameters and model.tower is None else ""
 
+    def images_encoded(self, job: Job) -> str:  # noqa: ARG002
+        """Nothing at start-up."""
+        return ""
+
     def images_without_formula(self, job: Job) -> str:
         """The same in every release: images are encoded in what the static fraction leaves."""
         return self.images_missing(job.model)

@@ -96,6 +96,11 @@ class Vllm(Server):
         """What of the images isn't modelled in this deployment; empty for nothing."""
         return without_formula(job)
 
+    def images_encoded(self, job: Job) -> str:
+        """Budget, number and kind of what the profiling run encodes, as the log prints them; empty for nothing."""
+        images = images_of(job, length_of(job))
+        return f"encoder budget {images.budget:,} tokens, profiled with {images.items} {images.modality} items" if images else ""
+
     def check(self, job: Job) -> None:
         """Refuse what the engine refuses, and what the formulas don't cover."""
         model, settings, length = job.model, job.deployment.settings, length_of(job)
@@ -180,28 +185,28 @@ class Vllm(Server):
         return [
             Line("kv_cache", "KV blocks", sequences_on(job, share) * blocks * (block_of(job, share) - drafted),
                  Formula("{B} × {n} (blocks) × {s} (tokens) × " + row + " × {e} × {L} (layers)", symbols | {"B": sequences_on(job, share), "L": layers_of_block(job, share)}),
-                 source, device=share.device, note="; ".join(notes))
+                 source, device=share.device, note="; ".join(notes if sequences_on(job, share) else [*notes, "no sequence is left for this copy"]))
             for share in shares_of(job)
         ] + draft.cache_lines(job, blocks)  # fmt: skip
 
     def activation_lines(self, job: Job, phase: str) -> list[Line]:  # noqa: ARG002
         """The peak of the profiling run on each device: the sampler runs on the last stage alone."""
-        source = f"{SOURCE}; {PASS_SOURCE if second_runner(job) else TRITON_SOURCE if version_of(job).sampler == 'triton' else SORT_SOURCE}"
-        lines, images = [], images_of(job, length_of(job))
-        beside = ""
-        if images:
-            source = f"{source}; {TOWER_SOURCE}; {BUDGET_SOURCE}"
-            beside = f"; encoder budget {images.budget:,} tokens, profiled with {images.items} {images.modality} items"
+        sampled = PASS_SOURCE if second_runner(job) else TRITON_SOURCE if version_of(job).sampler == "triton" else SORT_SOURCE
+        sources, notes = [SOURCE, sampled], ["profiling run, peak at {step}"]
+        if said := self.images_encoded(job):
+            sources += [TOWER_SOURCE, BUDGET_SOURCE]
+            notes.append(said)
         elif job.model.vision_parameters and job.deployment.settings["skip_mm_profiling"]:
-            beside = "; no images: skip_mm_profiling"
+            notes.append("no images: skip_mm_profiling")
         if speculative.method_of(job):
-            source = f"{source}; {draft.REJECTION_SOURCE}; {draft.PASS_SOURCE}"
-            beside = f"{beside}; the dummy batch drafts one token a sequence, whatever num_speculative_tokens is"
+            sources += [draft.REJECTION_SOURCE, draft.PASS_SOURCE]
+            notes.append(draft.PASS_NOTE)
+        lines = []
         for share in shares_of(job):
             low, peak, high = peaks(job, length_of(job), samples=samples_on(job, share))
             basis: Literal["derived", "modelled"] = "derived" if low == peak.nbytes == high else "modelled"
-            lines.append(Line("activations", "peak activation", peak.nbytes, peak.formula, source, basis=basis, low=low, high=high,
-                              device=share.device, note=f"profiling run, peak at {peak.step.name}{beside}"))  # fmt: skip
+            lines.append(Line("activations", "peak activation", peak.nbytes, peak.formula, "; ".join(sources), basis=basis, low=low, high=high,
+                              device=share.device, note="; ".join(notes).format(step=peak.step.name)))  # fmt: skip
         return lines
 
     def overhead_lines(self, job: Job, phase: str) -> list[Line]:  # noqa: ARG002
@@ -209,7 +214,7 @@ class Vllm(Server):
         outside = self._outside(job)
         lines = [line for share in shares_of(job) for line in (record_line(outside, "non-torch memory", share.device), graphs.line_of(job, share))]
         if second_runner(job):
-            lines += [states_line(job, share.device) for share in shares_of(job) if samples_on(job, share) and job.deployment.settings["runner"] != "pooling"]
+            lines += [states_line(job, share.device) for share in shares_of(job) if samples_on(job, share)]
         return lines + draft.buffer_lines(job, length_of(job))
 
     def host_read(self, job: Job) -> tuple[Stored, int]:

@@ -15,11 +15,14 @@ POOLS_IN_V1 = (0, 9, 2)  # vllm#19964, a development build after 0.9.1, makes em
 LONG_CONTEXT = 32768  # vllm v0.6.6 engine/arg_utils.py L1081: chunked prefill beyond it
 
 
+Sampler = Literal["sort", "triton", "logits", "copied", "masked"]
+
+
 class Version(NamedTuple):
     """What differs between releases."""
 
     v1: bool
-    sampler: Literal["sort", "triton"]
+    sampler: Sampler
     in_blocks: bool
     """Concurrency counts whole blocks."""
     non_torch: str

@@ -31,6 +31,7 @@ from calculator.units import MIB
 REJECTION_SOURCE = "vllm v0.19.0 v1/worker/gpu_model_runner.py L5609-5632; v1/sample/rejection_sampler.py L60-150"
 PASS_SOURCE = "vllm v0.19.0 v1/worker/gpu_model_runner.py L5488-5526; v1/spec_decode/eagle.py L1486-1536"
 MTP_SOURCE = "vllm v0.19.0 model_executor/models/deepseek_mtp.py, glm4_moe_mtp.py; v1/spec_decode/eagle.py L1322-1460: embedding and head are the target's"
+PASS_NOTE = "the dummy batch drafts one token a sequence, whatever num_speculative_tokens is"
 BUFFERS = "draft buffers"
 UNHELD_SHARE, UNREAD_SHARE = 120, 160  # high end of a peak that no log was held against; of a release whose pass hasn't been read [percent]
 READ = (0, 22, 99)  # later releases have a second model runner: v0.22.0 config/vllm.py use_v2_model_runner
@@ -106,7 +107,7 @@ def peaks(job: Job, length: int, *, samples: bool = True) -> tuple[int, Peak, in
     rejection, Triton: B V (3 e + 24) + the same                              modelled
     draft's pass:      its own peak + e T h of the target's outputs           modelled
 
-    The dummy batch has one drafted token a sequence, whatever num_speculative_tokens is. Source: REJECTION_SOURCE, PASS_SOURCE.
+    PASS_NOTE. Source: REJECTION_SOURCE, PASS_SOURCE.
     """
     low, peak, high = profile.peaks(job, length, samples=samples)
     if not method_of(job):

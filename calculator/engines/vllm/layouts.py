@@ -7,6 +7,7 @@ from calculator.engines.mxfp4 import mxfp4_extra
 from calculator.engines.ranks import element_bytes
 from calculator.engines.vllm.deployment import HISTORY
 from calculator.engines.vllm.families import family_of
+from calculator.engines.vllm.latent import latent_mode
 from calculator.errors import Unsupported
 from calculator.ledger import Formula, Line
 from calculator.parallelism import Share
@@ -51,7 +52,7 @@ def absorbed_line(job: Job, rank: ModelSpec, share: Share) -> Line | None:
     bytes = L x c x H x (n + v) x e          c compressed row, H the rank's heads, n and v widths of a head      derived
     """
     mla = rank.mla
-    if mla is None or job.scheme.storage is None:
+    if mla is None or job.scheme.storage is None or latent_mode(job) == "heads":
         return None
     symbols = {"L": len(share.layers), "c": mla.kv_lora_rank, "H": rank.num_attention_heads, "n": mla.qk_nope_head_dim,
                "v": mla.v_head_dim, "e": element_bytes(job)}  # fmt: skip

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from calculator.engines.base import Job
 from calculator.engines.ranks import PACKED, element_bytes, rank_of, ranks_of, replicas_of
 from calculator.engines.records import record
 from calculator.engines.releases import Release
 from calculator.engines.vllm.by_layer import inputs_kept, inputs_step
-from calculator.engines.vllm.deployment import HISTORY, batch_limits, version_of
+from calculator.engines.vllm.deployment import HISTORY, Sampler, batch_limits, version_of
 from calculator.engines.vllm.families import family_of
 from calculator.engines.vllm.hybrid import block_size
 from calculator.engines.vllm.images import HELD, Images, images_of
 from calculator.engines.vllm.latent import Mode, early_attention, latent_mode
 from calculator.engines.vllm.mixers import mixer_step
-from calculator.engines.vllm.second_runner import Sampler as SecondSampler
 from calculator.engines.vllm.second_runner import sampler_of
 from calculator.engines.vllm.towers import (
     HIGH_SHARE,
@@ -48,7 +47,7 @@ class Profile(NamedTuple):
     vocabulary: int
     """All of it: the ranks gather their logits."""
     element_bytes: int
-    sampler: Literal["sort", "triton"]
+    sampler: Sampler
     hidden_copies: int
     """Tensors of tokens x hidden beside the feed-forward's own."""
     workspace: int
@@ -74,8 +73,6 @@ class Profile(NamedTuple):
     """Copies of the model whose tokens the experts take together."""
     pools: bool = False
     """A pooler in place of the sampler."""
-    second: SecondSampler | None = None
-    """How the second model runner samples."""
 
 
 def latent_rows(job: Job, length: int, sequences: int) -> int:
@@ -156,22 +153,19 @@ def _sampler(rank: ModelSpec, run: Profile, workspace: Buffer) -> Step:
     """Logits, and what choosing among them holds."""
     t, b, v, h, e = run.tokens, run.sequences, run.vocabulary, rank.hidden_size, run.element_bytes
     cells = b * v
-    sampler = [
-        Buffer("logits", e * cells, "{e} × {B} × {V}"),
-        Buffer("float32 logits", 4 * cells, "4 × {B} × {V}"),
-    ]
-    if run.second:
-        sampler = sampler[: 1 if run.second == "logits" else 2]
-        if run.second == "masked":
-            sampler += [Buffer("masked logits", 4 * cells, "4 × {B} × {V}"), Buffer("probabilities", 4 * cells, "4 × {B} × {V}")]
-    elif run.sampler == "sort" or b < SORT_BELOW:
+    sampler = [Buffer("logits", e * cells, "{e} × {B} × {V}")]
+    if run.sampler != "logits":
+        sampler.append(Buffer("float32 logits", 4 * cells, "4 × {B} × {V}"))
+    if run.sampler == "masked":
+        sampler += [Buffer("masked logits", 4 * cells, "4 × {B} × {V}"), Buffer("probabilities", 4 * cells, "4 × {B} × {V}")]
+    elif run.sampler == "sort" or (run.sampler == "triton" and b < SORT_BELOW):
         sampler += [
             Buffer("sorted values", 4 * cells, "4 × {B} × {V}"),
             Buffer("sorted indices", 8 * cells, "8 × {B} × {V}"),
             Buffer("indices to sort", 8 * cells, "8 × {B} × {V}"),
             Buffer("radix sort", run.sort_buffers * cells, "{r} × {B} × {V}"),
         ]
-    else:
+    elif run.sampler == "triton":
         sampler += [
             Buffer("probabilities", 4 * cells, "4 × {B} × {V}"),
             Buffer("exponential noise", 4 * cells, "4 × {B} × {V}"),
@@ -277,7 +271,7 @@ def peaks(job: Job, length: int, *, samples: bool = True) -> tuple[int, Peak, in
     workspace = record("torch", "cublas_workspace_unknown" if not major else "cublas_workspace_sm90" if major in ("9", "10", "12") else "cublas_workspace")
     rows = record("vllm", "multiprocessors_9" if major == "9" else "multiprocessors")
     small = version.sampler == "sort" or sequences < 8
-    run = Profile(tokens, sequences, job.model.vocab_size, element_bytes(job), version.sampler,
+    run = Profile(tokens, sequences, job.model.vocab_size, element_bytes(job), sampler_of(job),
                   4 if version.v1 or major == "7" else 3, workspace.value, rows.value)  # fmt: skip
     ampere = capability is None or int(major) >= 8  # older GPUs don't run Marlin
     run = run._replace(reduces=not version.v1 and ranks_of(job) > 1,
@@ -285,7 +279,7 @@ def peaks(job: Job, length: int, *, samples: bool = True) -> tuple[int, Peak, in
     samples = samples and job.deployment.settings["runner"] != "pooling"
     run = run._replace(samples=samples, experts_share=version.experts_share, workspaces_wide=version.workspaces_wide,
                        latent_rows=latent_rows(job, length, sequences), images=images_of(job, length), release=HISTORY.covered(job.deployment.engine_version),
-                       second=sampler_of(job), gathered=replicas_of(job) if job.model.num_experts else 1, latent=latent_mode(job), pools=job.deployment.settings["runner"] == "pooling")  # fmt: skip
+                       gathered=replicas_of(job) if job.model.num_experts else 1, latent=latent_mode(job), pools=job.deployment.settings["runner"] == "pooling")  # fmt: skip
     low, peak, high = _bounds(rank_of(job), run, (workspace.low, workspace.high), (rows.low, rows.high), small and sequences < 128)
     if not family_of(job.model).held and peak.step.name != "sampler" and not peak.step.name.startswith(VISION):
         copied = peak.step.name == "experts" and job.scheme.storage is not None
@@ -303,8 +297,8 @@ def _bounds(rank: ModelSpec, run: Profile, workspace: tuple[int, int], rows: tup
         copies = (run.hidden_copies - 1, run.hidden_copies + 1)
     else:
         copies = (run.hidden_copies, run.hidden_copies)
-    fewest = "copied" if run.second == "masked" else run.second  # without FlashInfer's kernels
-    low = profile(rank, run._replace(second=fewest, gathered=1, workspace=workspace[0], multiprocessors=rows[0], hidden_copies=copies[0])).nbytes
+    fewest: Sampler = "copied" if run.sampler == "masked" else run.sampler  # without FlashInfer's kernels
+    low = profile(rank, run._replace(sampler=fewest, gathered=1, workspace=workspace[0], multiprocessors=rows[0], hidden_copies=copies[0])).nbytes
     high = profile(rank, run._replace(workspace=workspace[1], multiprocessors=rows[1], hidden_copies=copies[1],
                                       sort_buffers=24 if full_sort else 12)).nbytes  # fmt: skip
     return min(low, peak.nbytes), peak, max(high, peak.nbytes)

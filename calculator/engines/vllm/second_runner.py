@@ -5,14 +5,11 @@ Source: vllm v0.22.0 config/vllm.py L69, L493-532; v0.24.0 L68-77; v0.27.0 L69-7
 
 from __future__ import annotations
 
-from typing import Literal
-
 from calculator.engines.base import Job
-from calculator.engines.vllm.deployment import HISTORY, batch_limits, length_of
+from calculator.engines.vllm.deployment import HISTORY, Sampler, batch_limits, length_of, version_of
 from calculator.ledger import Formula, Line
 from calculator.units import ceil_div
 
-Sampler = Literal["logits", "copied", "masked"]
 STATES_SOURCE = "vllm v0.22.0 v1/worker/gpu/sample/penalties.py L36-42, v0.33.0 L43-50: prompt_bin_mask, output_bin_counts"
 PASS_SOURCE = "vllm v0.27.0 v1/worker/gpu/sample/sampler.py L159, v0.29.0 L218-222, v0.33.0 v1/worker/gpu/model_runner.py L993-1014"
 EVERY_SINCE, MOST_SINCE, SOME_SINCE, SINCE = (0, 29, 0), (0, 27, 0), (0, 24, 0), (0, 22, 0)
@@ -35,10 +32,10 @@ def second_runner(job: Job) -> bool:
     return model.model_type in _SOME if release >= SOME_SINCE else model.model_type == "qwen3" and job.scheme.storage is None
 
 
-def sampler_of(job: Job) -> Sampler | None:
-    """What its profiling run holds of the logits: as they are, beside a copy in 32 bits, or masked and as probabilities too."""
+def sampler_of(job: Job) -> Sampler:
+    """What the profiling run holds of the logits: the release's, or with the second runner as they are, copied, or masked too."""
     if not second_runner(job):
-        return None
+        return version_of(job).sampler
     release = HISTORY.covered(job.deployment.engine_version)
     return "masked" if release >= WARMED_SINCE else "copied" if release < COPIES_BELOW else "logits"
 

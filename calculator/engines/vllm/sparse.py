@@ -20,7 +20,6 @@ CHOICE_SOURCE = "vllm v0.19.0 model_executor/models/deepseek_v2.py L1155-1163: t
 FP8_ROW = 656
 BLOCK = 64  # flashmla_sparse.py L91
 FLASHINFER_SINCE = (0, 16, 1)  # on Blackwell, whose rows in 8 bits are plain: platforms/cuda.py of v0.17.1; v0.16.0 has FlashMLA alone
-CHOSEN = 2048  # index_topk of config.json: DeepSeek V3.2, GLM 5 and 5.1
 LACKING = "the workspaces of sparse attention"
 
 
@@ -75,6 +74,6 @@ def choice_line(job: Job, share: Share) -> Line | None:
     """The tokens chosen by each token of a batch, made with the model."""
     if job.model.indexer is None:
         return None
-    symbols = {"T": batch_limits(job, length_of(job))[0], "k": CHOSEN}
+    symbols = {"T": batch_limits(job, length_of(job))[0], "k": job.model.indexer.top_k}
     return Line("weights", "tokens chosen", 4 * symbols["T"] * symbols["k"], Formula("4 × {T} (tokens) × {k} (index_topk)", symbols), CHOICE_SOURCE,
                 device=share.device, note="one buffer, shared by the layers")  # fmt: skip

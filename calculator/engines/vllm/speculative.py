@@ -34,7 +34,7 @@ SINCE: dict[str, Release] = {"ngram": (0, 14, 0), "mtp": (0, 14, 0), "draft_mode
 MTP_FAMILIES = ("deepseek_v3", "glm4_moe")  # an MTP layer is a layer like the last; v0.14.0 models/deepseek_mtp.py, glm4_moe_mtp.py
 MTP_HEAD_SHARED: Release = (0, 16, 0)  # before, shared_head.head stays a matrix of the layer: v0.16.0 v1/spec_decode/eagle.py L1506-1519
 MTP_SCHEMES = ("fp8-block",)  # beside plain ones: as DeepSeek publishes it, its MTP layer too
-_DTYPES = {"bfloat16": "bf16", "float16": "fp16", "float32": "bf16"}
+_DTYPES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 
 
 def method_of(job: Job) -> str:

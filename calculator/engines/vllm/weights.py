@@ -12,7 +12,7 @@ from calculator.engines.vllm.allocator import MAX_SPLIT, unsplit
 from calculator.engines.vllm.by_layer import held_by_layer, lines_by_layer
 from calculator.engines.vllm.deployment import HISTORY, batch_limits, length_of, version_of
 from calculator.engines.vllm.families import DEEP_LAYERS, family_of, image_buffer_elements, rotary_rows, rotary_width
-from calculator.engines.vllm.latent import absorbed_pair_line, latent_mode
+from calculator.engines.vllm.latent import absorbed_pair_line
 from calculator.engines.vllm.layouts import absorbed_line, padded_line, router_line
 from calculator.engines.vllm.offload import SOURCE as OFFLOAD_SOURCE
 from calculator.engines.vllm.offload import budget_of, left_on_gpu, offloaded
@@ -75,7 +75,7 @@ def lines_of(job: Job) -> list[Line]:
                               Formula("{n} (deep layers) × {T} (tokens) × {h} × {e}", {"n": DEEP_LAYERS, "T": tokens, "h": model.hidden_size, "e": size}),
                               IMAGES_SOURCE, device=share.device))  # fmt: skip
         lines += lines_by_layer(job, share, stored)
-        lines += [line for line in (router_line(job, share, held), None if latent_mode(job) == "heads" else absorbed_line(job, rank, share), absorbed_pair_line(job, rank, share), padded_line(job, rank, share), choice_line(job, share)) if line]
+        lines += [line for line in (router_line(job, share, held), absorbed_line(job, rank, share), absorbed_pair_line(job, rank, share), padded_line(job, rank, share), choice_line(job, share)) if line]
         if version_of(job).v1:
             lines.append(Line("weights", "attention scales", 7 * 512 * len(share.layers),
                               Formula("7 × 512 (allocated bytes of a scalar) × {L} (layers)", {"L": len(share.layers)}),
@@ -89,8 +89,8 @@ def lines_of(job: Job) -> list[Line]:
         packed = job.scheme.storage if eight_bits or (job.scheme.name.startswith(PACKED) and not rank.num_experts) else None
         mxfp4 = experts_alone(model, job.scheme)
         simulated = not matrices or packed is not None or mxfp4
-        made = replace(rank, tie_word_embeddings=True) if share.first and job.deployment.settings["runner"] == "pooling" else rank
-        point = _unsplit(made, left_on_gpu(held, share), size, rows, packed, mxfp4=mxfp4, max_split=MAX_SPLIT if version_of(job).loads_unsplit else 0) if simulated else 0
+        head = any(g.group.role == "output" for g in held)
+        point = _unsplit(rank, left_on_gpu(held, share), size, rows, packed, head=head, mxfp4=mxfp4, max_split=MAX_SPLIT if version_of(job).loads_unsplit else 0) if simulated else 0
         lines.append(Line("weights", "allocator rounding", point, Formula("{n}", {"n": point}), ROUNDING_SOURCE,
                           basis="modelled", low=0, high=point + 4 * MIB + MIB * matrices + (TOWER_ROUNDING if model.vision_parameters else 0), device=share.device,
                           note=_rounding_note(matrices, simulated)))  # fmt: skip
@@ -171,7 +171,7 @@ def _lora_line(job: Job, rank: ModelSpec, share: Share) -> Line:
                 device=share.device, note="not held against a log")  # fmt: skip
 
 
-def _unsplit(rank: ModelSpec, share: Share, size: int, rows: tuple[int, ...], packed: Storage | None = None, *, mxfp4: bool = False, max_split: int = 0) -> int:
+def _unsplit(rank: ModelSpec, share: Share, size: int, rows: tuple[int, ...], packed: Storage | None = None, *, head: bool, mxfp4: bool = False, max_split: int = 0) -> int:
     """Bytes that the allocator counts beyond the tensors, in the order in which vLLM makes them.
 
     `packed` is how a quantized layer is stored: q, k and v are one layer, gate and up too. Zero points and the group index
@@ -179,7 +179,7 @@ def _unsplit(rank: ModelSpec, share: Share, size: int, rows: tuple[int, ...], pa
     """
     vocabulary, h = rank.vocab_size * rank.hidden_size * size, rank.hidden_size
     first = (vocabulary,) if share.first or rank.tie_word_embeddings else ()
-    last = (h * size, *(() if rank.tie_word_embeddings else (vocabulary,))) if share.last else ()
+    last = (h * size, *((vocabulary,) if head else ())) if share.last else ()
     made, at = layers_made(rank, size, packed, mxfp4=mxfp4)
     positions, width = rows[0], rotary_width(rank)
     table = positions * width

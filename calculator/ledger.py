@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -119,3 +119,21 @@ class Ledger:
     def on(self, device: int) -> Ledger:
         """The part of one accelerator."""
         return Ledger(tuple(line for line in self.lines if line.device == device))
+
+
+def alike(lines: Iterable[Line]) -> list[tuple[Line, list[int | Literal["host"]]]]:
+    """Lines that several devices hold alike, as tensor-parallel ranks do, once; with the devices."""
+    found: dict[tuple[object, ...], tuple[Line, list[int | Literal["host"]]]] = {}
+    for line in lines:
+        same = (line.component, line.name, line.nbytes, line.low_bytes, line.high_bytes, line.basis, str(line.formula), line.source, line.note, line.device == "host")
+        found.setdefault(same, (line, []))[1].append(line.device)
+    return list(found.values())
+
+
+def places(devices: Sequence[object]) -> str:
+    """Devices in a few signs: 0, 1 or 0-7 or host."""
+    first, last = devices[0], devices[-1]
+    if first == "host":
+        return "host" if len(devices) == 1 else f"host, {len(devices)} times"
+    run = len(devices) > 2 and isinstance(first, int) and isinstance(last, int) and last - first == len(devices) - 1
+    return f"{first}-{last}" if run else ", ".join(map(str, devices))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import lru_cache
 from typing import NamedTuple
 
 from calculator.errors import BadValue, Unsupported
@@ -71,6 +72,7 @@ def replica_rank(model: ModelSpec, size: int, *, vocab_multiple: int, over: int)
     return replace(dealt, num_experts=model.num_experts, expert_intermediate_size=model.expert_intermediate_size // over)
 
 
+@lru_cache(maxsize=512)
 def tensor_rank(model: ModelSpec, size: int, *, vocab_multiple: int) -> ModelSpec:
     """What one tensor-parallel rank holds, as a model of its own: heads, feed-forward and vocabulary divided.
 

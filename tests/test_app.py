@@ -202,6 +202,17 @@ def test_the_downloads_are_the_lines_and_the_document_of_the_command_line():
     assert json.loads(tables.estimate_json(estimated)) == json.loads(json.dumps(estimate_document(estimated)))
 
 
+def test_what_ranks_hold_alike_is_one_row_and_adds_up_over_them():
+    estimated = estimate("llama-3.1-70b", engine="vllm", context=8192, gpus=8, gpu="H100 SXM5 80GB")
+    rows = tables.line_rows(estimated)
+    assert {row["on"] for row in rows} == {"GPU 0-7, each"}
+    assert len(rows) == len(tables.line_paragraphs(estimated)) == len(estimated.ledger.on(0).lines)
+    assert sum(8 * row["GiB"] for row in rows) * 2**30 == pytest.approx(estimated.total_bytes, abs=1)
+    stages = tables.line_rows(estimate("llama-3.1-70b", engine="vllm", context=8192, gpus=8, gpu="H100 SXM5 80GB", settings={"tensor_parallel_size": 4}))
+    assert {row["on"] for row in stages if row["line"] == "embedding"} == {"GPU 0-3, each"}
+    assert {row["on"] for row in stages if row["line"] == "output head"} == {"GPU 4-7, each"}
+
+
 def test_the_bar_adds_up_to_the_total():
     import plotly.graph_objects as go
 

@@ -117,7 +117,8 @@ NOT_MODELLED: Mapping[str, Mapping[str, str]] = {
     "llama.cpp": dict.fromkeys(("mmproj", "mmproj_offload"), "a projector's weights and the buffer that images are encoded in"),
     "sglang": {
         **dict.fromkeys(("speculative_algorithm", "speculative_draft_model_path", "speculative_num_steps"), "speculative decoding: the draft's weights, cache and pass"),
-        **dict.fromkeys(("data_parallel_size", "enable_dp_lm_head"), "ranks that don't split the layers"),
+        "data_parallel_size": "copies of the model (dp_size with enable_dp_attention divides attention alone)",
+        "enable_dp_lm_head": "a head that each attention group holds",
         **dict.fromkeys(("enable_ep_moe", "enable_deepep_moe", "moe_a2a_backend"), "buffers of experts split by number (ep_size has the weights)"),
         "lora_paths": "adapters by file (enable_lora with max_lora_rank has their slots)",
         **dict.fromkeys(("cpu_offload_gb", "enable_hierarchical_cache"), "weights or cache outside of the GPU"),

@@ -9,7 +9,7 @@ from calculator.audit import Audit
 from calculator.engines.base import Pool
 from calculator.estimate import Estimate
 from calculator.fit import Fit, fit
-from calculator.ledger import COMPONENTS, Line
+from calculator.ledger import COMPONENTS, Line, alike, places
 from calculator.recommend import Recommendation
 from calculator.solve import Solution
 from calculator.units import gib, tokens
@@ -92,8 +92,8 @@ def pool_text(pool: Pool, *, devices: int) -> str:
 def explanations(lines: Sequence[Line]) -> list[str]:
     """Every line's formula with the numbers substituted, its basis and its source."""
     out = []
-    for line in lines:
-        where = "host" if line.device == "host" else f"device {line.device}"
+    for line, on in alike(lines):
+        where = places(on) if line.device == "host" else f"device {on[0]}" if len(on) == 1 else f"devices {places(on)}, each"
         out.append(f"{NAMES[line.component]}: {line.name} ({where})")
         out.append(f"    = {line.formula}")
         out.append(f"    = {line.nbytes:,} bytes, {line.basis}{_band_bytes(line)}")
@@ -192,14 +192,13 @@ def _number(value: str | float | int | None) -> str:
 
 def _rows(lines: Sequence[Line], devices: int) -> list[tuple[str, str, str, str]]:
     """A row a line; what several GPUs hold alike, as tensor-parallel ranks do, in one row."""
-    alike: dict[tuple[str, str, str, str], list[int]] = {}
+    shown: dict[tuple[str, str, str, str], list[int]] = {}
     for line in lines:
         assert line.device != "host"
-        alike.setdefault((line.name, gib(line.nbytes), line.basis, _band(line)), []).append(line.device)
+        shown.setdefault((line.name, gib(line.nbytes), line.basis, _band(line)), []).append(line.device)
     rows = []
-    for (name, size, basis, band), on in alike.items():
-        run = len(on) > 2 and on[-1] - on[0] == len(on) - 1
-        where = f" [{on[0]}-{on[-1]}]" if run else f" [{', '.join(map(str, on))}]"
+    for (name, size, basis, band), on in shown.items():
+        where = f" [{places(on)}]"
         rows.append((f"  {name}{where if devices > 1 else ''}", f"{len(on)} x {size}" if len(on) > 1 else size, basis, band))
     return rows
 

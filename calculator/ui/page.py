@@ -52,12 +52,16 @@ def main() -> None:
         twins(model, options, gpu, gpus)
     lines(estimated)
     rows: list[dict[str, Any]] = []
+    if estimated.job.gpu is not None:  # before the search, which takes seconds
+        with headline:
+            verdict(estimated, rows)
     if not estimated.partial:  # of a lower bound neither a curve nor a recommendation can be drawn
         over_context(estimated, options, gpu, gpus)
         rows = recommended(model, options, gpus)
     specification(estimated)
-    with headline:
-        verdict(estimated, rows)
+    if estimated.job.gpu is None:
+        with headline:
+            verdict(estimated, rows)
     show_hints(hints)
 
 
@@ -148,7 +152,7 @@ def lines(estimated: Estimate) -> None:
                     config={"displayModeBar": False}, alt="Stacked bar of the memory by line")  # fmt: skip
     frame = pd.DataFrame(tables.line_rows(estimated))
     st.dataframe(frame, hide_index=True, key="lines", height="content", column_config={
-        "component": _column(95), "line": _column(170), "on": _column(60), "basis": _column(80),
+        "component": _column(95), "line": _column(170), "on": _column(100), "basis": _column(80),
         "GiB": st.column_config.NumberColumn(format="%.4f", width=70), "low - high": _column(110, "low - high (GiB)"),
         "formula (bytes)": _column(270), "source": _column(200),
     })  # fmt: skip

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from calculator.audit import audit
@@ -14,6 +15,7 @@ from calculator.charts import LABELS, Mark, Series
 from calculator.errors import CalculatorError
 from calculator.estimate import KV_DTYPES, Estimate, estimate
 from calculator.fit import usable_memory
+from calculator.ledger import alike, places
 from calculator.quantization import CATALOG, parse, quantize, stored_nbytes
 from calculator.recommend import Candidate, recommend
 from calculator.report.spec_table import readable, spec_rows
@@ -55,20 +57,20 @@ def kv_types(model: Model, options: dict[str, Any]) -> list[str]:
 def line_rows(estimated: Estimate) -> list[dict[str, Any]]:
     """The ledger for people: GiB, the band, how each line is known and its formula with numbers."""
     return [
-        {"component": LABELS[line.component], "line": line.name, "on": _place(line.device), "GiB": line.nbytes / GIB,
+        {"component": LABELS[line.component], "line": line.name, "on": _place(on), "GiB": line.nbytes / GIB,
          "low - high": f"{line.low_bytes / GIB:.3f} - {line.high_bytes / GIB:.3f}" if _band(line) else "",
          "basis": line.basis, "formula (bytes)": str(line.formula), "source": line.source, "note": line.note}
-        for line in estimated.ledger.lines
+        for line, on in alike(estimated.ledger.lines)
     ]  # fmt: skip
 
 
 def line_paragraphs(estimated: Estimate) -> list[str]:
     """The ledger as a list with nothing cut off."""
     return [
-        f"- **{line.name}** ({LABELS[line.component]}, {_place(line.device)}), {gib(line.nbytes)}, {line.basis}"
+        f"- **{line.name}** ({LABELS[line.component]}, {_place(on)}), {gib(line.nbytes)}, {line.basis}"
         f"{f', {gib(line.low_bytes)} to {gib(line.high_bytes)}' if _band(line) else ''}  \n"
         f"  `{line.formula} bytes`  \n  {plain(line.source)}{plain('. ' + line.note) if line.note else ''}"
-        for line in estimated.ledger.lines
+        for line, on in alike(estimated.ledger.lines)
     ]
 
 
@@ -185,5 +187,5 @@ def _band(line: Any) -> bool:
     return bool(line.low_bytes != line.high_bytes)
 
 
-def _place(device: int | str) -> str:
-    return device if isinstance(device, str) else f"GPU {device}"
+def _place(devices: Sequence[object]) -> str:
+    return places(devices) if devices[0] == "host" else f"GPU {places(devices)}" if len(devices) == 1 else f"GPU {places(devices)}, each"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from itertools import pairwise
 
 import pytest
@@ -13,7 +14,7 @@ from strategies import contexts, models, sequences
 from calculator.engines import ENGINES
 from calculator.errors import CalculatorError
 from calculator.estimate import estimate
-from calculator.ledger import COMPONENTS
+from calculator.ledger import COMPONENTS, alike
 from calculator.parallelism import tensor_sizes
 from calculator.quantization import CATALOG, parse
 from calculator.report.text import estimate_text
@@ -138,6 +139,15 @@ def test_every_line_is_explained(model, chosen, context):
     for line in found.ledger.lines:
         assert line.name in text
         assert line.source in text
+
+
+@given(models(), QUANTS, contexts, st.integers(2, 5))
+def test_lines_shown_once_for_several_devices_lose_none(model, chosen, context, gpus):
+    quant, engine = chosen
+    assume(gpus <= model.spec.num_hidden_layers)
+    lines = estimate(model, quant=quant, engine=engine, context=context, gpus=gpus, settings=IN_STAGES.get(engine)).ledger.lines
+    shown = [(line.component, line.name, line.nbytes, device) for line, on in alike(lines) for device in on]
+    assert Counter(shown) == Counter((line.component, line.name, line.nbytes, line.device) for line in lines)
 
 
 @given(models(), st.sampled_from(SERVERS), contexts, sequences, st.sampled_from([None, "rtx 4090", "H100 SXM5 80GB"]), st.data(), st.booleans())

@@ -38,7 +38,18 @@ FP8_SINCE = (8, 9)  # compute capability: below it, FP8 weights run on the Marli
 
 
 def lines_of(job: Job) -> list[Line]:
-    """Stored tensors, the rotary table, scales, and what the allocator doesn't split off."""
+    """Stored tensors, the rotary table, scales, and what the allocator doesn't split off; the ranks of a stage hold the same."""
+    made: dict[tuple[range, bool, bool], list[Line]] = {}
+    lines = []
+    for share in shares_of(job):
+        stage = (share.layers, share.first, share.last)
+        if stage not in made:
+            made[stage] = _lines_on(job, share)
+        lines += [line if line.device == "host" else replace(line, device=share.device) for line in made[stage]]
+    return lines
+
+
+def _lines_on(job: Job, share: Share) -> list[Line]:
     model, size = job.model, element_bytes(job)
     release = HISTORY.covered(job.deployment.engine_version)
     rows, width = rotary_rows(model, release), rotary_width(model)
@@ -46,54 +57,52 @@ def lines_of(job: Job) -> list[Line]:
     tokens = batch_limits(job, length_of(job))[0]
     images = image_buffer_elements(model, tokens) * size
     rank = rank_of(job)
-    lines = []
-    for share in shares_of(job):
-        stored = held_by(job, share)
-        held = held_by_layer(job, stored)
-        if job.deployment.settings["language_model_only"]:
-            held = tuple(g for g in held if g.group.role != "vision")
-        tied = model.tie_word_embeddings
-        if job.deployment.settings["runner"] == "pooling":
-            held, tied = tuple(g for g in held if g.group.role != "output"), False
-        if budget := budget_of(job):
-            held = offloaded(held, share.layers, budget)
-        mine = weight_lines(job.scheme, held, device=share.device, tied=tied)
-        mine = [replace(line, source=f"{line.source}; {OFFLOAD_SOURCE}", note=f"cpu_offload_gb of GPU {share.device}") if line.device == "host" else line for line in mine]
-        if rank.vocab_size * ranks_of(job) != model.vocab_size:
-            note = f"vocabulary of {model.vocab_size:,} padded to {rank.vocab_size * ranks_of(job):,}"
-            mine = [replace(line, note=note) if line.name in ("embedding", "output head") and line.nbytes else line for line in mine]
-        if job.scheme.name == "bnb-nf4":
-            saved = compressed(held)
-            mine = [replace(line, basis="modelled", low=line.nbytes - saved, high=line.nbytes, note=f"{line.note}; {BNB_NOTE}") if line.name == "linear layers" else line for line in mine]
-        lines += mine
-        lines.append(Line("weights", "rotary cos and sin", sum(rows) * width * element,
-                          Formula("{P} (positions) × {d} (head_dim) × {e}", {"P": sum(rows), "d": width, "e": element}),
-                          ROPE_SOURCE, device=share.device,
-                          note="one table, shared by the layers" if len(rows) == 1 else "one for windowed layers, one for the others"))  # fmt: skip
-        if images:
-            lines.append(Line("weights", "image buffers", images,
-                              Formula("{n} (deep layers) × {T} (tokens) × {h} × {e}", {"n": DEEP_LAYERS, "T": tokens, "h": model.hidden_size, "e": size}),
-                              IMAGES_SOURCE, device=share.device))  # fmt: skip
-        lines += lines_by_layer(job, share, stored)
-        lines += [line for line in (router_line(job, share, held), absorbed_line(job, rank, share), absorbed_pair_line(job, rank, share), padded_line(job, rank, share), choice_line(job, share)) if line]
-        if version_of(job).v1:
-            lines.append(Line("weights", "attention scales", 7 * 512 * len(share.layers),
-                              Formula("7 × 512 (allocated bytes of a scalar) × {L} (layers)", {"L": len(share.layers)}),
-                              SCALES_SOURCE, device=share.device))  # fmt: skip
-        if job.deployment.settings["enable_lora"]:
-            lines.append(_lora_line(job, rank, share))
-        if by_marlin(job):
-            lines.append(_marlin_line(job, rank, share))
-        matrices = sum(g.count for g in held if len(g.parts) > 1)
-        eight_bits = job.scheme.name in ("fp8-block", "fp8-per-channel") and not by_marlin(job)  # made as they stay
-        packed = job.scheme.storage if eight_bits or (job.scheme.name.startswith(PACKED) and not rank.num_experts) else None
-        mxfp4 = experts_alone(model, job.scheme)
-        simulated = not matrices or packed is not None or mxfp4
-        head = any(g.group.role == "output" for g in held)
-        point = _unsplit(rank, left_on_gpu(held, share), size, rows, packed, head=head, mxfp4=mxfp4, max_split=MAX_SPLIT if version_of(job).loads_unsplit else 0) if simulated else 0
-        lines.append(Line("weights", "allocator rounding", point, Formula("{n}", {"n": point}), ROUNDING_SOURCE,
-                          basis="modelled", low=0, high=point + 4 * MIB + MIB * matrices + (TOWER_ROUNDING if model.vision_parameters else 0), device=share.device,
-                          note=_rounding_note(matrices, simulated)))  # fmt: skip
+    stored = held_by(job, share)
+    held = held_by_layer(job, stored)
+    if job.deployment.settings["language_model_only"]:
+        held = tuple(g for g in held if g.group.role != "vision")
+    tied = model.tie_word_embeddings
+    if job.deployment.settings["runner"] == "pooling":
+        held, tied = tuple(g for g in held if g.group.role != "output"), False
+    if budget := budget_of(job):
+        held = offloaded(held, share.layers, budget)
+    mine = weight_lines(job.scheme, held, device=share.device, tied=tied)
+    mine = [replace(line, source=f"{line.source}; {OFFLOAD_SOURCE}", note="cpu_offload_gb") if line.device == "host" else line for line in mine]
+    if rank.vocab_size * ranks_of(job) != model.vocab_size:
+        note = f"vocabulary of {model.vocab_size:,} padded to {rank.vocab_size * ranks_of(job):,}"
+        mine = [replace(line, note=note) if line.name in ("embedding", "output head") and line.nbytes else line for line in mine]
+    if job.scheme.name == "bnb-nf4":
+        saved = compressed(held)
+        mine = [replace(line, basis="modelled", low=line.nbytes - saved, high=line.nbytes, note=f"{line.note}; {BNB_NOTE}") if line.name == "linear layers" else line for line in mine]
+    lines = mine
+    lines.append(Line("weights", "rotary cos and sin", sum(rows) * width * element,
+                      Formula("{P} (positions) × {d} (head_dim) × {e}", {"P": sum(rows), "d": width, "e": element}),
+                      ROPE_SOURCE, device=share.device,
+                      note="one table, shared by the layers" if len(rows) == 1 else "one for windowed layers, one for the others"))  # fmt: skip
+    if images:
+        lines.append(Line("weights", "image buffers", images,
+                          Formula("{n} (deep layers) × {T} (tokens) × {h} × {e}", {"n": DEEP_LAYERS, "T": tokens, "h": model.hidden_size, "e": size}),
+                          IMAGES_SOURCE, device=share.device))  # fmt: skip
+    lines += lines_by_layer(job, share, stored)
+    lines += [line for line in (router_line(job, share, held), absorbed_line(job, rank, share), absorbed_pair_line(job, rank, share), padded_line(job, rank, share), choice_line(job, share)) if line]
+    if version_of(job).v1:
+        lines.append(Line("weights", "attention scales", 7 * 512 * len(share.layers),
+                          Formula("7 × 512 (allocated bytes of a scalar) × {L} (layers)", {"L": len(share.layers)}),
+                          SCALES_SOURCE, device=share.device))  # fmt: skip
+    if job.deployment.settings["enable_lora"]:
+        lines.append(_lora_line(job, rank, share))
+    if by_marlin(job):
+        lines.append(_marlin_line(job, rank, share))
+    matrices = sum(g.count for g in held if len(g.parts) > 1)
+    eight_bits = job.scheme.name in ("fp8-block", "fp8-per-channel") and not by_marlin(job)  # made as they stay
+    packed = job.scheme.storage if eight_bits or (job.scheme.name.startswith(PACKED) and not rank.num_experts) else None
+    mxfp4 = experts_alone(model, job.scheme)
+    simulated = not matrices or packed is not None or mxfp4
+    head = any(g.group.role == "output" for g in held)
+    point = _unsplit(rank, left_on_gpu(held, share), size, rows, packed, head=head, mxfp4=mxfp4, max_split=MAX_SPLIT if version_of(job).loads_unsplit else 0) if simulated else 0
+    lines.append(Line("weights", "allocator rounding", point, Formula("{n}", {"n": point}), ROUNDING_SOURCE,
+                      basis="modelled", low=0, high=point + 4 * MIB + MIB * matrices + (TOWER_ROUNDING if model.vision_parameters else 0), device=share.device,
+                      note=_rounding_note(matrices, simulated)))  # fmt: skip
     return lines
 
 

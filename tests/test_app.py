@@ -122,7 +122,7 @@ def test_vllm_in_the_url_is_sized_by_its_reservation():
     wanted = estimate(RELEASED, quant="bf16", context=8192, engine="vllm", gpu="rtx 4090", settings={"gpu_memory_utilization": 0.5})
     assert total_of(at) == wanted.total_bytes
     assert f"usable {gib(wanted.pool.usable.value)}" in at.success[0].value
-    assert "an NVIDIA GPU" in open_page(engine="vllm", gpu="MI300X").info[0].value
+    assert "a GPU of NVIDIA or AMD" in open_page(engine="vllm", gpu="M3 Max (40-core) 48GB").info[0].value
 
 
 def test_a_url_opens_no_file_of_the_server(tmp_path):

@@ -110,7 +110,7 @@ def test_what_a_gpu_can_run_doesnt_swallow_bad_options(options):
 
 @pytest.mark.parametrize("engine", ["vllm", "sglang"])
 def test_a_card_that_a_server_refuses_loses_and_stops_nothing(engine):
-    gpus = [load_gpu(n) for n in ("Tesla P40", "MI300X", "H100")]
+    gpus = [load_gpu(n) for n in ("Tesla P40", "M3 Max (40-core) 48GB", "H100")]
     found = recommend(LLAMA_8B, {"engine": engine}, gpus=gpus)
     assert [c.gpu.name for c in found.candidates] == ["H100 SXM5 80GB"]
     assert {r.gpu for r in found.rejected} == {gpu.name for gpu in gpus[:2]}

@@ -25,6 +25,21 @@ def mxfp4_extra(*, capability: tuple[int, int] | None, hidden: int, width: int, 
         formula = f"(3 × {{h}} × {wide} × 17 / 32 + {swizzled} (swizzled scales) + 4 × (2 × {wide} + {{h}}) - 3 × {{h}} × {{f}} × 17 / 32 - 2 × (2 × {{f}} + {{h}}))"
         return held - stored, formula, "Triton"
     blackwell = capability is not None and capability[0] == 10
-    wide, padded = align_up(h, 256), align_up(f, 256 if blackwell else 128)
+    extra, formula = _padded(h, f, align_up(h, 256), align_up(f, 256 if blackwell else 128))
+    return extra, formula, "FlashInfer" if blackwell else "Marlin"
+
+
+def rocm_extra(*, align: int, hidden: int, width: int) -> tuple[int, str, str]:
+    """As mxfp4_extra, on AMD: both widths to `align`, a second copy of the scales, biases in float32.
+
+    Source: vllm v0.14.0 layers/quantization/mxfp4.py L321-326, utils/mxfp4_utils.py L111-116; v0.19.0 layers/fused_moe/oracle/mxfp4.py L395-397.
+    """
+    wide, padded = align_up(hidden, align), align_up(width, align)
+    extra, formula = _padded(hidden, width, wide, padded)
+    copied = 3 * wide * padded // 32 + 2 * (2 * padded + wide)
+    return extra + copied, f"({formula} + {copied} (scales again, biases in float32))", "Triton on ROCm"
+
+
+def _padded(h: int, f: int, wide: int, padded: int) -> tuple[int, str]:
     formula = f"(3 × ({wide} × {padded} - {{h}} × {{f}}) × 17 / 32 + 2 × (2 × ({padded} - {{f}}) + {wide} - {{h}}))"
-    return 3 * (wide * padded - h * f) * 17 // 32 + 2 * (2 * (padded - f) + wide - h), formula, "FlashInfer" if blackwell else "Marlin"
+    return 3 * (wide * padded - h * f) * 17 // 32 + 2 * (2 * (padded - f) + wide - h), formula

@@ -1,4 +1,4 @@
-"""What serving engines have in common: NVIDIA cards, releases, tensor-parallel ranks in pipeline stages, a 16-bit or fp8 cache."""
+"""What serving engines have in common: releases, tensor-parallel ranks in pipeline stages, a 16-bit or fp8 cache."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ class Server:
     history: History[Any]
     oldest_card: tuple[int, int]
     """The least compute capability that it starts on."""
+    vendors: tuple[str, ...] = ("NVIDIA",)
+    """Whose cards it is modelled on."""
     too_old: str
     """What it says of an older one."""
 
@@ -41,8 +43,8 @@ class Server:
 
     def check_card(self, job: Job) -> None:
         """Refuse cards that no log is known of, or that the engine has no kernels for."""
-        if job.vendor != "NVIDIA":
-            raise NotModelled(f"{self.name} on {job.vendor}: no public start-up log to hold it against", hint="an NVIDIA GPU, or --engine llama.cpp")
+        if job.vendor not in self.vendors:
+            raise NotModelled(f"{self.name} on {job.vendor}: no public start-up log to hold it against", hint=f"a GPU of {' or '.join(self.vendors)}, or --engine llama.cpp")
         if job.gpu and job.gpu.compute_capability and tuple(map(int, job.gpu.compute_capability.split("."))) < self.oldest_card:
             raise Unsupported(f"{self.too_old} {job.gpu.name} has {job.gpu.compute_capability}", hint="a newer card, or --engine llama.cpp")
 

@@ -45,8 +45,7 @@ def test_weights_are_within_one_percent_and_half_of_them_to_a_ten_thousandth():
     assert max(abs(c.error) for c in found) < 0.051
     assert statistics.median(abs(c.error) for c in found) < 0.0003
     outside = [c for c in found if not c.covered]
-    assert all("on ROCm" in c.record.environment["note"] or "unexplained" in c.record.environment["note"] for c in outside)
-    assert len(outside) == 2
+    assert ["unexplained" in c.record.environment["note"] for c in outside] == [True]
 
 
 def test_tokens_of_a_printed_pool_are_exact_to_its_rounding():
@@ -58,6 +57,18 @@ def test_activations_and_pools_are_near_what_is_printed(component, median, worst
     errors = [abs(c.error) for c in cases("vllm", component)]
     assert statistics.median(errors) < median
     assert max(errors) < worst
+
+
+def test_amd_cards_hold_whole_segments_and_the_pool_is_what_their_kernels_leave():
+    """Weights as the device lost them; gemma 3 12B in two has its tower's matrices where the simulation has none."""
+    weights, pools, tokens = (cases("vllm", f"{name}, AMD") for name in ("weights", "kv pool", "tokens of the printed pool"))
+    assert statistics.median(abs(c.error) for c in weights) < 0.0015
+    beyond = {(c.record.model["id"], c.record.run["gpus"]) for c in weights if abs(c.error) > 0.004}
+    assert beyond == {("gemma-3-12b-it", 2)}
+    assert all(c.covered for c in [*weights, *pools, *cases("vllm", "CUDA graphs, AMD")])
+    assert statistics.median(abs(c.error) for c in pools if c.record.engine_version != "0.11.2") < 0.005  # else up to 3 GiB of a tuner's
+    assert all(abs(c.error) < 0.0025 for c in tokens)  # of two ranks, the smaller pool isn't printed
+    assert all(c.covered for c in tokens if "gpus" not in c.record.run)
 
 
 def test_pools_and_memory_outside_torch_are_within_their_bands():

@@ -58,6 +58,7 @@ from calculator.engines.vllm.layouts import check_blocks
 from calculator.engines.vllm.offload import budget_of, check_offload, offloaded
 from calculator.engines.vllm.pool import BESIDE, for_one, pool_of
 from calculator.engines.vllm.profile import SORT_SOURCE, SOURCE, TRITON_SOURCE, samples_on
+from calculator.engines.vllm.rocm import check_rocm, on_rocm
 from calculator.engines.vllm.second_runner import PASS_SOURCE, second_runner, states_line
 from calculator.engines.vllm.settings import SETTINGS
 from calculator.engines.vllm.sparse import BLOCK, LACKING, check_sparse, sparse_bytes, sparse_lines
@@ -72,13 +73,14 @@ REPLICAS_SINCE = (0, 9, 0)  # --data-parallel-size: v0.9.2 engine/arg_utils.py L
 
 
 class Vllm(Server):
-    """vLLM's server on NVIDIA GPUs: tensor parallel by `tensor_parallel_size`, pipeline stages over the rest."""
+    """vLLM's server on NVIDIA and AMD GPUs: tensor parallel by `tensor_parallel_size`, pipeline stages over the rest."""
 
     name = "vllm"
     versions = VERSIONS
     history = HISTORY
     beside = BESIDE
     oldest_card = (7, 0)
+    vendors = ("NVIDIA", "AMD")
     too_old = "vLLM needs compute capability 7.0 or higher;"  # v0.19.0 docs/getting_started/installation/gpu.cuda.inc.md L9
     families = frozenset(FAMILIES)
     image_source = "vllm v0.11.0 v1/worker/gpu_model_runner.py L3325-3403: profile_run"
@@ -106,6 +108,7 @@ class Vllm(Server):
         model, settings, length = job.model, job.deployment.settings, length_of(job)
         self.check_card(job)
         release = HISTORY.covered(job.deployment.engine_version)
+        check_rocm(job, release)
         check_family(model, release, job.deployment.engine_version)
         if before_ampere(job) and compute_dtype(model, job.scheme) == "bfloat16" and release < (0, 9):
             raise Unsupported(  # later releases fall back to float16, which takes as much
@@ -289,6 +292,8 @@ class Vllm(Server):
 
     def _outside(self, job: Job) -> Record:
         """Memory outside torch, by release and kind of card."""
+        if on_rocm(job):
+            return record("vllm", "non_torch_rocm")
         version = version_of(job)
         capability = (job.gpu.compute_capability or "") if job.gpu else ""
         apart = replicas_of(job) == job.deployment.gpus and not job.model.num_experts  # copies that have nothing to tell each other

@@ -27,6 +27,7 @@ class Allocator:
         """`max_split`: requests that large split no block; 0: no such limit."""
         self._free: dict[bool, list[int]] = {True: [], False: []}
         self._max_split = max_split
+        self.reserved = 0
 
     def take(self, nbytes: int) -> int:
         """Allocate; returns the size of the block that is counted [bytes]."""
@@ -35,12 +36,17 @@ class Allocator:
         free = self._free[small]
         at, large = bisect_left(free, size), bool(self._max_split) and size >= self._max_split
         found = at < len(free) and (small or not self._max_split or (free[at] < size + MAX_SPLIT if large else free[at] < self._max_split))
-        block = free.pop(at) if found else _segment(size)
+        block = free.pop(at) if found else self._reserve(size)
         left = block - size
         if left >= 512 if small else left > _SMALL and not large:
             insort(free, left)
             return size
         return block
+
+    def _reserve(self, size: int) -> int:
+        segment = _segment(size)
+        self.reserved += segment
+        return segment
 
     def give(self, block: int) -> None:
         """Free a block."""
@@ -55,13 +61,13 @@ def _segment(size: int) -> int:
 
 @lru_cache(maxsize=256)
 def unsplit(before: tuple[int, ...], layers: tuple[tuple[int, ...], ...], after: tuple[int, ...], rope: tuple[int, ...],
-            at: int = 1, rope_layers: tuple[int, ...] = (0,), max_split: int = 0) -> int:  # fmt: skip
-    """Bytes counted beyond the requests, for tensors in the order in which they are made.
+            at: int = 1, rope_layers: tuple[int, ...] = (0,), max_split: int = 0) -> tuple[int, int]:  # fmt: skip
+    """Bytes counted and bytes reserved beyond the requests, for tensors in the order in which they are made.
 
     `rope` is made in `rope_layers` after the tensor at `at`: temporaries, then the table that stays.
     """
     allocator = Allocator(max_split=max_split)
-    extra = 0
+    extra, asked = 0, sum(before) + sum(map(sum, layers)) + sum(after)
     for size in before:
         extra += allocator.take(size) - size
     for i, layer in enumerate(layers):
@@ -69,9 +75,9 @@ def unsplit(before: tuple[int, ...], layers: tuple[tuple[int, ...], ...], after:
             extra += allocator.take(size) - size
             if i in rope_layers and j == at and rope:
                 blocks = [allocator.take(n) for n in rope[:-1]]
-                extra += allocator.take(rope[-1]) - rope[-1]
+                extra, asked = extra + allocator.take(rope[-1]) - rope[-1], asked + rope[-1]
                 for block in blocks:
                     allocator.give(block)
     for size in after:
         extra += allocator.take(size) - size
-    return extra
+    return extra, allocator.reserved - asked

@@ -90,6 +90,8 @@ def latent_block_size(release: Release, gpu: GpuSpec | None) -> int:
     Source: vllm v0.8.5 platforms/cuda.py L142-156, v0.11.0 L126-182, v0.14.0 L160-231; v0.19.0 platforms/cuda.py L58-98,
     platforms/interface.py L427-474: what the first backend prefers, 16 for FlashAttention and Triton.
     """
+    if gpu and gpu.vendor == "AMD":
+        return 16
     capability = gpu.compute_capability if gpu else None
     major = int(capability.split(".")[0]) if capability else 9
     if major == 10:

@@ -16,6 +16,7 @@ from calculator.engines.records import Record, record
 from calculator.engines.releases import Release
 from calculator.engines.settings import COUNT, Setting, Text
 from calculator.engines.vllm.deployment import HISTORY, batch_limits, length_of, version_of
+from calculator.engines.vllm.rocm import on_rocm
 from calculator.engines.vllm.second_runner import second_runner
 from calculator.engines.vllm.speculative import draft_layers, drafted, method_of
 from calculator.errors import BadValue, NotModelled
@@ -153,6 +154,8 @@ def line_of(job: Job, share: Share) -> Line:
 def _rate(job: Job) -> Record:
     """Bytes a layer and graph, by release and card."""
     version, release = version_of(job), HISTORY.covered(job.deployment.engine_version)
+    if on_rocm(job):
+        return record("vllm", "graph_rocm")
     if not version.v1:
         return record("vllm", "graph_v0")
     if release < BY_REQUESTS:

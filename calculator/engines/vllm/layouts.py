@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from calculator.engines.base import Job
-from calculator.engines.mxfp4 import mxfp4_extra
+from calculator.engines.mxfp4 import mxfp4_extra, rocm_extra
 from calculator.engines.ranks import element_bytes
 from calculator.engines.vllm.deployment import HISTORY
 from calculator.engines.vllm.families import family_of
 from calculator.engines.vllm.latent import latent_mode
+from calculator.engines.vllm.rocm import architecture_of, on_rocm
 from calculator.errors import Unsupported
 from calculator.ledger import Formula, Line
 from calculator.parallelism import Share
@@ -20,6 +21,7 @@ MXFP4_SOURCE = (
     "vllm v0.11.0 model_executor/layers/quantization/mxfp4.py L55-107, L187-226; v0.19.0 layers/fused_moe/oracle/mxfp4.py L376-400"
 )
 
+WIDE_SINCE = (0, 15, 0)  # ROCm pads MXFP4 to 256 on every card: read in v0.19.0, not in v0.14.0
 TRITON_SINCE = (0, 11, 0)  # wheels before have no triton_kernels: vllm#23278, an H100 on 0.10.1, runs Marlin
 
 
@@ -62,6 +64,11 @@ def absorbed_line(job: Job, rank: ModelSpec, share: Share) -> Line | None:
                 device=share.device, note="a copy of kv_b_proj in 16 bits")  # fmt: skip
 
 
+def _rocm_align(job: Job) -> int:
+    wide = HISTORY.covered(job.deployment.engine_version) >= WIDE_SINCE or architecture_of(job.gpu) == "gfx950"
+    return 256 if wide else 128
+
+
 def padded_line(job: Job, rank: ModelSpec, share: Share) -> Line | None:
     """What the kernel's layout adds to experts in MXFP4, biases and block scales included."""
     if not experts_alone(job.model, job.scheme):
@@ -69,7 +76,8 @@ def padded_line(job: Job, rank: ModelSpec, share: Share) -> Line | None:
     stated = job.gpu.compute_capability if job.gpu else None
     major, _, minor = (stated or "").partition(".")
     h, f = rank.hidden_size, rank.expert_intermediate_size
-    each, formula, kernel = mxfp4_extra(capability=(int(major), int(minor)) if major else None, hidden=h, width=f,
+    major = major or ("AMD" if on_rocm(job) else "")
+    each, formula, kernel = rocm_extra(align=_rocm_align(job), hidden=h, width=f) if on_rocm(job) else mxfp4_extra(capability=(int(major), int(minor)) if major else None, hidden=h, width=f,
                                       triton=HISTORY.covered(job.deployment.engine_version) >= TRITON_SINCE)  # fmt: skip
     symbols = {"L": len(share.layers), "E": rank.num_experts, "h": h, "f": f}
     nbytes = symbols["L"] * symbols["E"] * each

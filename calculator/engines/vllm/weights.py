@@ -16,6 +16,7 @@ from calculator.engines.vllm.latent import absorbed_pair_line
 from calculator.engines.vllm.layouts import absorbed_line, padded_line, router_line
 from calculator.engines.vllm.offload import SOURCE as OFFLOAD_SOURCE
 from calculator.engines.vllm.offload import budget_of, left_on_gpu, offloaded
+from calculator.engines.vllm.rocm import left_behind, on_rocm, padding_line, segments_line
 from calculator.engines.vllm.sparse import choice_line
 from calculator.engines.vllm.tensors import layers_made
 from calculator.engines.weights import weight_lines
@@ -84,7 +85,7 @@ def _lines_on(job: Job, share: Share) -> list[Line]:
                           Formula("{n} (deep layers) × {T} (tokens) × {h} × {e}", {"n": DEEP_LAYERS, "T": tokens, "h": model.hidden_size, "e": size}),
                           IMAGES_SOURCE, device=share.device))  # fmt: skip
     lines += lines_by_layer(job, share, stored)
-    lines += [line for line in (router_line(job, share, held), absorbed_line(job, rank, share), absorbed_pair_line(job, rank, share), padded_line(job, rank, share), choice_line(job, share)) if line]
+    lines += [line for line in (router_line(job, share, held), absorbed_line(job, rank, share), absorbed_pair_line(job, rank, share), padded_line(job, rank, share), padding_line(job, share, held), choice_line(job, share)) if line]
     if version_of(job).v1:
         lines.append(Line("weights", "attention scales", 7 * 512 * len(share.layers),
                           Formula("7 × 512 (allocated bytes of a scalar) × {L} (layers)", {"L": len(share.layers)}),
@@ -99,9 +100,12 @@ def _lines_on(job: Job, share: Share) -> list[Line]:
     mxfp4 = experts_alone(model, job.scheme)
     simulated = not matrices or packed is not None or mxfp4
     head = any(g.group.role == "output" for g in held)
-    point = _unsplit(rank, left_on_gpu(held, share), size, rows, packed, head=head, mxfp4=mxfp4, max_split=MAX_SPLIT if version_of(job).loads_unsplit else 0) if simulated else 0
-    lines.append(Line("weights", "allocator rounding", point, Formula("{n}", {"n": point}), ROUNDING_SOURCE,
-                      basis="modelled", low=0, high=point + 4 * MIB + MIB * matrices + (TOWER_ROUNDING if model.vision_parameters else 0), device=share.device,
+    counted, slack = _unsplit(rank, left_on_gpu(held, share), size, rows, packed, head=head, mxfp4=mxfp4, max_split=MAX_SPLIT if version_of(job).loads_unsplit else 0) if simulated else (0, 0)
+    tower = TOWER_ROUNDING if model.vision_parameters else 0
+    if on_rocm(job):
+        return [*lines, segments_line(share, slack=slack, left=left_behind(job, held), tower=tower)]
+    lines.append(Line("weights", "allocator rounding", counted, Formula("{n}", {"n": counted}), ROUNDING_SOURCE,
+                      basis="modelled", low=0, high=counted + 4 * MIB + MIB * matrices + tower, device=share.device,
                       note=_rounding_note(matrices, simulated)))  # fmt: skip
     return lines
 
@@ -180,8 +184,8 @@ def _lora_line(job: Job, rank: ModelSpec, share: Share) -> Line:
                 device=share.device, note="not held against a log")  # fmt: skip
 
 
-def _unsplit(rank: ModelSpec, share: Share, size: int, rows: tuple[int, ...], packed: Storage | None = None, *, head: bool, mxfp4: bool = False, max_split: int = 0) -> int:
-    """Bytes that the allocator counts beyond the tensors, in the order in which vLLM makes them.
+def _unsplit(rank: ModelSpec, share: Share, size: int, rows: tuple[int, ...], packed: Storage | None = None, *, head: bool, mxfp4: bool = False, max_split: int = 0) -> tuple[int, int]:
+    """Bytes that the allocator counts, and reserves, beyond the tensors, in the order in which vLLM makes them.
 
     `packed` is how a quantized layer is stored: q, k and v are one layer, gate and up too. Zero points and the group index
     that repacking drops are left out. Source: vllm v0.19.0 layers/quantization/awq_marlin.py L414-442.

@@ -119,8 +119,6 @@ class Sglang(Server):
         self.check_window(job)
         if chunk_of(job) % page_of(job):
             raise BadValue(f"chunked_prefill_size {chunk_of(job):,} is no multiple of page_size {page_of(job)}", hint="page_size=1")
-        if settings["disable_cuda_graph"] and settings.get("cuda_graph_max_bs") is not None:
-            raise BadValue("cuda_graph_max_bs with disable_cuda_graph, which captures nothing", hint="leaving one of them out")
         check_format(job)
         check_backend(job)
         check_ranks(job)

@@ -167,13 +167,11 @@ def _rate(job: Job) -> Record:
 
 
 def check_graphs(job: Job) -> None:
-    """Refuse settings of graphs that change nothing, contradict each other, or that the release doesn't have."""
+    """Refuse settings of graphs that contradict each other, or that the release doesn't have."""
     settings, release, version = job.deployment.settings, HISTORY.covered(job.deployment.engine_version), job.deployment.engine_version
     asked = [name for name in SETTINGS if settings.get(name) is not None]
     if not asked:
         return
-    if settings["enforce_eager"]:
-        raise BadValue(f"{asked[0]} with enforce_eager, which captures nothing", hint="leaving one of them out")
     if not version_of(job).v1:
         raise NotModelled(f"{asked[0]} on the V0 engine: its sizes follow from max_num_seqs here", hint="--set max_num_seqs=N, or leaving it out")
     sizes, most, mode = given_sizes(job), settings.get("max_cudagraph_capture_size"), settings.get("cudagraph_mode")
@@ -181,8 +179,8 @@ def check_graphs(job: Job) -> None:
         raise NotModelled(f"cudagraph_mode in vllm {version}", allowed="0.10.2 or later", hint="a later --engine-version")
     if most is not None and release < ONE_NUMBER:
         raise NotModelled(f"max_cudagraph_capture_size in vllm {version}", allowed="0.9 or later", hint="--set cudagraph_capture_sizes=1,2,4,8")
-    if mode == "none" and len(asked) > 1:
-        raise BadValue(f"{next(name for name in asked if name != 'cudagraph_mode')} with cudagraph_mode=none, which captures nothing", hint="leaving one of them out")
+    if mode_of(job) == "none":  # the engine takes the sizes, and captures nothing
+        return
     tokens = batch_limits(job, length_of(job))[0]
     if sizes and sizes[0] > tokens:
         raise BadValue(f"cudagraph_capture_sizes from {sizes[0]:,}, beyond max_num_batched_tokens {tokens:,}", hint="smaller sizes, or --set cudagraph_mode=none")

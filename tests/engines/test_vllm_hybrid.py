@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from calculator.engines.vllm.hybrid import group_size
+from calculator.engines.vllm.blocks import blocks_for, groups_of
+from calculator.engines.vllm.hybrid import block_size, group_size
 from calculator.errors import CalculatorError
 from calculator.estimate import estimate
 from calculator.units import GIB
@@ -32,6 +33,9 @@ def pool(model, gib, ranks=1, **options):
         ("nemotron-3-nano-4b", "0.13.0", 8192, 11.15, {"kv_dtype": "fp8", "settings": {"mamba_ssm_cache_dtype": "float16"}}, 208_320, "98.20"),
         ("nemotron-3-nano-4b", "0.19.1", 49152, 103.39, {"kv_dtype": "fp8"}, 1_934_432, "216.94"),
         ("qwen3.5-4b", "0.22.0", 4096, 10.21, {}, 235_706, "57.55"),
+        # two logs of Qwen3.8 27B, of the same widths, on 0.29.0 and on the way to 0.27: prefixes are kept by default
+        ("qwen3.6-27b", "0.29.0", 8192, 31.24, {}, 314_187, "38.35"),
+        ("qwen3.6-27b", "0.27.0", 196608, 7.33, {"kv_dtype": "fp8"}, 227_886, "1.16"),
         ("kimi-linear-48b-a3b-instruct", "0.14.1", 120000, 2.30, {"ranks": 2}, 75_840, "2.49"),  # prints 2.48, its pool to 0.01 GiB
     ],
 )  # fmt: skip
@@ -48,6 +52,33 @@ def test_a_block_holds_a_state_and_is_a_multiple_of_the_kernels():
     assert b200.engine.resolved_settings(b200.job)["block_size"] == 2112
     wide = run("qwen3.6-35b-a3b", quant="bf16", context=4096, settings={"block_size": 2000})
     assert wide.engine.resolved_settings(wide.job)["block_size"] == 2000
+
+
+@pytest.mark.parametrize(
+    ("model", "version", "options", "states"),
+    [
+        ("qwen3.6-35b-a3b", "0.24.0", {}, 1),
+        ("qwen3.6-35b-a3b", "0.27.0", {}, 2),
+        ("qwen3.6-35b-a3b", "0.27.0", {"settings": {"enable_prefix_caching": False}}, 1),
+        ("qwen3.6-35b-a3b", "0.33.0", {"gpu": "H200 SXM 141GB"}, 3),  # FlashInfer saves one within a pass
+        ("qwen3.6-35b-a3b", "0.33.0", {"gpu": "A100 SXM4 80GB"}, 2),
+        ("nemotron-3-nano-4b", "0.31.0", {}, 2),
+        ("nemotron-3-nano-4b", "0.33.0", {}, 3),
+    ],
+)
+def test_prefixes_are_kept_by_default_since_0_27_and_cost_a_state_or_two(model, version, options, states):
+    found = run(model, quant="bf16", context=32768, engine_version=version, **options)
+    groups = groups_of(found.job)
+    assert blocks_for(found.job, 32768) == groups.full * -(-32768 // block_size(found.job)) + groups.recurrent * states
+
+
+def test_mamba_2_keeps_a_state_for_every_block_until_0_30():
+    found = run("nemotron-3-nano-4b", quant="bf16", context=32768, engine_version="0.29.0")
+    assert block_size(found.job) % 128 == 0  # whole chunks
+    assert blocks_for(found.job, 32768) == groups_of(found.job).tables * -(-32768 // block_size(found.job))
+    grown = run("nemotron-3-nano-4b", quant="bf16", context=32768 + block_size(found.job), engine_version="0.29.0")
+    added = grown.ledger.component_bytes("kv_cache") - found.ledger.component_bytes("kv_cache")
+    assert found.kv_bytes_per_token == added // block_size(found.job)
 
 
 def test_groups_are_as_large_as_the_rarer_kind_and_the_last_one_is_padded():
@@ -81,7 +112,7 @@ def test_ranks_hold_the_whole_and_halve_the_state():
     [
         ("qwen3.6-35b-a3b", {"quant": "awq-int4-g128"}, "leave in 16 bits"),
         ("qwen3.6-35b-a3b", {"gpus": 2, "settings": {"tensor_parallel_size": 1}}, "pipeline stages"),
-        ("nemotron-3-nano-4b", {"settings": {"enable_prefix_caching": True}}, "prefix caching"),
+        ("nemotron-3-nano-4b", {"engine_version": "0.14.0", "settings": {"enable_prefix_caching": True}}, "prefix caching"),
         ("qwen3-next-80b-a3b-instruct", {"engine_version": "0.10.2", "settings": {"use_v1": False}}, "V0 engine"),
         ("llama-3.1-8b", {"settings": {"mamba_ssm_cache_dtype": "float32"}}, "without recurrent layers"),
         ("llama-3.1-8b", {"settings": {"language_model_only": True}}, "language_model_only"),

@@ -44,7 +44,15 @@ from calculator.engines.vllm.deployment import (
 )
 from calculator.engines.vllm.draft import peaks
 from calculator.engines.vllm.families import FAMILIES, check_family
-from calculator.engines.vllm.hybrid import STATE_SOURCE, block_size, check_hybrid
+from calculator.engines.vllm.hybrid import (
+    PREFIX_SOURCE,
+    STATE_SOURCE,
+    block_size,
+    check_hybrid,
+    keeps_all,
+    keeps_prefixes,
+    states,
+)
 from calculator.engines.vllm.images import (
     BUDGET_SOURCE,
     NO_PASS,
@@ -182,8 +190,9 @@ class Vllm(Server):
         if groups.windowed and groups.full:
             notes.append(f"{groups.full} group of layers keeps everything, {groups.windowed} keep {job.model.sliding_window:,} tokens and those of a step")
         if groups.recurrent:
-            source = f"{source}; {STATE_SOURCE}"
-            notes.append(f"{groups.full} of {groups.tables} groups of layers attend; in the others a sequence's state is a block")
+            source = f"{source}; {STATE_SOURCE}; {PREFIX_SOURCE}" if keeps_prefixes(job) else f"{source}; {STATE_SOURCE}"
+            kept = states(job, work.context)
+            notes.append(f"{groups.full} of {groups.tables} groups of layers attend; in the others a sequence's state is a block" + (f", and with prefixes {kept}" if kept > 1 else ""))
         drafted = speculative.draft_block_bytes(job)
         return [
             Line("kv_cache", "KV blocks", sequences_on(job, share) * blocks * (block_of(job, share) - drafted),
@@ -246,6 +255,8 @@ class Vllm(Server):
         if groups_of(job).windowed and job.workload.context > (model.sliding_window or 0):
             grows = model.full_layers if groups_of(job).full else 0
         drafted = speculative.draft_block_bytes(job) // block_size(job)
+        if model.recurrent and keeps_all(job):
+            drafted += groups_of(job).recurrent * block_of(job, shares_of(job)[0]) // block_size(job)
         return (block_bytes(rank, grows, block_size=1, element_bytes=kv_element_bytes(job)) + drafted) * ranks_of(job)
 
     def dynamic_key(self, job: Job) -> tuple[Any, ...]:

@@ -133,7 +133,7 @@ def blocks_for(job: Job, context: int, length: int = 0) -> int:
     context = max(context, min(context + lookahead(job), length or length_of(job)))
     whole = ceil_div(context, size)
     if groups.recurrent:
-        return groups.full * whole + groups.recurrent * states(job)
+        return groups.full * whole + groups.recurrent * states(job, context)
     if not groups.windowed:
         return whole
     full_row, row = rows_of(rank_of(job))

@@ -6,8 +6,11 @@ HybridAttentionMambaModelConfig; v1/kv_cache_interface.py MambaSpec; model_execu
 
 from __future__ import annotations
 
+from math import lcm
+
 from calculator.engines.base import Job
 from calculator.engines.ranks import element_bytes, kv_element_bytes, rank_of, stages_of
+from calculator.engines.releases import Release
 from calculator.engines.vllm.deployment import HISTORY, version_of
 from calculator.errors import NotModelled, Unsupported
 from calculator.spec import ModelSpec
@@ -16,6 +19,12 @@ from calculator.units import align_up, ceil_div
 STATE_SOURCE = "vllm v0.19.0 v1/kv_cache_interface.py MambaSpec, page_size_bytes; model_executor/layers/mamba/mamba_utils.py"
 DTYPES = {"float32": 4, "float16": 2, "bfloat16": 2}
 _KINDS = frozenset({"delta", "mamba2", "kda"})
+PREFIXES_SINCE: Release = (0, 27, 0)  # kept by default: v0.27.0 config/model.py L1990-1992, not in v0.24.0; a log of 0.26.0 prints False, one on the way to 0.27 mode align
+MODES_SINCE: Release = (0, 19, 0)  # mamba_cache_mode
+ALIGNED_ALONE: Release = (0, 31, 0)  # model_executor/models/config.py L642, not in v0.29.0
+CHECKPOINTS_SINCE: Release = (0, 32, 0)  # read in v0.33.0, not in v0.31.0
+CHUNKS = {"nemotron_h": 128, "granitemoehybrid": 256, "zamba2": 256}  # chunk_size, mamba_chunk_size of the published configs
+PREFIX_SOURCE = "vllm v0.27.0 platforms/interface.py L890-918, v1/kv_cache_interface.py MambaSpec.max_memory_usage_bytes"
 
 
 def check_hybrid(job: Job) -> None:
@@ -36,8 +45,8 @@ def check_hybrid(job: Job) -> None:
         raise NotModelled(f"{what}, whose config as known here names no type of the state", hint="--set mamba_ssm_cache_dtype=float32 (or what its config.json says)")
     if stages_of(job) > 1:
         raise NotModelled(f"{what} in pipeline stages: how a stage's layers are grouped has no formula yet", hint="--set tensor_parallel_size=N over all GPUs")
-    if settings.get("enable_prefix_caching") and model.recurrent.kind != "delta":
-        raise NotModelled(f"{what} with prefix caching: where its states are kept has no formula yet", hint="leaving enable_prefix_caching out")
+    if settings.get("enable_prefix_caching") and HISTORY.covered(job.deployment.engine_version) < MODES_SINCE and model.recurrent.kind != "delta":
+        raise NotModelled(f"{what} with prefix caching in vllm {job.deployment.engine_version}", hint="leaving enable_prefix_caching out, or --engine-version 0.19 or later")
     if settings["enable_lora"]:
         raise NotModelled(f"{what} with LoRA has no formula yet", hint="leaving enable_lora out")
 
@@ -63,8 +72,32 @@ def row_bytes(job: Job) -> int:
     return elements * kv_element_bytes(job)
 
 
+def keeps_prefixes(job: Job) -> bool:
+    """Whether states of shared prefixes are kept: enable_prefix_caching as set, or the release's default for recurrent layers."""
+    given = job.deployment.settings.get("enable_prefix_caching")
+    return HISTORY.covered(job.deployment.engine_version) >= PREFIXES_SINCE if given is None else bool(given)
+
+
+def keeps_all(job: Job) -> bool:
+    """Whether a state is kept for every block of tokens (mamba_cache_mode all), as Mamba 2 has it until 0.30."""
+    return keeps_prefixes(job) and job.model.model_type in CHUNKS and HISTORY.covered(job.deployment.engine_version) < ALIGNED_ALONE
+
+
+def _checkpoints(job: Job) -> int:
+    """Tokens that a state saved within a prefill pass is a multiple of: 1 in Mamba 2, 64 in FlashInfer's gated delta rule; 0 where none is saved.
+
+    Source: vllm v0.33.0 model_executor/layers/mamba/gdn/qwen_gdn_linear_attn.py L148-165, L687-750; mamba_mixer2.py L1109-1118.
+    """
+    state = job.model.recurrent
+    if state is None or not keeps_prefixes(job) or HISTORY.covered(job.deployment.engine_version) < CHECKPOINTS_SINCE:
+        return 0
+    major = ((job.gpu.compute_capability or "") if job.gpu else "").partition(".")[0]
+    flashinfer = state.kind == "delta" and (major == "9" or (major in ("10", "12") and state.state_size == 128))
+    return 64 if flashinfer else 1 if state.kind == "mamba2" else 0
+
+
 def alignment(job: Job) -> int:
-    """What a block of attention is a multiple of [tokens]: 16; 64 with latent attention; 32 for heads of 256 on B200.
+    """What a block of attention is a multiple of [tokens]: 16; 64 with latent attention; 32 for heads of 256 on B200; whole chunks and checkpoints.
 
     Source: vllm v0.14.0 model_executor/models/config.py; flashinfer#1993. CUTLASS's 128 on Blackwell is latent attention's.
     """
@@ -72,7 +105,8 @@ def alignment(job: Job) -> int:
     blackwell = capability.startswith("10.")
     if job.model.mla:
         return 128 if blackwell else 64
-    return 32 if blackwell and job.model.head_dim == 256 and HISTORY.covered(job.deployment.engine_version) >= (0, 12) else 16
+    kernel = 32 if blackwell and job.model.head_dim == 256 and HISTORY.covered(job.deployment.engine_version) >= (0, 12) else 16
+    return lcm(kernel, CHUNKS[job.model.model_type] if keeps_all(job) else 1, _checkpoints(job) or 1)
 
 
 def block_size(job: Job) -> int:
@@ -103,9 +137,15 @@ def group_size(model: ModelSpec) -> tuple[int, int, int]:
     return ceil_div(attends, size), ceil_div(others, size), size
 
 
-def states(job: Job) -> int:
-    """Blocks that a sequence keeps in a group of recurrent layers: with prefix caching the state at the last whole block beside its own.
+def states(job: Job, context: int) -> int:
+    """Blocks that a sequence keeps in a group of recurrent layers.
 
-    Source: vllm v0.19.0 v1/kv_cache_interface.py MambaSpec.max_memory_usage_bytes, mamba_cache_mode align.
+    1;  with prefixes the state at the last whole block beside its own, and one saved within a pass;  or one for every block
+
+    Qwen3.8 27B on 0.29 keeps 17 blocks of 784 tokens for 8,192: 11, and 2 in each of 3 groups (its log: 652 blocks, 38.35 x).
+
+    Source: PREFIX_SOURCE; v0.33.0 L1135-1139.
     """
-    return 2 if job.deployment.settings.get("enable_prefix_caching") else 1
+    if keeps_all(job):
+        return ceil_div(context, block_size(job))
+    return 2 + bool(_checkpoints(job)) if keeps_prefixes(job) else 1

@@ -57,8 +57,8 @@ def test_a_block_holds_a_state_and_is_a_multiple_of_the_kernels():
 @pytest.mark.parametrize(
     ("model", "version", "options", "states"),
     [
-        ("qwen3.6-35b-a3b", "0.24.0", {}, 1),
-        ("qwen3.6-35b-a3b", "0.27.0", {}, 2),
+        ("qwen3.6-35b-a3b", "0.25.1", {}, 1),
+        ("qwen3.6-35b-a3b", "0.26.0", {}, 2),
         ("qwen3.6-35b-a3b", "0.27.0", {"settings": {"enable_prefix_caching": False}}, 1),
         ("qwen3.6-35b-a3b", "0.33.0", {"gpu": "H200 SXM 141GB"}, 3),  # FlashInfer saves one within a pass
         ("qwen3.6-35b-a3b", "0.33.0", {"gpu": "A100 SXM4 80GB"}, 2),
@@ -66,7 +66,7 @@ def test_a_block_holds_a_state_and_is_a_multiple_of_the_kernels():
         ("nemotron-3-nano-4b", "0.33.0", {}, 3),
     ],
 )
-def test_prefixes_are_kept_by_default_since_0_27_and_cost_a_state_or_two(model, version, options, states):
+def test_prefixes_are_kept_by_default_since_0_26_and_cost_a_state_or_two(model, version, options, states):
     found = run(model, quant="bf16", context=32768, engine_version=version, **options)
     groups = groups_of(found.job)
     assert blocks_for(found.job, 32768) == groups.full * -(-32768 // block_size(found.job)) + groups.recurrent * states

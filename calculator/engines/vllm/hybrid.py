@@ -19,7 +19,8 @@ from calculator.units import align_up, ceil_div
 STATE_SOURCE = "vllm v0.19.0 v1/kv_cache_interface.py MambaSpec, page_size_bytes; model_executor/layers/mamba/mamba_utils.py"
 DTYPES = {"float32": 4, "float16": 2, "bfloat16": 2}
 _KINDS = frozenset({"delta", "mamba2", "kda"})
-PREFIXES_SINCE: Release = (0, 27, 0)  # kept by default: v0.27.0 config/model.py L1990-1992, not in v0.24.0; a log of 0.26.0 prints False, one on the way to 0.27 mode align
+PREFIXES_SINCE: Release = (0, 26, 0)  # kept by default: v0.26.0 config/model.py L1895-1897, not in v0.25.1
+WIDE_STATES: Release = (0, 20, 0)  # Nemotron-H's default is float32: v0.22.0 model_executor/models/config.py L398; float16 in v0.19.0
 MODES_SINCE: Release = (0, 19, 0)  # mamba_cache_mode
 ALIGNED_ALONE: Release = (0, 31, 0)  # model_executor/models/config.py L642, not in v0.29.0
 CHECKPOINTS_SINCE: Release = (0, 32, 0)  # read in v0.33.0, not in v0.31.0
@@ -41,8 +42,6 @@ def check_hybrid(job: Job) -> None:
         raise NotModelled(f"{what}: no log to hold layers of this kind against", hint="--engine transformers or llama.cpp")
     if job.scheme.family != "plain" and job.scheme.name not in ("fp8", "fp8-block"):
         raise NotModelled(f"{job.scheme.name} of {what.removeprefix('vllm with ')}: what its makers leave in 16 bits differs", hint="--quant bf16 or fp8-block")
-    if model.model_type == "nemotron_h" and not model.recurrent.state_bytes and "mamba_ssm_cache_dtype" not in settings:
-        raise NotModelled(f"{what}, whose config as known here names no type of the state", hint="--set mamba_ssm_cache_dtype=float32 (or what its config.json says)")
     if stages_of(job) > 1:
         raise NotModelled(f"{what} in pipeline stages: how a stage's layers are grouped has no formula yet", hint="--set tensor_parallel_size=N over all GPUs")
     if settings.get("enable_prefix_caching") and HISTORY.covered(job.deployment.engine_version) < MODES_SINCE and model.recurrent.kind != "delta":
@@ -56,12 +55,14 @@ def state_bytes(job: Job) -> int:
 
     bytes = (k - 1) c e + s a      k inputs of the convolution, the last one not kept; c channels, s elements of state
 
-    a is 4 in Kimi Delta Attention, else mamba_ssm_cache_dtype: as set, as the config says, or the model's own type.  derived
+    a is 4 in Kimi Delta Attention, else mamba_ssm_cache_dtype: as set, as the config says, or the model's own type; 4 in Nemotron-H
+    whose config says nothing, since WIDE_STATES. 286 blocks of Nemotron Nano 9B v2 (0.11.0, RTX 4090) are of 2.           derived
     """
     state = rank_of(job).recurrent
     assert state is not None
     asked = DTYPES.get(str(job.deployment.settings.get("mamba_ssm_cache_dtype")), 0)
-    each = 4 if state.kind == "kda" else asked or state.state_bytes or element_bytes(job)
+    own = 4 if job.model.model_type == "nemotron_h" and HISTORY.covered(job.deployment.engine_version) >= WIDE_STATES else element_bytes(job)
+    each = 4 if state.kind == "kda" else asked or state.state_bytes or own
     return max(state.conv_kernel - 1, 0) * state.conv_channels * element_bytes(job) + state.state_elements * each
 
 

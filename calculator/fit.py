@@ -84,7 +84,7 @@ def _fit_reserving(estimated: Estimate, engine: Reserves, gpu: GpuSpec) -> Fit:
         verdict = judge(part.total_bytes - beside.total_bytes - cache + needed, part.high_bytes - beside.high_bytes - cache + needed, usable)
         if verdict == "fits" and not given and sum(line.high_bytes for line in beside.lines if line.name != "CUDA context") > pool.room:
             verdict = "tight"
-        if pool.nbytes < one or pool.crowded:
+        if pool.nbytes < one or pool.crowded or pool.refused:
             verdict = "does_not_fit"
         elif verdict == "fits" and pool.queues:
             verdict = "tight"
@@ -101,10 +101,17 @@ def shortfall(estimated: Estimate, gpu: GpuSpec) -> str:
     if held.verdict == "does_not_fit":
         if device.headroom_bytes < 0:
             return f"{needs}, usable {gib(device.usable_bytes)}: {gib(-device.headroom_bytes)} short"
-        return f"{needs}, usable {gib(device.usable_bytes)}: what is left for the cache holds no sequence"
+        return f"{needs}, usable {gib(device.usable_bytes)}: {_why_refused(estimated, gpu)}"
     usable = usable_memory(gpu)
     sure = f" (at least {gib(usable.low_value)})" if usable.low_value < usable.value == device.usable_bytes else ""
     return f"is tight: {needs}, up to {gib(device.high_bytes)}, usable {gib(device.usable_bytes)}{sure}"
+
+
+def _why_refused(estimated: Estimate, gpu: GpuSpec) -> str:
+    """What stops a start where all lines have room."""
+    pool = estimated.engine.pool(replace(estimated.job, gpu=gpu)) if isinstance(estimated.engine, Reserves) else None
+    said = next(iter(pool.warnings), "") if pool and pool.refused else ""
+    return said.partition(". ")[0] if "max_num_seqs" in said else "what is left for the cache holds no sequence"
 
 
 def fit_together(estimates: Sequence[Estimate], gpu: GpuSpec) -> Fit:

@@ -134,12 +134,14 @@ class Pool(NamedTuple):
     room: int = 0
     """What is left of the card beside that, at least, for the lines that are not in it [bytes]."""
     queues: bool = False
-    """Fewer sequences at once than the workload has."""
+    """Fewer sequences at once than the workload has, or the engine may refuse to start."""
     warnings: tuple[str, ...] = ()
     states: int | None = None
     """Slots of recurrent states on each GPU, where layers have them."""
     crowded: bool = False
     """What is sure to be allocated beside the share finds no room on the card."""
+    refused: bool = False
+    """The engine says so at start-up; its words are the first warning."""
 
 
 @runtime_checkable

@@ -6,6 +6,7 @@ import pytest
 
 from calculator.architectures import ARCHITECTURES
 from calculator.catalog import Model
+from calculator.engines.vllm.hybrid import state_bytes
 from calculator.errors import CalculatorError
 from calculator.estimate import estimate
 from calculator.quantization import parse, quantize, stored_nbytes
@@ -178,8 +179,9 @@ def test_what_libraries_leave_unquantized_in_recurrent_layers_is_not_guessed():
         estimate("qwen3.5-9b", quant="bnb-nf4", context=1024, partial=True)
 
 
-def test_vllm_is_told_the_type_of_a_state_that_no_config_has():
-    with pytest.raises(CalculatorError, match="mamba_ssm_cache_dtype"):
-        estimate("nemotron-nano-9b-v2", engine="vllm", gpu="h100", partial=True)
-    found = estimate("nemotron-nano-9b-v2", engine="vllm", gpu="h100", settings={"mamba_ssm_cache_dtype": "float32"})
-    assert not found.partial
+def test_vllm_keeps_states_whose_type_no_config_has_in_the_type_of_its_release():
+    def state(version, **settings):
+        return state_bytes(estimate("nemotron-nano-9b-v2", engine="vllm", gpu="h100", engine_version=version, settings=settings).job)
+
+    assert state("0.19.0") == state("0.22.0", mamba_ssm_cache_dtype="float16")
+    assert state("0.22.0") == state("0.19.0", mamba_ssm_cache_dtype="float32")

@@ -8,6 +8,7 @@ from calculator.engines.vllm.blocks import blocks_for, groups_of
 from calculator.engines.vllm.hybrid import block_size, group_size
 from calculator.errors import CalculatorError
 from calculator.estimate import estimate
+from calculator.fit import fit
 from calculator.units import GIB
 
 
@@ -33,9 +34,9 @@ def pool(model, gib, ranks=1, **options):
         ("nemotron-3-nano-4b", "0.13.0", 8192, 11.15, {"kv_dtype": "fp8", "settings": {"mamba_ssm_cache_dtype": "float16"}}, 208_320, "98.20"),
         ("nemotron-3-nano-4b", "0.19.1", 49152, 103.39, {"kv_dtype": "fp8"}, 1_934_432, "216.94"),
         ("qwen3.5-4b", "0.22.0", 4096, 10.21, {}, 235_706, "57.55"),
-        # two logs of Qwen3.8 27B, of the same widths, on 0.29.0 and on the way to 0.27: prefixes are kept by default
+        # two logs of Qwen3.8 27B, of the same widths, on 0.29.0 and on the way to 0.27 with mamba_cache_mode align
         ("qwen3.6-27b", "0.29.0", 8192, 31.24, {}, 314_187, "38.35"),
-        ("qwen3.6-27b", "0.27.0", 196608, 7.33, {"kv_dtype": "fp8"}, 227_886, "1.16"),
+        ("qwen3.6-27b", "0.27.0", 196608, 7.33, {"kv_dtype": "fp8", "settings": {"enable_prefix_caching": True}}, 227_886, "1.16"),
         ("kimi-linear-48b-a3b-instruct", "0.14.1", 120000, 2.30, {"ranks": 2}, 75_840, "2.49"),  # prints 2.48, its pool to 0.01 GiB
     ],
 )  # fmt: skip
@@ -57,16 +58,16 @@ def test_a_block_holds_a_state_and_is_a_multiple_of_the_kernels():
 @pytest.mark.parametrize(
     ("model", "version", "options", "states"),
     [
-        ("qwen3.6-35b-a3b", "0.25.1", {}, 1),
-        ("qwen3.6-35b-a3b", "0.26.0", {}, 2),
-        ("qwen3.6-35b-a3b", "0.27.0", {"settings": {"enable_prefix_caching": False}}, 1),
+        ("qwen3.6-35b-a3b", "0.27.0", {}, 1),
+        ("qwen3.6-35b-a3b", "0.28.0", {}, 2),
+        ("qwen3.6-35b-a3b", "0.29.0", {"settings": {"enable_prefix_caching": False}}, 1),
         ("qwen3.6-35b-a3b", "0.33.0", {"gpu": "H200 SXM 141GB"}, 3),  # FlashInfer saves one within a pass
         ("qwen3.6-35b-a3b", "0.33.0", {"gpu": "A100 SXM4 80GB"}, 2),
         ("nemotron-3-nano-4b", "0.31.0", {}, 2),
         ("nemotron-3-nano-4b", "0.33.0", {}, 3),
     ],
 )
-def test_prefixes_are_kept_by_default_since_0_26_and_cost_a_state_or_two(model, version, options, states):
+def test_prefixes_are_kept_by_default_since_0_28_and_cost_a_state_or_two(model, version, options, states):
     found = run(model, quant="bf16", context=32768, engine_version=version, **options)
     groups = groups_of(found.job)
     assert blocks_for(found.job, 32768) == groups.full * -(-32768 // block_size(found.job)) + groups.recurrent * states
@@ -79,6 +80,24 @@ def test_mamba_2_keeps_a_state_for_every_block_until_0_30():
     grown = run("nemotron-3-nano-4b", quant="bf16", context=32768 + block_size(found.job), engine_version="0.29.0")
     added = grown.ledger.component_bytes("kv_cache") - found.ledger.component_bytes("kv_cache")
     assert found.kv_bytes_per_token == added // block_size(found.job)
+
+
+def test_a_state_for_each_of_max_num_seqs_or_no_start_since_0_22():
+    """A log of 0.29.0 on an RTX PRO 6000: max_num_seqs (1024) exceeds available Mamba cache blocks (635)."""
+    def start(**options):
+        found = estimate("qwen3.6-27b", engine="vllm", context=8192, gpu="RTX PRO 6000 Blackwell Server Edition", **options)
+        return fit(found, found.job.gpu).verdict, found.pool
+
+    verdict, held = start(engine_version="0.29.0", settings={"max_num_seqs": 1024})
+    assert verdict == "does_not_fit"
+    assert held.warnings[0].startswith(f"vllm refuses: max_num_seqs (1024) exceeds available Mamba cache blocks ({held.blocks}).")
+    assert held.blocks == pytest.approx(635, rel=0.05)
+    assert start(engine_version="0.29.0", settings={"max_num_seqs": 256})[0] == "fits"
+    assert start(engine_version="0.29.0", settings={"max_num_seqs": 1024, "enforce_eager": True})[0] == "fits"
+    assert start(engine_version="0.19.0", settings={"max_num_seqs": 1024})[0] == "fits"
+    verdict, held = start(engine_version="0.29.0", settings={"max_num_seqs": held.blocks})
+    assert verdict == "tight"
+    assert "states of recurrent layers" in held.warnings[0]
 
 
 def test_groups_are_as_large_as_the_rarer_kind_and_the_last_one_is_padded():

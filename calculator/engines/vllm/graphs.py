@@ -41,6 +41,7 @@ DATA_CENTRE_BLACKWELL: Release = (0, 29, 0)  # to 1,024 on compute capability 10
 RESERVED_BY_SECOND: Release = (0, 29, 0)  # the second model runner's estimate of its graphs was 0: v0.22.0 v1/worker/gpu/model_runner.py L620-622, v0.27.0 L749-751; vllm#49224
 ONE_NUMBER: Release = (0, 9, 0)  # --cuda-graph-sizes
 FLASHINFER_BYTES = {(0, 11, 0): 256 * MIB, (0, 11, 1): 394 * MIB}  # VLLM_FLASHINFER_WORKSPACE_BUFFER_SIZE
+ONE_STATE_EACH: Release = (0, 22, 0)  # config/compilation.py; v0.19.0 captures fewer graphs instead
 INSIDE, OUTSIDE = "CUDA graphs, profiled", "CUDA graphs"  # within what the pool is reckoned from, or captured after it
 
 
@@ -149,6 +150,19 @@ def line_of(job: Job, share: Share) -> Line:
     source = f"{each.source}; {SIZES_SOURCE}; {PIECES_SOURCE}" + (f"; {FLASHINFER_SOURCE}" if symbols["w"] else "")
     return Line("overhead", name, each.value * units + symbols["w"], Formula(formula, symbols), source, basis="modelled", device=share.device, level="process",
                 low=each.low * units, high=each.high * units + symbols["w"] + once.high, note=f"sizes to {graphs.largest:,}; {each.note}")  # fmt: skip
+
+
+def too_many(job: Job, blocks: int) -> str:
+    """What the engine says where whole graphs of decoding want a state for each of max_num_seqs; empty where they have one.
+
+    Source: vllm v0.29.0 config/compilation.py L1499-1521; a log of 0.29.0 prints it of 1,024 and 635 blocks.
+    """
+    most = batch_limits(job, length_of(job))[1]
+    whole = mode_of(job) in ("full", "full_decode_only", "full_and_piecewise")
+    if job.model.recurrent is None or most <= blocks or not whole or HISTORY.covered(job.deployment.engine_version) < ONE_STATE_EACH:
+        return ""
+    return (f"vllm refuses: max_num_seqs ({most}) exceeds available Mamba cache blocks ({blocks}). Each decode sequence requires one Mamba cache block, so CUDA graph "
+            f"capture cannot proceed. Please lower max_num_seqs to at most {blocks} or increase gpu_memory_utilization.")  # fmt: skip
 
 
 def _rate(job: Job) -> Record:

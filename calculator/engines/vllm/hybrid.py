@@ -19,7 +19,7 @@ from calculator.units import align_up, ceil_div
 STATE_SOURCE = "vllm v0.19.0 v1/kv_cache_interface.py MambaSpec, page_size_bytes; model_executor/layers/mamba/mamba_utils.py"
 DTYPES = {"float32": 4, "float16": 2, "bfloat16": 2}
 _KINDS = frozenset({"delta", "mamba2", "kda"})
-PREFIXES_SINCE: Release = (0, 26, 0)  # kept by default: v0.26.0 config/model.py L1895-1897, not in v0.25.1
+PREFIXES_SINCE: Release = (0, 28, 0)  # kept by default: v0.29.0 engine/arg_utils.py L2766; only where asked for in v0.27.0 L2602-2606
 WIDE_STATES: Release = (0, 20, 0)  # Nemotron-H's default is float32: v0.22.0 model_executor/models/config.py L398; float16 in v0.19.0
 MODES_SINCE: Release = (0, 19, 0)  # mamba_cache_mode
 ALIGNED_ALONE: Release = (0, 31, 0)  # model_executor/models/config.py L642, not in v0.29.0

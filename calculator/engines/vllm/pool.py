@@ -8,6 +8,7 @@ from calculator.engines.base import Job, Pool
 from calculator.engines.ranks import replicas_of, shares_of
 from calculator.engines.vllm.blocks import block_of, blocks_for, groups_of
 from calculator.engines.vllm.deployment import batch_limits, length_of, version_of
+from calculator.engines.vllm.graphs import too_many
 from calculator.engines.vllm.hybrid import block_size
 from calculator.ledger import Ledger
 from calculator.memory import usable_memory
@@ -77,12 +78,15 @@ def pool_of(job: Job, taken_by: Callable[[Job], Ledger]) -> Pool | None:
     copies = replicas_of(job)
     of_each = f"tokens and sequences of the pool are those of each of {copies} copies"
     at_once = min(many, batch_limits(job, length)[1]) * copies
-    queues = not said and at_once < job.workload.sequences
-    queue = f"{int(at_once):,} of {job.workload.sequences:,} sequences of {length:,} tokens run at once; the others queue"
+    said = said or too_many(job, blocks)
+    queue = f"{int(at_once):,} of {job.workload.sequences:,} sequences of {length:,} tokens run at once; the others queue" if at_once < job.workload.sequences else ""
+    least = max(low, 0) // max(block_of(job, share) for share in shares_of(job))
+    near = f"the pool may hold as few as {least:,} states of recurrent layers, and vllm refuses to start with fewer than max_num_seqs" if too_many(job, least) else ""
+    warned = (said,) if said else tuple(filter(None, (queue, near)))
     reserved = ledger.total_bytes + given * job.deployment.gpus if given else usable.value * job.deployment.gpus
     room = total.low_value - (usable.high or usable.value) if total else 0
-    return Pool(point, low, high, blocks, tokens, many, usable, reserved, room, queues,
-                ((said,) if said else (queue,) if queues else ()) + ((of_each,) if copies > 1 else ()))  # fmt: skip
+    return Pool(point, low, high, blocks, tokens, many, usable, reserved, room, queues=bool(warned) and not said,
+                warnings=warned + ((of_each,) if copies > 1 else ()), refused=bool(said))  # fmt: skip
 
 
 def for_one(job: Job) -> int:

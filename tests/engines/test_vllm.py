@@ -13,6 +13,7 @@ from test_contract import value_of
 
 from calculator.catalog import Model, load_gpu, load_model
 from calculator.cli import main, vram
+from calculator.engines.vllm.blocks import batches_in_flight
 from calculator.engines.vllm.deployment import version_of
 from calculator.errors import CalculatorError
 from calculator.estimate import estimate
@@ -375,6 +376,25 @@ def test_experts_dealt_out_whole_hold_what_experts_split_by_width_hold():
     assert abs(weights_gib(dealt) - weights_gib(split)) < 0.01
     with pytest.raises(CalculatorError, match="128 experts over 256 ranks"):
         run(MOE, quant="bf16", settings={"tensor_parallel_size": 256, "enable_expert_parallel": 1})
+
+
+@pytest.mark.parametrize(
+    ("version", "batched", "need"),
+    [("0.25.1", 8192, 8.29), ("0.28.0", 8192, 13.76), ("0.27.1", 2496, 5.85)],
+)
+def test_windowed_layers_hold_the_batches_in_flight_since_0_26(version, batched, need):
+    """Logs of Gemma 4 31B, 16,384 tokens: 0.28.0 needs 13.76 GiB; 0.27.1 has 20,765 tokens in 7.42 GiB."""
+    found = estimate("gemma-4-31b-it", quant="awq-int4-g128", engine="vllm", engine_version=version, context=16384, partial=True,
+                     settings={"max_num_batched_tokens": batched, "kv_pool_bytes": 8 * GIB})  # fmt: skip
+    assert found.engine.for_one(found.job) / GIB == pytest.approx(need, abs=0.006)
+
+
+def test_stages_have_one_batch_more_in_flight_than_they_are():
+    def batches(version, gpus, **settings):
+        return batches_in_flight(estimate("gpt-oss-20b", engine="vllm", engine_version=version, gpus=gpus, context=4096, settings={"tensor_parallel_size": 1, **settings}).job)
+
+    assert [batches("0.25.1", n) for n in (1, 2)] == [1, 1]
+    assert [batches("0.33.0", n) for n in (1, 2, 4)] == [2, 3, 5]
 
 
 @pytest.mark.parametrize(("version", "tables"), [("0.8.5", 1), ("0.11.0", 7)])

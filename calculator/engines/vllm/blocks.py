@@ -6,11 +6,13 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from calculator.engines.base import Job
-from calculator.engines.ranks import kv_element_bytes, rank_of
+from calculator.engines.ranks import kv_element_bytes, rank_of, stages_of
+from calculator.engines.releases import Release
 from calculator.engines.vllm.by_layer import caching_layers
-from calculator.engines.vllm.deployment import batch_limits, length_of, version_of
+from calculator.engines.vllm.deployment import HISTORY, batch_limits, length_of, version_of
 from calculator.engines.vllm.hybrid import block_size, group_size, states
 from calculator.engines.vllm.latent import early_row
+from calculator.engines.vllm.second_runner import second_runner
 from calculator.engines.vllm.sparse import sparse_bytes
 from calculator.engines.vllm.speculative import draft_block_bytes, lookahead
 from calculator.parallelism import Share
@@ -19,6 +21,7 @@ from calculator.units import ceil_div
 
 BLOCK_SOURCE = "vllm v0.19.0 v1/core/kv_cache_utils.py L802-820, get_num_blocks; v0.6.6 worker/worker.py L206-222"
 LATENT_SOURCE = "vllm v0.19.0 v1/kv_cache_interface.py MLAAttentionSpec; v0.8.5 v1/attention/backends/mla/common.py get_kv_cache_shape"
+IN_FLIGHT_SINCE: Release = (0, 26, 0)
 GROUPS_SOURCE = "vllm v0.19.0 v1/core/kv_cache_utils.py, _get_kv_cache_groups_uniform_page_size; v1/kv_cache_interface.py SlidingWindowSpec"
 
 
@@ -121,11 +124,26 @@ def block_of(job: Job, share: Share) -> int:
     return own + draft_block_bytes(job)
 
 
+def batches_in_flight(job: Job) -> int:
+    """Batches whose tokens may be scheduled and not yet freed: since 0.26 those that are scheduled ahead count, one more than the stages.
+
+    The first model runner schedules none ahead with stages, and pooling models never do.
+
+    Source: vllm v0.26.0 config/vllm.py L512-533, L1059-1107; v0.25.1 v1/kv_cache_interface.py L547-566: one batch.
+    """
+    stages = stages_of(job)
+    if HISTORY.covered(job.deployment.engine_version) < IN_FLIGHT_SINCE:
+        return 1
+    if job.deployment.settings["runner"] == "pooling":
+        return stages
+    return stages + 1 if second_runner(job) or stages == 1 else stages
+
+
 def blocks_for(job: Job, context: int, length: int = 0) -> int:
     """Blocks of one sequence, over all groups; `length` where max_model_len isn't the job's.
 
-    full group: ceil(S / block_size);  windowed group: ceil(min(W - 1 + T, S) / block_size) + 1;  recurrent group: its states
-    A draft takes slots ahead: S + num_speculative_tokens, up to max_model_len.
+    full group: ceil(S / block_size);  windowed group: ceil(min(W - 1 + n T, S) / block_size) + 1;  recurrent group: its states
+    n: batches_in_flight, 1 until 0.25. A draft takes slots ahead: S + num_speculative_tokens, up to max_model_len.
 
     Source: vllm v0.11.0 v1/kv_cache_interface.py L83-91, L196-214: the window and the tokens of one step.
     """
@@ -139,5 +157,5 @@ def blocks_for(job: Job, context: int, length: int = 0) -> int:
     full_row, row = rows_of(rank_of(job))
     largest = max(full_row, row)
     whole, size = ceil_div(context, size * largest // full_row), size * largest // row
-    window = (job.model.sliding_window or 0) - 1 + batch_limits(job, length or length_of(job))[0]
+    window = (job.model.sliding_window or 0) - 1 + batches_in_flight(job) * batch_limits(job, length or length_of(job))[0]
     return groups.full * whole + groups.windowed * (ceil_div(min(window, context), size) + 1)

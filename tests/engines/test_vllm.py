@@ -14,7 +14,7 @@ from test_contract import value_of
 from calculator.catalog import Model, load_gpu, load_model
 from calculator.cli import main, vram
 from calculator.engines.vllm.blocks import batches_in_flight
-from calculator.engines.vllm.deployment import version_of
+from calculator.engines.vllm.deployment import batch_limits, version_of
 from calculator.errors import CalculatorError
 from calculator.estimate import estimate
 from calculator.fit import fit
@@ -387,6 +387,23 @@ def test_windowed_layers_hold_the_batches_in_flight_since_0_26(version, batched,
     found = estimate("gemma-4-31b-it", quant="awq-int4-g128", engine="vllm", engine_version=version, context=16384, partial=True,
                      settings={"max_num_batched_tokens": batched, "kv_pool_bytes": 8 * GIB})  # fmt: skip
     assert found.engine.for_one(found.job) / GIB == pytest.approx(need, abs=0.006)
+
+
+@pytest.mark.parametrize(
+    ("model", "gpu", "version", "limits"),
+    [
+        ("llama-3.1-8b", "B200", "0.27.0", (8192, 1024)),
+        ("llama-3.1-8b", "B200", "0.29.0", (16384, 1024)),
+        ("llama-3.1-8b", "DGX Spark", "0.31.0", (8192, 1024)),
+        ("llama-3.1-8b", "DGX Spark", "0.33.0", (2048, 256)),
+        ("llama-3.1-8b", "A100 SXM4 80GB", "0.33.0", (2048, 256)),
+        ("gemma-4-31b-it", "RTX 5090", "0.19.0", (2048, 256)),
+        ("gemma-4-31b-it", "RTX 5090", "0.27.0", (2496, 256)),  # a log: max_num_batched_tokens 2496, not set
+    ],
+)
+def test_batch_limits_that_the_server_chooses(model, gpu, version, limits):
+    found = estimate(model, quant="awq-int4-g128" if "gemma" in model else None, engine="vllm", engine_version=version, gpu=gpu, context=4096, partial=True)
+    assert batch_limits(found.job, 4096) == limits
 
 
 def test_stages_have_one_batch_more_in_flight_than_they_are():

@@ -10,7 +10,10 @@ from calculator.spec import GpuSpec
 from calculator.units import GIB
 
 LARGE_MEMORY = 70 * GIB  # vllm v0.19.0 engine/arg_utils.py L2053
-HUGE_MEMORY = 160 * GIB  # vllm v0.33.0 engine/arg_utils.py L2973; read in no release between 0.19 and that
+HUGE_MEMORY, HUGE_SINCE = 160 * GIB, (0, 28, 0)  # vllm v0.29.0 engine/arg_utils.py L2698; not in v0.27.0
+SPARK_SMALL_SINCE = (0, 32, 0)  # a GB10 has the limits of small cards: v0.33.0 L2984-2988, not in v0.31.0
+WHOLE_ITEM_SINCE = (0, 20, 0)  # images that attend both ways aren't cut into chunks: v0.22.0 L2446-2530, not in v0.19.0
+WHOLE_ITEM = {"gemma4_text": 2496}  # tokens of the largest item, a video. Logs of 0.25.1, 0.27.1: batches of 2,496
 POOLS_IN_V1 = (0, 9, 2)  # vllm#19964, a development build after 0.9.1, makes embeddings on the V1 engine
 LONG_CONTEXT = 32768  # vllm v0.6.6 engine/arg_utils.py L1081: chunked prefill beyond it
 
@@ -107,7 +110,7 @@ def length_of(job: Job) -> int:
 def batch_limits(job: Job, length: int) -> tuple[int, int]:
     """max_num_batched_tokens and max_num_seqs: as set, or as the server chooses them.
 
-    Source: vllm v0.19.0 engine/arg_utils.py L2046-2072, L2180-2205; v0.8.5 L1593-1621; v0.6.6 config.py L1428-1442.
+    Source: vllm v0.19.0 engine/arg_utils.py L2046-2072, L2180-2205; v0.8.5 L1593-1621; v0.6.6 config.py L1428-1442; WHOLE_ITEM.
     """
     settings, version = job.deployment.settings, version_of(job)
     gpu = job.gpu
@@ -116,9 +119,12 @@ def batch_limits(job: Job, length: int) -> tuple[int, int]:
         sequences = 256
     else:
         memory = (gpu.cuda_total_bytes or gpu.memory_sold_bytes).value if gpu else 0
-        large = memory >= LARGE_MEMORY and (version.a100_is_large or not (gpu and "a100" in gpu.name.lower()))
-        tokens, sequences = (8192, 1024) if large else (2048, 256)
-        if version.tokens_by_length and memory >= HUGE_MEMORY:
+        release, name = HISTORY.covered(job.deployment.engine_version), gpu.name.lower() if gpu else ""
+        small = ("a100" in name and not version.a100_is_large) or ("gb10" in name and release >= SPARK_SMALL_SINCE)
+        tokens, sequences = (8192, 1024) if memory >= LARGE_MEMORY and not small else (2048, 256)
+        if release >= HUGE_SINCE and memory >= HUGE_MEMORY:
             tokens = 16384
+        if release >= WHOLE_ITEM_SINCE and job.model.vision_parameters and not settings["language_model_only"]:
+            tokens = max(tokens, WHOLE_ITEM.get(job.model.model_type, 0))
     tokens = int(settings.get("max_num_batched_tokens", tokens))
     return tokens, min(int(settings.get("max_num_seqs", sequences)), tokens)

@@ -49,6 +49,8 @@ FAMILIES: dict[str, Family] = {
     "deepseek_v32": Family((0, 11, 0)), "glm_moe_dsa": Family((0, 14, 1)),
     "qwen3_next": Family((0, 10, 0), rotary=(1, 4)), "qwen3_5_text": Family((0, 14, 1), rotary=(1, 4)), "qwen3_5_moe_text": Family((0, 14, 1), rotary=(1, 4)),
     "gemma4_text": Family((0, 14, 1)),
+    "bert": Family(rotary=(0, 1), gated=False), "roberta": Family(rotary=(0, 1), gated=False), "xlm-roberta": Family(rotary=(0, 1), gated=False),
+    "nomic_bert": Family((0, 8, 5)), "modernbert": Family((0, 8, 0)),
     "nemotron_h": Family((0, 11, 0), rotary=(0, 1), gated=False), "granitemoehybrid": Family((0, 11, 0), rotary=(0, 1)), "kimi_linear": Family((0, 11, 1), rotary=(0, 1)),
 }  # fmt: skip
 # towers: the first release after the last one read that lacks the model

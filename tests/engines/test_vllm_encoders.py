@@ -33,7 +33,8 @@ def test_weights_without_the_allocator_s_rest_are_what_a_gb10_prints():
 
 def test_a_float32_checkpoint_is_loaded_in_16_bits():
     found = run()
-    assert found.job.scheme.name == "fp16" and "--dtype float16" in found.start_command
+    assert found.job.scheme.name == "fp16"
+    assert "--dtype float16" in found.start_command
     assert any("--quant fp32" in text for text in found.warnings)
     assert run(quant="fp32").ledger.component_bytes("weights") > 1.9 * found.ledger.component_bytes("weights")
 
@@ -49,7 +50,8 @@ def test_no_pool_is_made(version):
 def test_the_v0_engine_s_pooling_runner_makes_no_pool_for_decoders_either():
     """v0.8.5 engine/llm_engine.py L277."""
     early, late = (estimate("qwen3-embedding-0.6b", engine="vllm", engine_version=v, gpu="l4", context=1024, settings={"runner": "pooling"}) for v in ("0.8.5", "0.9.2"))
-    assert early.pool is None and early.ledger.component_bytes("kv_cache") == 0
+    assert early.pool is None
+    assert early.ledger.component_bytes("kv_cache") == 0
     assert late.pool is not None
 
 
@@ -61,7 +63,8 @@ def test_prompts_are_not_cut_in_chunks(version, tokens):
 def test_batches_smaller_than_the_workload_s_are_the_low_end():
     few, many = (run(sequences=n, engine_version="0.14.0").ledger.component_bytes("activations") for n in (1, 4))
     lows = [line.low_bytes for n in (1, 4) for line in run(sequences=n, engine_version="0.14.0").ledger.lines if line.name == "peak activation"]
-    assert few == many and 3.9 < lows[1] / lows[0] < 4.1
+    assert few == many
+    assert 3.9 < lows[1] / lows[0] < 4.1
 
 
 def test_a_reranker_s_classifier_takes_the_pooler_s_place():

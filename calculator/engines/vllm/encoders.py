@@ -124,7 +124,7 @@ def _unsplit(rank: ModelSpec, size: int, tables: int, max_split: int) -> int:
     layers = [_layer([g for g in groups if g.layers and index in g.indices], size) for index in range(rank.num_hidden_layers)]
     table = rank.max_position_embeddings * rank.head_dim
     rope = (4 * rank.max_position_embeddings, 2 * table, 2 * table, 2 * table, 4 * table, size * table) if tables else ()
-    return unsplit(before, tuple(layers), (), rope, 1 if rank.model_type == "nomic_bert" else 0, tuple(range(min(tables, rank.num_hidden_layers))), max_split)
+    return unsplit(before, tuple(layers), (), rope, 1 if rank.model_type == "nomic_bert" else 0, tuple(range(min(tables, rank.num_hidden_layers))), max_split)[0]
 
 
 def _layer(groups: list[TensorGroup], size: int) -> tuple[int, ...]:

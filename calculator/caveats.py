@@ -46,6 +46,8 @@ def caveats(model: Model, job: Job, peak: Peak, ledger: Ledger) -> tuple[str, ..
     if model.record.get("own"):
         found.append(f"{job.model.id} is your own, from {model.record['file']}")
     found += _card_warnings(job)
+    if model.own_quant == "fp32" and job.deployment.engine in ("vllm", "sglang") and job.scheme.name == "fp16":
+        found.append(f"{job.deployment.engine} loads a float32 checkpoint in 16 bits; --quant fp32 (--dtype float32) keeps its own type")
     if any(line.name == "model buffer, no CUDA kernel" for line in ledger.lines):
         found.append(f"CUDA can't multiply {job.scheme.name}: its layers stay in host memory and run on the CPU")
     if job.scheme.family == "exl2":

@@ -213,6 +213,8 @@ def _scheme(model: Model, quant: str | None, engine: str | None) -> tuple[Scheme
     """The scheme, and the tensors as the checkpoint's own headers store them where that is what is asked for."""
     own, named = model.checkpoint, quant.strip().lower() if quant is not None else None
     if own is None:
+        if quant is None and model.own_quant == "fp32" and splits_tensors(engine):
+            return parse("fp16", engine=engine), None  # --dtype auto: vllm v0.9.2 config.py _resolve_auto_dtype, v0.6.6 _get_and_verify_dtype
         return parse(quant if quant is not None else model.own_quant, engine=engine), None
     if named is None and own.refused is not None:
         raise own.refused

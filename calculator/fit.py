@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
-from calculator.engines.base import Reserves
+from calculator.engines.base import Pool, Reserves
 from calculator.estimate import Estimate
 from calculator.ledger import Ledger
 from calculator.memory import usable_memory as usable_memory
@@ -49,31 +49,38 @@ class Fit(NamedTuple):
 
 def fit(estimated: Estimate, gpu: GpuSpec) -> Fit:
     """Hold an estimate against a GPU: fits (the band's high end is within usable memory), tight (the point is)."""
-    if isinstance(estimated.engine, Reserves):
-        return _fit_reserving(estimated, estimated.engine, gpu)
+    engine, ledger = estimated.engine, estimated.ledger
+    if isinstance(engine, Reserves):
+        job = replace(estimated.job, gpu=gpu)
+        ledger = _ledger_on(estimated, gpu)
+        if (pool := engine.pool(job)) is not None:
+            return _fit_reserving(estimated, engine, gpu, pool, ledger)
     usable = usable_memory(gpu)
     devices = []
-    for index in estimated.ledger.devices:
-        part = estimated.ledger.on(index)
+    for index in ledger.devices:
+        part = ledger.on(index)
         verdict = judge(part.total_bytes, part.high_bytes, usable)
         devices.append(DeviceFit(index, gpu.name, usable.value, part.total_bytes, part.high_bytes, verdict))
     return Fit(max((d.verdict for d in devices), key=ORDER.index), tuple(devices))
 
 
-def _fit_reserving(estimated: Estimate, engine: Reserves, gpu: GpuSpec) -> Fit:
+def _ledger_on(estimated: Estimate, gpu: GpuSpec) -> Ledger:
+    """The lines of a server on this GPU: batches follow from its memory."""
+    if gpu == estimated.job.gpu:
+        return estimated.ledger
+    job, runner = replace(estimated.job, gpu=gpu), estimated.engine
+    return Ledger.of(runner.weight_lines(job), runner.cache_lines(job, estimated.phase), runner.activation_lines(job, estimated.phase),
+                     runner.overhead_lines(job, estimated.phase))  # fmt: skip
+
+
+def _fit_reserving(estimated: Estimate, engine: Reserves, gpu: GpuSpec, pool: Pool, ledger: Ledger) -> Fit:
     """Weights, activations, overhead and one sequence within what the engine takes; `required` is all the workload's.
 
     Fewer sequences at once than asked is tight: the others queue. What the engine allocates beside its share (CUDA graphs)
     must find room in the rest of the card. Source: docs/method.md, Serving engines.
     """
     job = replace(estimated.job, gpu=gpu)
-    pool, one = engine.pool(job), engine.for_one(job)
-    assert pool is not None  # there is a GPU
-    runner, devices = estimated.engine, []
-    ledger = estimated.ledger if gpu == estimated.job.gpu else Ledger.of(
-        runner.weight_lines(job), runner.cache_lines(job, estimated.phase), runner.activation_lines(job, estimated.phase),
-        runner.overhead_lines(job, estimated.phase),
-    )  # fmt: skip
+    one, devices = engine.for_one(job), []
     given, total = job.deployment.settings.get("kv_pool_bytes"), usable_memory(gpu)
     usable = total if given else pool.usable
     for index in ledger.devices:
@@ -137,7 +144,8 @@ def _held(estimated: Estimate, index: int, gpu: GpuSpec) -> tuple[int, int]:
     if not isinstance(estimated.engine, Reserves):
         return part.total_bytes, part.high_bytes
     pool = estimated.engine.pool(replace(estimated.job, gpu=gpu))
-    assert pool is not None  # there is a GPU
+    if pool is None:  # an encoder's server makes none
+        return part.total_bytes, part.high_bytes
     beside = Ledger(tuple(line for line in part.lines if line.name in estimated.engine.beside))
     if estimated.job.deployment.settings.get("kv_pool_bytes"):
         inside = part.total_bytes - beside.total_bytes - part.component_bytes("kv_cache") + pool.nbytes

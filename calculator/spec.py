@@ -157,6 +157,7 @@ class ModelSpec:
     cross_attention_layers: tuple[int, ...] = ()  # layers that attend to images instead of text (Llama 3.2 Vision)
     image_tokens: int = 0  # rows of these layers' cache for an image of the most tiles
     token_types: int = 0  # rows of an encoder's table of segments
+    labels: int = 0  # of an encoder's classifier (rerankers have one); 0: it makes embeddings
     block_norms: int = 0  # norms of a layer, where a model type has one or two (Falcon)
     layer_types: tuple[LayerKind, ...] = ()  # what each layer is, where not all attend
     recurrent: Recurrent | None = None  # of the layers that don't attend

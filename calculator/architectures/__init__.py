@@ -134,7 +134,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "falcon": Architecture(falcon, "falcon", bias_setting=("bias", "qkvo"), mlp_bias_setting="bias", tied=True, plain_only=True),
     "phi": Architecture(partial(classic, layer="model.layers.{layer}.", qkv=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), out="self_attn.dense",
                                 mlp=("mlp.fc1", "mlp.fc2"), norms=("input_layernorm",), embedding="model.embed_tokens", final=("model.final_layernorm",),
-                                head_bias=True), "phi", "", "qkvo", bias_setting=_BOTH, mlp_bias_setting="use_bias", plain_only=True),
+                                head_bias=True), "phi", "", "qkvo", bias_setting=_BOTH, mlp_bias_setting="use_bias", partial_rotary=0.5, plain_only=True),
     "bloom": Architecture(partial(classic, layer="transformer.h.{layer}.", qkv=("self_attention.query_key_value",), out="self_attention.dense",
                                   mlp=("mlp.dense_h_to_4h", "mlp.dense_4h_to_h"), norms=("input_layernorm", "post_attention_layernorm"),
                                   embedding="transformer.word_embeddings", final=("transformer.word_embeddings_layernorm", "transformer.ln_f")),

@@ -13,6 +13,8 @@ from calculator.spec import ModelSpec
 def bert(model: ModelSpec, *, offset: int = 0) -> Inventory:
     """BERT, RoBERTa and XLM-RoBERTa: learned positions, segments, biases everywhere, a pooler. `offset`: positions before the first.
 
+    A classifier is beside BERT's pooler; RoBERTa has one of two layers in its place.
+
     V h + P h + T h + L (4 h h + 2 h f + 9 h + f) + h h + h, and a norm of 2 h           P positions, T segments       derived
 
     Source: transformers v5.23.0 models/{bert,roberta,xlm_roberta}/modeling_*.py.
@@ -26,7 +28,8 @@ def bert(model: ModelSpec, *, offset: int = 0) -> Inventory:
                 ("attention.output.dense", (h, h), "attn_output"), ("intermediate.dense", (f, h), "ffn_up"), ("output.dense", (h, f), "ffn_down"))  # fmt: skip
     for name, shape, role in matrices:
         groups += [TensorGroup(f"{at}{name}.weight", shape, role, n), TensorGroup(f"{at}{name}.bias", shape[:1], "bias", n)]  # type: ignore[arg-type]
-    groups += [TensorGroup("pooler.dense.weight", (h, h), "pooler"), TensorGroup("pooler.dense.bias", (h,), "pooler")]
+    dense, out = ("classifier.dense", "classifier.out_proj") if model.labels and offset else ("pooler.dense", "classifier")
+    groups += _linear(dense, h, h) + (_linear(out, model.labels, h) if model.labels else [])
     return Inventory(tuple(groups), tied=True)
 
 
@@ -57,8 +60,14 @@ def modernbert(model: ModelSpec) -> Inventory:
                       TensorGroup(at + "mlp_norm.weight", (h,), "norm", n), TensorGroup("final_norm.weight", (h,), "norm")]  # fmt: skip
     if n > 1:
         groups.append(TensorGroup(at + "attn_norm.weight", (h,), "norm", n - 1, tuple(range(1, n))))
+    if model.labels:
+        groups += [TensorGroup("head.dense.weight", (h, h), "pooler"), TensorGroup("head.norm.weight", (h,), "pooler"), *_linear("classifier", model.labels, h)]
     return Inventory(tuple(groups), tied=True)
 
 
 def _norm(name: str, width: int, layers: int = 0) -> Groups:
     return [TensorGroup(f"{name}.{part}", (width,), "norm", layers) for part in ("weight", "bias")]
+
+
+def _linear(name: str, rows: int, columns: int) -> Groups:
+    return [TensorGroup(f"{name}.weight", (rows, columns), "pooler"), TensorGroup(f"{name}.bias", (rows,), "pooler")]

@@ -66,6 +66,8 @@ def check(model: ModelSpec, *, engine: str, context: int, plain: bool, split: bo
     """Refuse what isn't known of these models. `plain`: weights in 16 or 32 bits; `split`: layers on several devices."""
     if context > model.max_position_embeddings and model.model_type in TABLES:
         raise BadValue(f"{model.id} has learned positions for {model.max_position_embeddings:,} tokens, not for {context:,}", hint=f"--context {model.max_position_embeddings}")
+    if engine == "llama.cpp" and model.labels:
+        raise NotModelled(f"{model.id} in llama.cpp: how a file keeps a classifier has no record", hint="--engine vllm or transformers")
     unknown = model.model_type in NOT_IN_LLAMA_CPP or (model.model_type == "falcon" and model.attention_bias != "none")
     if engine == "llama.cpp" and unknown:
         raise Unsupported(f"llama.cpp @0c1e57098 doesn't run {model.model_type}{' with biases' if model.model_type == 'falcon' else ''}", hint="--engine transformers")

@@ -147,6 +147,7 @@ class ModelInput(_Input):
     cross_attention_layers: Annotated[tuple[Annotated[int, Field(ge=0, le=10_000)], ...], Field(max_length=10_000)] = ()
     image_tokens: Annotated[int, Field(ge=0, le=2**31)] = 0
     token_types: Width = 0
+    labels: Annotated[int, Field(ge=0, le=100_000)] = 0
     block_norms: Annotated[int, Field(ge=0, le=2)] = 0
     layer_types: tuple[LayerKind, ...] = ()
     recurrent: RecurrentInput | None = None

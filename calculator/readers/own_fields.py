@@ -61,7 +61,9 @@ def own_fields(config: Mapping[str, Any], id: str) -> dict[str, Any]:
     if kind == "falcon":
         return {"block_norms": _falcon_norms(config)}
     if kind in _ENCODERS:
-        return {"token_types": _number(config, "type_vocab_size", id)}
+        return {"token_types": _number(config, "type_vocab_size", id), "labels": _labels(config)}
+    if kind == "modernbert":
+        return {"labels": _labels(config)}
     if kind == "mllama_text_model":
         layers = config.get("cross_attention_layers")
         if not isinstance(layers, list):
@@ -70,6 +72,14 @@ def own_fields(config: Mapping[str, Any], id: str) -> dict[str, Any]:
     if kind in ("gemma3n_text", "gemma4_text"):
         return _by_layer(config, id)
     return {}
+
+
+def _labels(config: Mapping[str, Any]) -> int:
+    """Outputs of a classifier over the whole text, where the config names one: the labels it lists, or two."""
+    names, listed = config.get("architectures"), config.get("id2label")
+    if not isinstance(names, list) or not any(isinstance(name, str) and name.endswith("ForSequenceClassification") for name in names):
+        return 0
+    return len(listed) if isinstance(listed, dict) and listed else 2
 
 
 def _number(config: Mapping[str, Any], name: str, id: str) -> int:

@@ -240,3 +240,17 @@ def test_a_multimodal_model_is_its_text_and_a_tower(outer):
     inventory = build_inventory(model_from_config(config, id=outer))
     assert inventory.parameters == real
     assert 0 < inventory.vision_parameters < real
+
+
+@pytest.mark.parametrize("model_type", ["bert", "roberta", "xlm-roberta", "modernbert"])
+def test_classifiers_of_encoders_are_the_module_s(model_type):
+    import torch
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    made = AutoConfig.for_model(model_type, hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=96, vocab_size=300,
+                                max_position_embeddings=130, type_vocab_size=2, pad_token_id=1, num_labels=3)  # fmt: skip
+    with torch.device("meta"):
+        module = AutoModelForSequenceClassification.from_config(made)
+    spec = model_from_config(made.to_dict() | {"architectures": [type(module).__name__], "dtype": "float32"}, id=model_type)
+    real = {(name.partition(".")[2] if name.startswith(("bert.", "roberta.", "model.")) else name, tuple(p.shape)) for name, p in module.named_parameters()}
+    assert {(g.name.replace("{layer}", str(i)), g.shape) for g in build_inventory(spec).groups for i in g.indices or (0,)} == real

@@ -19,7 +19,7 @@ from calculator.engines.ranks import (
 from calculator.engines.records import Record, record, record_line
 from calculator.engines.server import Server
 from calculator.engines.settings import Setting
-from calculator.engines.vllm import draft, graphs, speculative, weights
+from calculator.engines.vllm import draft, encoders, graphs, speculative, weights
 from calculator.engines.vllm.blocks import (
     BLOCK_SOURCE,
     GROUPS_SOURCE,
@@ -43,6 +43,7 @@ from calculator.engines.vllm.deployment import (
     version_of,
 )
 from calculator.engines.vllm.draft import peaks
+from calculator.engines.vllm.encoders import cache_line, check_encoder, encodes, makes_no_pool
 from calculator.engines.vllm.families import FAMILIES, check_family
 from calculator.engines.vllm.hybrid import (
     PREFIX_SOURCE,
@@ -134,6 +135,12 @@ class Vllm(Server):
             raise BadValue(f"use_v1 has no choice in vllm {job.deployment.engine_version}", hint="leaving it out: 0.8 to 0.10 have both engines")
         if job.workload.context > length:
             raise BadValue(f"max_model_len {length:,} is below the context of {job.workload.context:,}", hint="leaving max_model_len out")
+        if encodes(model):
+            check_encoder(job)
+            graphs.check_graphs(job)
+            return
+        if makes_no_pool(job) and settings.get("kv_pool_bytes"):
+            raise BadValue("kv_pool_bytes of the V0 engine's pooling runner, which makes no cache", hint="leaving kv_pool_bytes out")
         if job.scheme.name == "fp8-block" and weights.by_marlin(job) and release < (0, 9):
             raise NotModelled("vllm before 0.9 with fp8 in blocks on a GPU without FP8 units: no record to hold that against", hint="a newer GPU, or a later --engine-version")
         if not version_of(job).hybrid:
@@ -163,14 +170,18 @@ class Vllm(Server):
                gpu: GpuSpec | None, gpus: int) -> Mapping[str, Any]:  # noqa: ARG002  # fmt: skip
         """The release's share of memory, and the block size that a backend of latent attention forces."""
         found: dict[str, Any] = {"gpu_memory_utilization": HISTORY.at(version).utilization}
+        if encodes(model):
+            return found | {"runner": "pooling"}
         return found | ({"block_size": BLOCK if model.indexer else latent_block_size(HISTORY.covered(version), gpu)} if model.mla and HISTORY.covered(version) >= ROWS_SINCE else {})
 
     def weight_lines(self, job: Job) -> list[Line]:
         """Stored tensors, the rotary table, scales, and what the allocator doesn't split off."""
-        return weights.lines_of(job) + draft.lines_of(job)
+        return encoders.lines_of(job) if encodes(job.model) else weights.lines_of(job) + draft.lines_of(job)
 
     def cache_lines(self, job: Job, phase: str) -> list[Line]:  # noqa: ARG002
         """Blocks of the sequences."""
+        if makes_no_pool(job):
+            return [cache_line(job, share.device) for share in shares_of(job)]
         work, size, rank, groups = job.workload, block_size(job), rank_of(job), groups_of(job)
         blocks = blocks_for(job, work.context)
         if job.model.indexer:
@@ -205,6 +216,8 @@ class Vllm(Server):
         """The peak of the profiling run on each device: the sampler runs on the last stage alone."""
         sampled = PASS_SOURCE if second_runner(job) else TRITON_SOURCE if version_of(job).sampler == "triton" else SORT_SOURCE
         sources, notes = [SOURCE, sampled], ["profiling run, peak at {step}"]
+        if makes_no_pool(job):
+            sources, notes = [encoders.SOURCE, encoders.NO_RUN], ["the largest batch that is served, peak at {step}; start-up doesn't run it; low: the tokens of the workload"]
         if said := self.images_encoded(job):
             sources += [TOWER_SOURCE, BUDGET_SOURCE]
             notes.append(said)
@@ -242,6 +255,8 @@ class Vllm(Server):
     def kv_bytes_per_token(self, job: Job) -> int:
         """Over all layers and ranks; beyond their window, windowed layers don't grow where they have groups of their own."""
         rank, model = rank_of(job), job.model
+        if makes_no_pool(job):
+            return 0
         if model.indexer:
             return sum(sparse_bytes(job)) * model.num_hidden_layers * ranks_of(job)
         if early := early_row(job, rank):
@@ -266,14 +281,14 @@ class Vllm(Server):
 
     def dynamic(self, job: Job, phase: str) -> Dynamic:  # noqa: ARG002
         """Cache, and the profiling run where its batch follows the context."""
-        blocks = [(block_of(job, share), share) for share in shares_of(job)]
+        blocks = [] if makes_no_pool(job) else [(block_of(job, share), share) for share in shares_of(job)]
         given, shares = job.deployment.settings.get("max_model_len"), shares_of(job)
         sampling = sum(samples_on(job, share) for share in shares)
         others = len(shares) - sampling
 
         def held(context: int, sequences: int) -> tuple[int, int]:
             length = int(given or context)
-            cache = blocks_for(job, context, length) * sum(block * sequences_on(job, share, sequences) for block, share in blocks)
+            cache = (blocks_for(job, context, length) if blocks else 0) * sum(block * sequences_on(job, share, sequences) for block, share in blocks)
             _, peak, high = peaks(job, length)
             point, high = cache + peak.nbytes * sampling, cache + high * sampling
             if others:
@@ -294,8 +309,8 @@ class Vllm(Server):
         return for_one(job)
 
     def pool(self, job: Job) -> Pool | None:
-        """What is left for blocks on the tightest GPU, or kv_pool_bytes."""
-        return pool_of(job, lambda j: Ledger.of(self.weight_lines(j), self.activation_lines(j, "prefill"), self.overhead_lines(j, "prefill")))
+        """What is left for blocks on the tightest GPU, or kv_pool_bytes; None where none is made."""
+        return None if makes_no_pool(job) else pool_of(job, lambda j: Ledger.of(self.weight_lines(j), self.activation_lines(j, "prefill"), self.overhead_lines(j, "prefill")))
 
     def start_command(self, job: Job) -> str | None:
         """`vllm serve` with the flags of this deployment."""

@@ -60,7 +60,7 @@ def start_command(job: Job) -> str | None:
     if "mamba_ssm_cache_dtype" in settings:
         words += ["--mamba-ssm-cache-dtype", str(settings["mamba_ssm_cache_dtype"])]
     if settings["runner"] == "pooling":
-        words += ["--runner", "pooling"] if version >= RUNNER_SINCE else ["--task", "embed"]
+        words += ["--runner", "pooling"] if version >= RUNNER_SINCE else ["--task", "score" if job.model.labels else "embed"]
     if settings.get("language_model_only"):
         words.append("--language-model-only")
     if limits := limits_of(job):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
+from calculator.architectures import architecture
 from calculator.engines.base import Job
 from calculator.engines.releases import History, Release
 from calculator.spec import GpuSpec
@@ -14,6 +15,7 @@ HUGE_MEMORY, HUGE_SINCE = 160 * GIB, (0, 28, 0)  # vllm v0.29.0 engine/arg_utils
 SPARK_SMALL_SINCE = (0, 32, 0)  # a GB10 has the limits of small cards: v0.33.0 L2984-2988, not in v0.31.0
 WHOLE_ITEM_SINCE = (0, 20, 0)  # images that attend both ways aren't cut into chunks: v0.22.0 L2446-2530, not in v0.19.0
 WHOLE_ITEM = {"gemma4_text": 2496}  # tokens of the largest item, a video. Logs of 0.25.1, 0.27.1: batches of 2,496
+ENCODES_IN_V1 = (0, 10, 1)  # vllm#21270, encoders without a cache on the V1 engine: after 0.10.0
 POOLS_IN_V1 = (0, 9, 2)  # vllm#19964, a development build after 0.9.1, makes embeddings on the V1 engine
 LONG_CONTEXT = 32768  # vllm v0.6.6 engine/arg_utils.py L1081: chunked prefill beyond it
 
@@ -75,7 +77,8 @@ def version_of(job: Job) -> Version:
     """
     version = HISTORY.at(job.deployment.engine_version)
     settings = job.deployment.settings
-    early_pooling = settings.get("runner") == "pooling" and HISTORY.covered(job.deployment.engine_version) < POOLS_IN_V1
+    since = ENCODES_IN_V1 if architecture(job.model.model_type).encoder else POOLS_IN_V1
+    early_pooling = settings.get("runner") == "pooling" and HISTORY.covered(job.deployment.engine_version) < since
     if version.v1 and ((version.needs_ampere and before_ampere(job)) or settings.get("use_v1") is False or early_pooling):
         return version._replace(v1=False, in_blocks=False, non_torch="v0", hybrid=False)
     return version
@@ -126,5 +129,23 @@ def batch_limits(job: Job, length: int) -> tuple[int, int]:
             tokens = 16384
         if release >= WHOLE_ITEM_SINCE and job.model.vision_parameters and not settings["language_model_only"]:
             tokens = max(tokens, WHOLE_ITEM.get(job.model.model_type, 0))
-    tokens = int(settings.get("max_num_batched_tokens", tokens))
-    return tokens, min(int(settings.get("max_num_seqs", sequences)), tokens)
+    sequences = int(settings.get("max_num_seqs", sequences))
+    tokens = int(settings.get("max_num_batched_tokens") or _whole_prompts(job, length, tokens, sequences))
+    return tokens, min(sequences, tokens)
+
+
+def _whole_prompts(job: Job, length: int, tokens: int, sequences: int) -> int:
+    """Tokens of a step where prompts aren't cut in chunks: encoders, and the V0 engine's pooling runner; else `tokens`.
+
+    V0:             max(max_model_len, 32,768), at most max_num_seqs x max_model_len since 0.9
+    V1 until 0.11:  max_model_len
+    since:          max(max_model_len, the GPU's default), at most max_num_seqs x max_model_len
+
+    Source: vllm v0.6.6 config.py L1429-1449, v0.9.2 L2265-2284; v0.11.0 engine/arg_utils.py _set_default_args; v0.11.2 L2012-2026.
+    """
+    release, v1 = HISTORY.covered(job.deployment.engine_version), version_of(job).v1
+    if job.deployment.settings.get("runner") != "pooling" or (v1 and not architecture(job.model.model_type).encoder):
+        return tokens
+    if v1:
+        return length if release < (0, 11, 1) else min(max(length, tokens), sequences * length)
+    return max(length, 32768) if release < (0, 9) else min(max(length, 32768), sequences * length)

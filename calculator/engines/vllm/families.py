@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from calculator.engines.releases import Release
-from calculator.errors import NotModelled
+from calculator.errors import NotModelled, Unsupported
 from calculator.spec import ModelSpec
 
 REGISTRY_SOURCE = "vllm model_executor/models/registry.py of v0.6.6, v0.8.5, v0.9.2, v0.11.0, v0.14.0 and v0.19.0"
@@ -38,6 +38,8 @@ FAMILIES: dict[str, Family] = {
     "glm4": Family((0, 8, 0), rotary=(1, 2)),
     "stablelm": Family(rotary=(1, 4)),
     "opt": Family(rotary=(0, 1), gated=False), "starcoder2": Family(gated=False), "nemotron": Family(rotary=(1, 2), gated=False), "arcee": Family((0, 10, 0), gated=False),
+    "phi": Family(rotary=(1, 2), gated=False), "gpt_neox": Family(rotary=(1, 4), gated=False), "gptj": Family(rotary=(1, 4), gated=False), "falcon": Family(gated=False),
+    "gpt2": Family(rotary=(0, 1), gated=False), "gpt_bigcode": Family(rotary=(0, 1), gated=False), "bloom": Family(rotary=(0, 1), gated=False), "mpt": Family(rotary=(0, 1), gated=False),
     "hunyuan_v1_dense": Family((0, 10, 0)), "apertus": Family((0, 10, 0), gated=False), "dots1": Family((0, 9, 0)),
     "olmoe": Family(), "granitemoe": Family(), "phimoe": Family(), "qwen2_moe": Family(), "hunyuan_v1_moe": Family((0, 9, 0)),
     "ernie4_5_moe": Family((0, 9, 0), wide_router=(0, 9, 0)),
@@ -49,7 +51,16 @@ FAMILIES: dict[str, Family] = {
     "deepseek_v32": Family((0, 11, 0)), "glm_moe_dsa": Family((0, 14, 1)),
     "qwen3_next": Family((0, 10, 0), rotary=(1, 4)), "qwen3_5_text": Family((0, 14, 1), rotary=(1, 4)), "qwen3_5_moe_text": Family((0, 14, 1), rotary=(1, 4)),
     "gemma4_text": Family((0, 14, 1)),
+    "bert": Family(rotary=(0, 1), gated=False), "roberta": Family(rotary=(0, 1), gated=False), "xlm-roberta": Family(rotary=(0, 1), gated=False),
+    "nomic_bert": Family((0, 8, 5)), "modernbert": Family((0, 8, 0)),
     "nemotron_h": Family((0, 11, 0), rotary=(0, 1), gated=False), "granitemoehybrid": Family((0, 11, 0), rotary=(0, 1)), "kimi_linear": Family((0, 11, 1), rotary=(0, 1)),
+}  # fmt: skip
+# the first release without it, its class, and the last release with it in vLLM's words: v0.24.0 and v0.33.0 model_executor/models/registry.py _PREVIOUSLY_SUPPORTED_MODELS
+REMOVED: dict[str, tuple[Release, str, str]] = {"dots1": ((0, 24, 0), "Dots1ForCausalLM", "0.23.0"), "mpt": ((0, 29, 0), "MptForCausalLM", "0.28.0")}
+# the first release read that runs it by transformers' own code: registry.py _TRANSFORMERS_SUPPORTED_MODELS
+WRAPPED: dict[str, Release] = {
+    "smollm3": (0, 10, 0), "gpt_bigcode": (0, 27, 0), "olmo": (0, 27, 0), "olmo2": (0, 27, 0), "starcoder2": (0, 27, 0), "hunyuan_v1_dense": (0, 29, 0), "hunyuan_v1_moe": (0, 29, 0),
+    "olmo3": (0, 31, 0), "phi": (0, 33, 0), "gpt_neox": (0, 33, 0), "arcee": (0, 33, 0), "seed_oss": (0, 33, 0),
 }  # fmt: skip
 # towers: the first release after the last one read that lacks the model
 TOWERS_SINCE: dict[str, Release] = {"gemma4_text": (0, 14, 1), "qwen3_5_text": (0, 14, 1), "qwen3_5_moe_text": (0, 14, 1), "gemma3_text": (0, 8, 0), "llama4_text": (0, 8, 0), "mistral": (0, 8, 0), "qwen3": (0, 10, 0), "qwen3_moe": (0, 10, 0)}
@@ -63,6 +74,10 @@ def family_of(model: ModelSpec) -> Family:
 def check_family(model: ModelSpec, release: Release, version: str) -> None:
     """Refuse a release that lacks the model type, or keeps it in a way without formulas."""
     since = family_of(model).since
+    if model.model_type in REMOVED and release >= REMOVED[model.model_type][0]:
+        _, name, last = REMOVED[model.model_type]
+        raise Unsupported(f"Model architecture {name} was supported in vLLM until v{last}, and is not supported anymore. "
+                          "Please use an older version of vLLM if you want to use this model architecture.", hint=f"--engine-version {last}")  # fmt: skip
     if model.vision_parameters:
         since = max(since, TOWERS_SINCE.get(model.model_type, since))
     if release < since:
@@ -92,6 +107,8 @@ def rotary_rows(model: ModelSpec, release: Release) -> tuple[int, ...]:
     layers/rotary_embedding.py L946, models/gemma3.py L147-167; v0.19.0 models/olmo2.py L142-149.
     """
     positions = model.max_position_embeddings
+    if release >= WRAPPED.get(model.model_type, (1000,)):
+        return (0,)  # transformers' own code keeps no table
     if release >= IMAGE_POSITIONS_SINCE and (model.model_type in IMAGE_POSITIONS_ALWAYS or (model.vision_parameters and model.model_type in ("qwen2", "qwen3", "qwen3_moe"))):
         return (4 * positions,)
     if model.by_layer and model.by_layer.full_head_dim:  # wider heads where layers see everything: rows of head_dim (Gemma 4)

@@ -16,6 +16,7 @@ from calculator.engines.records import Record, record
 from calculator.engines.releases import Release
 from calculator.engines.settings import COUNT, Setting, Text
 from calculator.engines.vllm.deployment import HISTORY, batch_limits, length_of, version_of
+from calculator.engines.vllm.encoders import makes_no_pool
 from calculator.engines.vllm.rocm import on_rocm
 from calculator.engines.vllm.second_runner import second_runner
 from calculator.engines.vllm.speculative import draft_layers, drafted, method_of
@@ -56,7 +57,7 @@ class Graphs(NamedTuple):
 def profiled(job: Job) -> bool:
     """Whether what the graphs take is estimated before the pool is made, and taken off it."""
     late = second_runner(job) and HISTORY.covered(job.deployment.engine_version) < RESERVED_BY_SECOND
-    return version_of(job).graphs_profiled and not late
+    return version_of(job).graphs_profiled and not late and not makes_no_pool(job)
 
 
 def given_sizes(job: Job) -> tuple[int, ...]:
@@ -82,7 +83,7 @@ def mode_of(job: Job) -> Mode:
     if given is not None:
         return given
     if not version_of(job).v1:
-        return "full"
+        return "none" if settings["runner"] == "pooling" else "full"
     pools = settings["runner"] == "pooling"
     return "piecewise" if pools or HISTORY.covered(job.deployment.engine_version) < BY_REQUESTS else "full_and_piecewise"
 
@@ -139,7 +140,8 @@ def line_of(job: Job, share: Share) -> Line:
     name = INSIDE if profiled(job) else OUTSIDE
     graphs, mode = graphs_of(job), mode_of(job)
     if mode == "none":
-        why = "enforce_eager" if job.deployment.settings["enforce_eager"] else "cudagraph_mode"
+        settings = job.deployment.settings
+        why = "enforce_eager" if settings["enforce_eager"] else "cudagraph_mode" if settings.get("cudagraph_mode") else "runner: V0 captures nothing for pooling models"
         return Line("overhead", name, 0, Formula("0"), f"setting {why}", device=share.device, level="process", note=f"none: {why}")
     uneven = bool(job.model.num_experts or job.model.recurrent)  # first captures of dense models bring next to nothing
     each, once = _rate(job), record("vllm", "graphs_once" if version_of(job).v1 and uneven else "graphs_once_dense")

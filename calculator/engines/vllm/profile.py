@@ -11,6 +11,7 @@ from calculator.engines.records import record
 from calculator.engines.releases import Release
 from calculator.engines.vllm.by_layer import inputs_kept, inputs_step
 from calculator.engines.vllm.deployment import HISTORY, Sampler, batch_limits, version_of
+from calculator.engines.vllm.encoders import makes_no_pool
 from calculator.engines.vllm.families import family_of
 from calculator.engines.vllm.hybrid import block_size
 from calculator.engines.vllm.images import HELD, Images, images_of
@@ -279,8 +280,10 @@ def peaks(job: Job, length: int, *, samples: bool = True) -> tuple[int, Peak, in
     samples = samples and job.deployment.settings["runner"] != "pooling"
     run = run._replace(samples=samples, experts_share=version.experts_share, workspaces_wide=version.workspaces_wide,
                        latent_rows=latent_rows(job, length, sequences), images=images_of(job, length), release=HISTORY.covered(job.deployment.engine_version),
-                       gathered=replicas_of(job) if job.model.num_experts else 1, latent=latent_mode(job), pools=job.deployment.settings["runner"] == "pooling")  # fmt: skip
+                       gathered=replicas_of(job) if job.model.num_experts else 1, latent=latent_mode(job), pools=job.deployment.settings["runner"] == "pooling" and not makes_no_pool(job))  # fmt: skip
     low, peak, high = _bounds(rank_of(job), run, (workspace.low, workspace.high), (rows.low, rows.high), small and sequences < 128)
+    if makes_no_pool(job):  # a smaller workload makes smaller batches
+        low = low * min(tokens, job.workload.context * job.workload.sequences) // tokens
     if not family_of(job.model).held and peak.step.name != "sampler" and not peak.step.name.startswith(VISION):
         copied = peak.step.name == "experts" and job.scheme.storage is not None
         high = max(high, peak.nbytes * (UNHELD_COPIED_SHARE if copied else UNHELD_SHARE) // 100)

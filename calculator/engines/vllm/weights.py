@@ -79,7 +79,7 @@ def _lines_on(job: Job, share: Share) -> list[Line]:
     lines.append(Line("weights", "rotary cos and sin", sum(rows) * width * element,
                       Formula("{P} (positions) × {d} (head_dim) × {e}", {"P": sum(rows), "d": width, "e": element}),
                       ROPE_SOURCE, device=share.device,
-                      note="one table, shared by the layers" if len(rows) == 1 else "one for windowed layers, one for the others"))  # fmt: skip
+                      note="run by transformers' own code, which keeps no table" if rows == (0,) else "positions aren't turned" if not width else "one table, shared by the layers" if len(rows) == 1 else "one for windowed layers, one for the others"))  # fmt: skip
     if images:
         lines.append(Line("weights", "image buffers", images,
                           Formula("{n} (deep layers) × {T} (tokens) × {h} × {e}", {"n": DEEP_LAYERS, "T": tokens, "h": model.hidden_size, "e": size}),

@@ -11,9 +11,9 @@ from calculator.spec import GpuSpec
 from calculator.units import GIB
 
 LARGE_MEMORY = 70 * GIB  # vllm v0.19.0 engine/arg_utils.py L2053
-HUGE_MEMORY, HUGE_SINCE = 160 * GIB, (0, 28, 0)  # vllm v0.29.0 engine/arg_utils.py L2698; not in v0.27.0
-SPARK_SMALL_SINCE = (0, 32, 0)  # a GB10 has the limits of small cards: v0.33.0 L2984-2988, not in v0.31.0
-WHOLE_ITEM_SINCE = (0, 20, 0)  # images that attend both ways aren't cut into chunks: v0.22.0 L2446-2530, not in v0.19.0
+HUGE_MEMORY, HUGE_SINCE = 160 * GIB, (0, 28, 0)  # read in vllm v0.28.0 engine/arg_utils.py (v0.29.0 L2698), not in v0.27.0
+SPARK_SMALL_SINCE = (0, 33, 0)  # a GB10 has the limits of small cards: v0.33.0 L2984-2988, not in v0.32.0
+WHOLE_ITEM_SINCE = (0, 22, 0)  # images that attend both ways aren't cut into chunks: v0.22.0 L2446-2530, not in v0.21.0
 WHOLE_ITEM = {"gemma4_text": 2496}  # tokens of the largest item, a video. Logs of 0.25.1, 0.27.1: batches of 2,496
 ENCODES_IN_V1 = (0, 10, 1)  # vllm#21270, encoders without a cache on the V1 engine: after 0.10.0
 POOLS_IN_V1 = (0, 9, 2)  # vllm#19964, a development build after 0.9.1, makes embeddings on the V1 engine

@@ -42,7 +42,7 @@ DATA_CENTRE_BLACKWELL: Release = (0, 29, 0)  # to 1,024 on compute capability 10
 RESERVED_BY_SECOND: Release = (0, 29, 0)  # the second model runner's estimate of its graphs was 0: v0.22.0 v1/worker/gpu/model_runner.py L620-622, v0.27.0 L749-751; vllm#49224
 ONE_NUMBER: Release = (0, 9, 0)  # --cuda-graph-sizes
 FLASHINFER_BYTES = {(0, 11, 0): 256 * MIB, (0, 11, 1): 394 * MIB}  # VLLM_FLASHINFER_WORKSPACE_BUFFER_SIZE
-ONE_STATE_EACH: Release = (0, 22, 0)  # config/compilation.py; v0.19.0 captures fewer graphs instead
+ONE_STATE_EACH: Release = (0, 20, 0)  # v0.20.2 config/compilation.py; v0.19.0 captures fewer graphs instead
 INSIDE, OUTSIDE = "CUDA graphs, profiled", "CUDA graphs"  # within what the pool is reckoned from, or captured after it
 
 

@@ -19,11 +19,11 @@ from calculator.units import align_up, ceil_div
 STATE_SOURCE = "vllm v0.19.0 v1/kv_cache_interface.py MambaSpec, page_size_bytes; model_executor/layers/mamba/mamba_utils.py"
 DTYPES = {"float32": 4, "float16": 2, "bfloat16": 2}
 _KINDS = frozenset({"delta", "mamba2", "kda"})
-PREFIXES_SINCE: Release = (0, 28, 0)  # kept by default: v0.29.0 engine/arg_utils.py L2766; only where asked for in v0.27.0 L2602-2606
-WIDE_STATES: Release = (0, 20, 0)  # Nemotron-H's default is float32: v0.22.0 model_executor/models/config.py L398; float16 in v0.19.0
+PREFIXES_SINCE: Release = (0, 28, 0)  # kept by default: v0.28.0 and v0.29.0 engine/arg_utils.py L2766; only where asked for in v0.27.0 L2602-2606
+WIDE_STATES: Release = (0, 20, 0)  # Nemotron-H's default is float32: v0.20.2, v0.22.0 model_executor/models/config.py L398; float16 in v0.19.0
 MODES_SINCE: Release = (0, 19, 0)  # mamba_cache_mode
-ALIGNED_ALONE: Release = (0, 31, 0)  # model_executor/models/config.py L642, not in v0.29.0
-CHECKPOINTS_SINCE: Release = (0, 32, 0)  # read in v0.33.0, not in v0.31.0
+ALIGNED_ALONE: Release = (0, 28, 0)  # v0.28.0 model_executor/models/config.py L603-610; Mamba 2 is kept whole in v0.27.0 L614-616
+CHECKPOINTS_SINCE: dict[str, Release] = {"mamba2": (0, 32, 0), "delta": (0, 33, 0)}  # read in these, and not in the release before
 CHUNKS = {"nemotron_h": 128, "granitemoehybrid": 256, "zamba2": 256}  # chunk_size, mamba_chunk_size of the published configs
 PREFIX_SOURCE = "vllm v0.27.0 platforms/interface.py L890-918, v1/kv_cache_interface.py MambaSpec.max_memory_usage_bytes"
 
@@ -80,7 +80,7 @@ def keeps_prefixes(job: Job) -> bool:
 
 
 def keeps_all(job: Job) -> bool:
-    """Whether a state is kept for every block of tokens (mamba_cache_mode all), as Mamba 2 has it until 0.30."""
+    """Whether a state is kept for every block of tokens (mamba_cache_mode all), as Mamba 2 has it until 0.27, where prefixes are asked for."""
     return keeps_prefixes(job) and job.model.model_type in CHUNKS and HISTORY.covered(job.deployment.engine_version) < ALIGNED_ALONE
 
 
@@ -90,7 +90,8 @@ def _checkpoints(job: Job) -> int:
     Source: vllm v0.33.0 model_executor/layers/mamba/gdn/qwen_gdn_linear_attn.py L148-165, L687-750; mamba_mixer2.py L1109-1118.
     """
     state = job.model.recurrent
-    if state is None or not keeps_prefixes(job) or HISTORY.covered(job.deployment.engine_version) < CHECKPOINTS_SINCE:
+    since = CHECKPOINTS_SINCE.get(state.kind) if state else None
+    if state is None or since is None or not keeps_prefixes(job) or HISTORY.covered(job.deployment.engine_version) < since:
         return 0
     major = ((job.gpu.compute_capability or "") if job.gpu else "").partition(".")[0]
     flashinfer = state.kind == "delta" and (major == "9" or (major in ("10", "12") and state.state_size == 128))

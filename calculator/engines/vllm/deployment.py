@@ -45,11 +45,11 @@ class Version(NamedTuple):
     graphs_profiled: bool = False
     """CUDA graphs are measured beforehand and taken off the pool. Source: start-up logs of 0.20.0; v0.33.0 v1/worker/gpu_worker.py L702-757."""
     tokens_by_length: bool = False
-    """The printed tokens are the concurrency times max_model_len. Source: v0.33.0 v1/core/kv_cache_utils.py L1124-1157; logs of 0.21 and later."""
+    """The printed tokens are the concurrency times max_model_len. Source: v0.20.2 v1/core/kv_cache_utils.py L1695-1706, v0.33.0 L1124-1157; not in logs of 0.20.0."""
     loads_unsplit: bool = False
     """Weights are loaded with max_split_size_mb 20: allocator.py."""
     utilization: float = 0.9
-    """gpu_memory_utilization where it isn't set."""
+    """gpu_memory_utilization where it isn't set. Source: v0.20.0 config/cache.py L66; 0.9 in v0.19.0 L41."""
     needs_ampere: bool = False
     """Cards before compute capability 8.0 fall back to the V0 engine."""
 
@@ -64,8 +64,9 @@ SINCE: dict[Release, Version] = {
     (0, 17, 0): Version(v1=True, sampler="triton", in_blocks=True, non_torch="0.17", hybrid=True, workspaces_wide=True),
 }
 SINCE[0, 19, 0] = SINCE[0, 17, 0]._replace(non_torch="0.19")
-SINCE[0, 20, 0] = SINCE[0, 19, 0]._replace(non_torch="0.20", graphs_profiled=True)
-SINCE[0, 21, 0] = SINCE[0, 20, 0]._replace(tokens_by_length=True, loads_unsplit=True, utilization=0.92)
+SINCE[0, 20, 0] = SINCE[0, 19, 0]._replace(non_torch="0.20", graphs_profiled=True, utilization=0.92)
+SINCE[0, 20, 2] = SINCE[0, 20, 0]._replace(tokens_by_length=True)
+SINCE[0, 21, 0] = SINCE[0, 20, 2]._replace(loads_unsplit=True)
 VERSIONS = ("0.6.6", "0.8.5", "0.9.2", "0.11.0", "0.14.0", "0.19.0", "0.33.0")  # sources read
 HISTORY = History(SINCE, newest=(0, 33, 99))
 

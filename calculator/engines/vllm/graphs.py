@@ -38,11 +38,11 @@ PIECES_SOURCE = "vllm v0.19.0 config/compilation.py splitting_ops: a graph is sp
 FLASHINFER_SOURCE = "vllm v0.14.0 platforms/cuda.py L45-82; v1/attention/backends/flashinfer.py _get_workspace_buffer, v0.11.0 L44"
 BY_REQUESTS: Release = (0, 10, 2)  # whole graphs beside pieces, sizes to twice max_num_seqs: a log of 0.10.2 shows 31 of 224 sequences; v0.9.2 has neither
 WIDER_STEPS: Release = (0, 11, 1)  # multiples of 16 from 256 on, max_cudagraph_capture_size: read in v0.11.2
-DATA_CENTRE_BLACKWELL: Release = (0, 29, 0)  # to 1,024 on compute capability 10: v0.29.0 config/vllm.py L2007, not in v0.27.0
+DATA_CENTRE_BLACKWELL: Release = (0, 28, 0)  # to 1,024 on compute capability 10: v0.28.0 config/vllm.py L1938, not in v0.27.0
 RESERVED_BY_SECOND: Release = (0, 29, 0)  # the second model runner's estimate of its graphs was 0: v0.22.0 v1/worker/gpu/model_runner.py L620-622, v0.27.0 L749-751; vllm#49224
 ONE_NUMBER: Release = (0, 9, 0)  # --cuda-graph-sizes
 FLASHINFER_BYTES = {(0, 11, 0): 256 * MIB, (0, 11, 1): 394 * MIB}  # VLLM_FLASHINFER_WORKSPACE_BUFFER_SIZE
-ONE_STATE_EACH: Release = (0, 20, 0)  # v0.20.2 config/compilation.py; v0.19.0 captures fewer graphs instead
+ONE_STATE_EACH: Release = (0, 20, 0)  # v0.20.0 config/compilation.py L1436; v0.19.0 captures fewer graphs instead
 INSIDE, OUTSIDE = "CUDA graphs, profiled", "CUDA graphs"  # within what the pool is reckoned from, or captured after it
 
 

@@ -15,7 +15,7 @@ PASS_SOURCE = "vllm v0.27.0 v1/worker/gpu/sample/sampler.py L159, v0.29.0 L218-2
 EVERY_SINCE, MOST_SINCE, SOME_SINCE, SINCE = (0, 29, 0), (0, 27, 0), (0, 24, 0), (0, 22, 0)
 _SOME = frozenset({"qwen3", "llama", "mistral", "deepseek_v2", "qwen2_moe", "granitemoe"})
 _EXPERTS = frozenset({"deepseek_v2", "qwen2_moe", "granitemoe"})
-COPIES_BELOW, WARMED_SINCE = (0, 29, 0), (0, 32, 0)  # 0.32 wasn't read: as 0.33
+COPIES_BELOW, WARMED_SINCE = (0, 29, 0), (0, 33, 0)  # a second pass with all of sampling: not in v0.32.0
 
 
 def second_runner(job: Job) -> bool:

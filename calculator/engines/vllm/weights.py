@@ -13,7 +13,7 @@ from calculator.engines.vllm.by_layer import held_by_layer, lines_by_layer
 from calculator.engines.vllm.deployment import HISTORY, batch_limits, length_of, version_of
 from calculator.engines.vllm.families import DEEP_LAYERS, family_of, image_buffer_elements, rotary_rows, rotary_width
 from calculator.engines.vllm.latent import absorbed_pair_line
-from calculator.engines.vllm.layouts import absorbed_line, padded_line, router_line
+from calculator.engines.vllm.layouts import absorbed_line, banded, padded_line, router_line
 from calculator.engines.vllm.offload import SOURCE as OFFLOAD_SOURCE
 from calculator.engines.vllm.offload import budget_of, left_on_gpu, offloaded
 from calculator.engines.vllm.rocm import left_behind, on_rocm, padding_line, segments_line
@@ -75,6 +75,8 @@ def _lines_on(job: Job, share: Share) -> list[Line]:
     if job.scheme.name == "bnb-nf4":
         saved = compressed(held)
         mine = [replace(line, basis="modelled", low=line.nbytes - saved, high=line.nbytes, note=f"{line.note}; {BNB_NOTE}") if line.name == "linear layers" else line for line in mine]
+    if job.scheme.assumed:
+        mine = banded(job, share, mine)
     lines = mine
     lines.append(Line("weights", "rotary cos and sin", sum(rows) * width * element,
                       Formula("{P} (positions) × {d} (head_dim) × {e}", {"P": sum(rows), "d": width, "e": element}),
@@ -98,7 +100,7 @@ def _lines_on(job: Job, share: Share) -> list[Line]:
     eight_bits = job.scheme.name in ("fp8-block", "fp8-per-channel") and not by_marlin(job)  # made as they stay
     packed = job.scheme.storage if eight_bits or (job.scheme.name.startswith(PACKED) and not rank.num_experts) else None
     mxfp4 = experts_alone(model, job.scheme)
-    simulated = not matrices or packed is not None or mxfp4
+    simulated = (not matrices or packed is not None or mxfp4) and not job.scheme.apart
     head = any(g.group.role == "output" for g in held)
     counted, slack = _unsplit(rank, left_on_gpu(held, share), size, rows, packed, head=head, mxfp4=mxfp4, max_split=MAX_SPLIT if version_of(job).loads_unsplit else 0) if simulated else (0, 0)
     tower = TOWER_ROUNDING if model.vision_parameters else 0

@@ -2,8 +2,9 @@
 
 Qwen's own GPTQ: experts or feed-forward alone (config.json of Qwen3.5-27B-GPTQ-Int4, 35B-A3B-GPTQ-Int4: dynamic "-:.*attn.*",
 "-:.*shared_expert.*"). llm-compressor's NVFP4 and FP8 examples of Qwen3.5: all but linear_attn. NVIDIA's and Unsloth's NVFP4 of the
-27B: attention in FP8, and NVIDIA's head in NVFP4 (vllm-project/recipes#606, sgl-project/sglang#27906). INT4 by AWQ and AutoRound: all
-but the gates in_proj_a and in_proj_b, which kernels have no layout for (AutoRound's layers of out_features 32).
+27B: attention in FP8, and NVIDIA's head in NVFP4 (vllm-project/recipes#606, sgl-project/sglang#27906). INT4 of experts: these alone
+(4-bit Qwen3-Next on two L40S prints 22.53 GiB a rank). INT4 of dense models: all but the gates in_proj_a and in_proj_b, too narrow
+for the kernels (RedHatAI/Qwen3.8-27B-INT4: 18.12 GiB of checkpoint with its MTP layer).
 """
 
 from __future__ import annotations
@@ -28,11 +29,12 @@ def published(model: ModelSpec, scheme: Scheme) -> Scheme:
     attention = [g for g in groups if _attends(g) and not _recurrent(g, model)]
     gates = [g for g in recurrent if g.name.endswith(_GATES)]
     shared = [g for g in groups if "shared" in g.name]
-    if scheme.name.startswith("gptq-"):
+    integers = scheme.name.startswith(("awq-", "w4a16-", "w8a16-"))
+    if scheme.name.startswith("gptq-") or (integers and model.num_experts):
         apart = _in("", recurrent + attention + shared)
     elif scheme.name == "nvfp4" and model.recurrent.kind == "delta" and not model.num_experts:
         apart = (*_in("", gates), *_in("fp8", [g for g in recurrent + attention if g not in gates]), *_head(model))
-    elif model.recurrent.kind == "delta" and scheme.name.startswith(("awq-", "w4a16-", "w8a16-")):
+    elif model.recurrent.kind == "delta" and integers:
         apart = _in("", gates)
     else:
         apart = _in("", recurrent)

@@ -12,6 +12,7 @@ from calculator.engines.vllm.allocator import MAX_SPLIT, unsplit
 from calculator.engines.vllm.by_layer import held_by_layer, lines_by_layer
 from calculator.engines.vllm.deployment import HISTORY, batch_limits, length_of, version_of
 from calculator.engines.vllm.families import DEEP_LAYERS, family_of, image_buffer_elements, rotary_rows, rotary_width
+from calculator.engines.vllm.formats import plugin_note
 from calculator.engines.vllm.latent import absorbed_pair_line
 from calculator.engines.vllm.layouts import absorbed_line, banded, padded_line, router_line
 from calculator.engines.vllm.offload import SOURCE as OFFLOAD_SOURCE
@@ -75,6 +76,8 @@ def _lines_on(job: Job, share: Share) -> list[Line]:
     if job.scheme.name == "bnb-nf4":
         saved = compressed(held)
         mine = [replace(line, basis="modelled", low=line.nbytes - saved, high=line.nbytes, note=f"{line.note}; {BNB_NOTE}") if line.name == "linear layers" else line for line in mine]
+    if said := plugin_note(job):
+        mine = [replace(line, note=f"{line.note}; {said}") if line.name == "linear layers" else line for line in mine]
     if job.scheme.assumed:
         mine = banded(job, share, mine)
     lines = mine

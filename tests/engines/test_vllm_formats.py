@@ -35,3 +35,23 @@ def test_a_release_that_has_it_holds_less_than_in_16_bits(quant, version):
 def test_bitsandbytes_is_a_plugin_since_0_28(version, said):
     notes = [line.note for line in run("bnb-nf4", version).ledger.lines if line.name == "linear layers"]
     assert ["vllm-bnb-plugin" in note for note in notes] == [said]
+
+
+def weights(model, quant, version, gpu, name=""):
+    found = estimate(model, quant=quant, context=4096, engine="vllm", engine_version=version, gpu=gpu)
+    return sum(line.nbytes for line in found.ledger.lines if line.component == "weights" and name in line.name)
+
+
+def test_machete_leaves_what_marlin_drops_of_gptq():
+    """On an H100 0.19.0 printed 5.38 GiB for the 8B; zero points and group indices are 29 and 3 MiB of it."""
+    hopper, ada = (weights("llama-3.1-8b", "gptq-int4-g128", "0.19.0", gpu) for gpu in ("h100", "rtx 4090"))
+    assert round(hopper / 2**30, 2) == 5.38
+    assert hopper - ada > 30 * 2**20
+    earlier, later = (weights("llama-3.1-8b", "gptq-int4-g128", version, "h100", "linear layers") for version in ("0.19.0", "0.30.0"))
+    assert 0 < earlier - later < 4 * 2**20  # without indices
+
+
+def test_machete_keeps_zero_points_of_awq_in_16_bits_since_0_19():
+    parts = sum(p.nbytes * g.count for g in estimate("llama-3.1-8b", quant="awq-int4-g128", context=1024).job.stored for p in g.parts if p.name == "qzeros")
+    assert weights("llama-3.1-8b", "awq-int4-g128", "0.19.0", "h100") - weights("llama-3.1-8b", "awq-int4-g128", "0.19.0", "rtx 4090") == 3 * parts
+    assert weights("llama-3.1-8b", "awq-int4-g128", "0.14.0", "h100") == weights("llama-3.1-8b", "awq-int4-g128", "0.14.0", "rtx 4090")

@@ -7,7 +7,7 @@ from dataclasses import replace
 from calculator.architectures import build_inventory
 from calculator.architectures.inventory import LINEAR_ROLES
 from calculator.engines.base import Job
-from calculator.engines.ranks import PACKED, element_bytes, held_by, rank_of, ranks_of, shares_of
+from calculator.engines.ranks import GPTQ_PARTS, PACKED, dropped, element_bytes, held_by, rank_of, ranks_of, shares_of
 from calculator.engines.vllm.allocator import MAX_SPLIT, unsplit
 from calculator.engines.vllm.by_layer import held_by_layer, lines_by_layer
 from calculator.engines.vllm.deployment import HISTORY, batch_limits, length_of, version_of
@@ -105,7 +105,7 @@ def _lines_on(job: Job, share: Share) -> list[Line]:
     mxfp4 = experts_alone(model, job.scheme)
     simulated = (not matrices or packed is not None or mxfp4) and not job.scheme.apart
     head = any(g.group.role == "output" for g in held)
-    counted, slack = _unsplit(rank, left_on_gpu(held, share), size, rows, packed, head=head, mxfp4=mxfp4, max_split=MAX_SPLIT if version_of(job).loads_unsplit else 0) if simulated else (0, 0)
+    counted, slack = _unsplit(rank, left_on_gpu(held, share), size, rows, packed, head=head, mxfp4=mxfp4, gone=dropped(job), max_split=MAX_SPLIT if version_of(job).loads_unsplit else 0) if simulated else (0, 0)
     tower = TOWER_ROUNDING if model.vision_parameters else 0
     if on_rocm(job):
         return [*lines, segments_line(share, slack=slack, left=left_behind(job, held), tower=tower)]
@@ -189,7 +189,7 @@ def _lora_line(job: Job, rank: ModelSpec, share: Share) -> Line:
                 device=share.device, note="not held against a log")  # fmt: skip
 
 
-def _unsplit(rank: ModelSpec, share: Share, size: int, rows: tuple[int, ...], packed: Storage | None = None, *, head: bool, mxfp4: bool = False, max_split: int = 0) -> tuple[int, int]:
+def _unsplit(rank: ModelSpec, share: Share, size: int, rows: tuple[int, ...], packed: Storage | None = None, *, head: bool, mxfp4: bool = False, gone: tuple[str, ...] = GPTQ_PARTS, max_split: int = 0) -> tuple[int, int]:
     """Bytes that the allocator counts, and reserves, beyond the tensors, in the order in which vLLM makes them.
 
     `packed` is how a quantized layer is stored: q, k and v are one layer, gate and up too. Zero points and the group index
@@ -198,7 +198,7 @@ def _unsplit(rank: ModelSpec, share: Share, size: int, rows: tuple[int, ...], pa
     vocabulary, h = rank.vocab_size * rank.hidden_size * size, rank.hidden_size
     first = (vocabulary,) if share.first or rank.tie_word_embeddings else ()
     last = (h * size, *((vocabulary,) if head else ())) if share.last else ()
-    made, at = layers_made(rank, size, packed, mxfp4=mxfp4)
+    made, at = layers_made(rank, size, packed, mxfp4=mxfp4, gone=gone)
     positions, width = rows[0], rotary_width(rank)
     table = positions * width
     rope = (4 * positions, 2 * table, 2 * table, 2 * table, 4 * table, size * table)

@@ -48,7 +48,7 @@ def test_machete_leaves_what_marlin_drops_of_gptq():
     assert round(hopper / 2**30, 2) == 5.38
     assert hopper - ada > 30 * 2**20
     earlier, later = (weights("llama-3.1-8b", "gptq-int4-g128", version, "h100", "linear layers") for version in ("0.19.0", "0.30.0"))
-    assert 0 < earlier - later < 4 * 2**20  # without indices
+    assert 0 < earlier - later < 6 * 2**20  # without indices
 
 
 def test_machete_keeps_zero_points_of_awq_in_16_bits_since_0_19():

@@ -21,6 +21,7 @@ from calculator.ledger import Ledger
 from calculator.memory import with_total
 from calculator.parallelism import tensor_split
 from calculator.quantization import Scheme, Stored, parse, quantize, stored_nbytes
+from calculator.quantization.conventions import published
 from calculator.quantization.gguf import file_nbytes, predicting, quantizer_of
 from calculator.spec import Deployment, GpuSpec, Workload
 from calculator.steps import Peak
@@ -172,6 +173,8 @@ def resolve(
     spec = model.spec
     wanted = engines.canonical(engine) if engine is not None else None
     scheme, own = _scheme(model, quant, wanted)
+    if wanted == "vllm":
+        scheme = published(spec, scheme)
     wanted = wanted or ("llama.cpp" if scheme.recipe else "transformers")
     engines.check_runs(scheme, wanted)
     runner, version = engines.load(wanted, engine_version)

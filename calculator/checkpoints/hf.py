@@ -12,7 +12,7 @@ from calculator.architectures import Inventory, TensorGroup, build_inventory
 from calculator.architectures.inventory import LINEAR_ROLES, Role
 from calculator.checkpoints import Checkpoint
 from calculator.checkpoints.inventory import OTHER, differences, elements, kinds_of_inventory, kinds_of_stored
-from calculator.checkpoints.quantization_config import check_left_out, scheme_of
+from calculator.checkpoints.quantization_config import scheme_of
 from calculator.errors import NotModelled, UnreadableFile
 from calculator.quantization import Scheme, Stored, parse
 from calculator.quantization.hf import DTYPE_BYTES, QUANT_NAMES
@@ -95,8 +95,7 @@ def model_and_checkpoint(config: Config, header: Header | None, *, id: str) -> t
 def declared(quantization: dict[str, Any], spec: ModelSpec, *, warnings: tuple[str, ...] = ()) -> Checkpoint:
     """What a quantization_config says alone; a form without sizes is kept as a refusal, since another format may be asked for."""
     try:
-        scheme = scheme_of(quantization, id=spec.id)
-        check_left_out(quantization, spec, id=spec.id)
+        scheme = scheme_of(quantization, spec, id=spec.id)
     except NotModelled as e:
         return Checkpoint(parse(QUANT_NAMES[spec.dtype]), warnings=warnings, refused=e)
     return Checkpoint(scheme, warnings=warnings)
@@ -109,8 +108,7 @@ def _scheme(quantization: dict[str, Any] | None, spec: ModelSpec, header: Header
             raise NotModelled(f"{id}: {odd.name[:60]!r} is {odd.type} and the config has no quantization_config", hint="the config.json as published")
         return parse(QUANT_NAMES[spec.dtype])._replace(source=f"header of {header.files[0]}")
     try:
-        found = scheme_of(quantization, id=id)
-        check_left_out(quantization, spec, id=id)
+        found = scheme_of(quantization, spec, id=id)
     except NotModelled:
         method = str(quantization.get("quant_method", "bitsandbytes")).lower().replace("_", "-").replace("bitsandbytes", "bnb")
         if method not in RUN_AS_STORED:

@@ -6,25 +6,22 @@ lay out is sized from the config alone; anything else needs the files' own heade
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from calculator.architectures import build_inventory
-from calculator.architectures.inventory import LINEAR_ROLES
+from calculator.checkpoints.apart import EVERY, apart_of
+from calculator.checkpoints.modules import HEADERS as _HEADERS
 from calculator.errors import CalculatorError, NotModelled, UnreadableFile
-from calculator.quantization import Scheme, parse
+from calculator.quantization import Apart, Scheme, parse
 from calculator.readers.untrusted import quoted
 from calculator.spec import ModelSpec
 
 Config = Mapping[str, Any]
-_INDEX = re.compile(r"\.\d+(?=\.|$)")
 _IN_ORDER = (None, False, "weight", "static")  # activation orders that store no index of columns
-_HEADERS = "the folder with its .safetensors files, whose headers say what is stored, or --quant naming a format"
 
 
-def scheme_of(config: Config, *, id: str) -> Scheme:
-    """The scheme of a quantization_config. Raises NotModelled with the reason, UnreadableFile for nonsense."""
+def scheme_of(config: Config, model: ModelSpec, *, id: str) -> Scheme:
+    """The scheme of a quantization_config, and what it stores apart. Raises NotModelled with the reason, UnreadableFile for nonsense."""
     method = config.get("quant_method")
     if method is None and ("load_in_4bit" in config or "load_in_8bit" in config):
         method = "bitsandbytes"
@@ -33,54 +30,26 @@ def scheme_of(config: Config, *, id: str) -> Scheme:
     read = _METHODS.get(method.lower().replace("_", "-"))
     if read is None:
         raise NotModelled(f"{id}: quant_method {quoted(method)} has no layout here", allowed=", ".join(_METHODS), hint=_HEADERS)
-    name = read(config, id)
+    found = read(config, id)
+    targets = found if isinstance(found, dict) else {}
+    name = next((quant for quant, names in targets.items() if EVERY in names), next(iter(targets))) if isinstance(found, dict) else found
     try:
-        return parse(name)
+        scheme = parse(name)
     except CalculatorError as e:
         raise NotModelled(f"{id}: {method} as {name}: {e.given}", allowed=e.allowed, hint=_HEADERS) from None
+    apart = apart_of(config, scheme, targets, model, id=id)
+    return scheme._replace(apart=apart, rule=f"{scheme.rule}; {_told(apart)}" if apart else scheme.rule)
 
 
-def check_left_out(config: Config, model: ModelSpec, *, id: str) -> None:
-    """Refuse a config that leaves some of the decoder's linear layers unquantized: which ones, its headers say.
-
-    Names may be module names, their ends, or `re:` patterns, as compressed-tensors and transformers read them.
-    """
-    inner = config.get("quantization")
-    left = [name for part in (config, inner if isinstance(inner, dict) else {}) for key in ("modules_to_not_convert", "ignore", "ignored_layers", "llm_int8_skip_modules", "exclude", "exclude_modules")
-            for name in _names(part.get(key), id)]  # fmt: skip
-    modules = [g.name.removesuffix(".weight") for g in build_inventory(model).groups if g.role in LINEAR_ROLES]
-    for pattern in left:
-        if hit := next((m for m in modules if _matches(pattern, m)), None):
-            raise NotModelled(f"{id}: its quantization_config leaves out {quoted(pattern)}, which covers {hit.replace('{layer}', 'N')}", hint=_HEADERS)
-
-
-def _names(value: Any, id: str) -> list[str]:
-    if value is None:
-        return []
-    if not isinstance(value, list) or not all(isinstance(v, str) for v in value) or len(value) > 10_000:
-        raise UnreadableFile(f"{id}: modules left out of quantization aren't a list of names", hint="the config.json as published")
-    return value
-
-
-def _matches(pattern: str, module: str) -> bool:
-    """Whether a pattern covers a module of some layer. One that could take long to try counts as covering it."""
-    if not pattern.startswith("re:") and "*" not in pattern:
-        wanted = _INDEX.sub(".{layer}", pattern)
-        return wanted in (module, *module.split(".")) or module.startswith(wanted + ".") or module.endswith("." + wanted)
-    expression = pattern.removeprefix("re:") if pattern.startswith("re:") else re.escape(pattern).replace(r"\*", ".*")
-    if len(expression) > 300 or len(re.findall(r"[*+{?]", expression)) > 4 or re.search(r"\)[*+{?]", expression):
-        return True
-    try:
-        compiled = re.compile(expression)
-    except (re.error, RecursionError, OverflowError):
-        return True
-    layers = {"0", "1", *re.findall(r"\d{1,5}", expression)}
-    return any(compiled.match(module.replace("{layer}", layer)) for layer in layers)
+def _told(apart: tuple[Apart, ...]) -> str:
+    """What the config stores apart, in a line."""
+    kinds: dict[str, list[str]] = {}
+    for each in apart:
+        kinds.setdefault(each.quant or "16 bits", []).append(each.group.removesuffix(".weight").rpartition("{layer}.")[2])
+    return "; ".join(f"by its config in {kind}: {', '.join(dict.fromkeys(names))}" for kind, names in kinds.items())
 
 
 def _gptq(config: Config, id: str) -> str:
-    if config.get("dynamic"):
-        raise NotModelled(f"{id}: GPTQ with rules a module ('dynamic')", hint=_HEADERS)
     return f"gptq-int{_number(config, 'bits', id)}-g{_number(config, 'group_size', id)}"
 
 
@@ -102,17 +71,25 @@ def _bitsandbytes(config: Config, id: str) -> str:
     return f"bnb-{kind}" + ("-dq" if config.get("bnb_4bit_use_double_quant") else "")
 
 
-def _compressed_tensors(config: Config, id: str) -> str:
+def _compressed_tensors(config: Config, id: str) -> dict[str, list[str]]:
     groups = config.get("config_groups")
     if not isinstance(groups, dict) or not groups or not all(isinstance(g, dict) for g in groups.values()):
         raise UnreadableFile(f"{id}: quantization_config has no config_groups", hint="the config.json as published")
     sparsity = config.get("sparsity_config")
     if isinstance(sparsity, dict) and sparsity.get("format", "dense") != "dense":
         raise NotModelled(f"{id}: sparse compressed-tensors are stored differently", hint=_HEADERS)
-    kinds = {_compressed(group, id) for group in groups.values()}
-    if len(kinds) > 1:
-        raise NotModelled(f"{id}: compressed-tensors groups of several formats ({', '.join(sorted(kinds))})", hint=_HEADERS)
-    return kinds.pop()
+    return _targets(groups, id)
+
+
+def _targets(groups: Config, id: str) -> dict[str, list[str]]:
+    """Modules of each format of config_groups."""
+    found: dict[str, list[str]] = {}
+    for group in groups.values():
+        named = group.get("targets", [EVERY])
+        if not isinstance(named, list) or not all(isinstance(t, str) for t in named) or len(named) > 10_000:
+            raise UnreadableFile(f"{id}: targets of a config group aren't a list of names", hint="the config.json as published")
+        found.setdefault(_compressed(group, id), []).extend(named)
+    return found
 
 
 def _compressed(group: dict[str, Any], id: str) -> str:
@@ -153,12 +130,38 @@ def _mxfp4(config: Config, id: str) -> str:  # noqa: ARG001
     return "mxfp4"
 
 
-def _modelopt(config: Config, id: str) -> str:
+def _auto_round(config: Config, id: str) -> str:
+    packing = str(config.get("packing_format", config.get("backend", "auto_round"))).lower()
+    if "awq" not in packing and "gptq" not in packing and packing not in ("auto_round", "auto"):
+        raise NotModelled(f"{id}: AutoRound packed as {quoted(packing)}", allowed="auto_gptq, auto_awq", hint=_HEADERS)
+    if str(config.get("data_type", "int")) != "int":
+        raise NotModelled(f"{id}: AutoRound of {quoted(str(config['data_type']))}", allowed="int", hint=_HEADERS)
+    return f"{'awq' if 'awq' in packing else 'gptq'}-int{_number(config, 'bits', id)}-g{_number(config, 'group_size', id)}"
+
+
+_ALGORITHMS = {"FP8": "fp8", "NVFP4": "nvfp4", "W4A16_NVFP4": "nvfp4", "NVFP4_AWQ": "nvfp4"}
+
+
+def _modelopt(config: Config, id: str) -> str | dict[str, list[str]]:
     inner = config.get("quantization")
-    algo = str((inner if isinstance(inner, dict) else config).get("quant_algo") or "").upper()
-    if algo not in ("FP8", "NVFP4"):
-        raise NotModelled(f"{id}: modelopt's quant_algo {quoted(algo)}", allowed="FP8, NVFP4", hint=_HEADERS)
-    return {"FP8": "fp8", "NVFP4": "nvfp4"}[algo]
+    said = inner if isinstance(inner, dict) else config
+    algo = str(said.get("quant_algo") or "").upper()
+    layers = said.get("quantized_layers")
+    if algo == "MIXED_PRECISION" and isinstance(layers, dict) and layers and len(layers) <= 10_000:
+        found: dict[str, list[str]] = {}
+        for name, own in layers.items():
+            each = str(own.get("quant_algo") or "").upper() if isinstance(own, dict) else ""
+            if name.startswith(("mtp.", "model.mtp.")) or each == "UNQUANTIZED":
+                continue
+            found.setdefault(_algorithm(each, id), []).append(name)
+        return dict(sorted(found.items(), key=lambda item: item[0] != "nvfp4"))  # named after what most of it is
+    return _algorithm(algo, id)
+
+
+def _algorithm(algo: str, id: str) -> str:
+    if algo not in _ALGORITHMS:
+        raise NotModelled(f"{id}: modelopt's quant_algo {quoted(algo)}", allowed="FP8, NVFP4, MIXED_PRECISION of these", hint=_HEADERS)
+    return _ALGORITHMS[algo]
 
 
 def _quark(config: Config, id: str) -> str:
@@ -181,7 +184,7 @@ def _number(config: Config, key: str, id: str) -> int:
     return value
 
 
-_METHODS: dict[str, Callable[[Config, str], str]] = {
+_METHODS: dict[str, Callable[[Config, str], str | dict[str, list[str]]]] = {
     "gptq": _gptq, "awq": _awq, "bitsandbytes": _bitsandbytes, "compressed-tensors": _compressed_tensors, "fp8": _fp8, "mxfp4": _mxfp4,
-    "modelopt": _modelopt, "quark": _quark,
+    "modelopt": _modelopt, "quark": _quark, "auto-round": _auto_round,
 }  # fmt: skip

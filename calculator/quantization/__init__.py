@@ -14,7 +14,7 @@ from calculator.quantization import exl2, gguf, gguf_types, hf
 from calculator.quantization.stored import Part, Stored, StoredGroup, stored_nbytes
 from calculator.spec import ModelSpec
 
-__all__ = ["CATALOG", "Part", "Scheme", "Stored", "StoredGroup", "compute_dtype", "parse", "quantize", "stored_nbytes"]
+__all__ = ["CATALOG", "Apart", "Part", "Scheme", "Stored", "StoredGroup", "compute_dtype", "parse", "quantize", "stored_nbytes"]
 
 SERVERS = ("transformers", "vllm", "sglang")
 TORCHAO = ("transformers", "vllm")  # sglang quantizes 16-bit weights on the card (--torchao-config), until 0.5.17: srt/layers/torchao_utils.py
@@ -23,6 +23,14 @@ GGUF_RULE = (
     "matrices by llama-quantize's rules for each tensor and layer; norms and biases F32; "
     "output (or tied embedding) kept wider"
 )
+
+
+class Apart(NamedTuple):
+    """Tensors of a group, in these layers, in a format of their own: a name of --quant, or "" for 16 bits. () is outside the layers."""
+
+    group: str
+    layers: tuple[int, ...]
+    quant: str
 
 
 class Scheme(NamedTuple):
@@ -37,6 +45,8 @@ class Scheme(NamedTuple):
     dtype: str | None = None  # plain types: the type of everything; else None: the checkpoint's 16-bit type
     recipe: str = ""  # GGUF recipe
     bits: float = 0.0  # EXL2 bits a weight
+    apart: tuple[Apart, ...] | None = None  # what is stored otherwise; None where no config says
+    assumed: bool = False  # `apart` is what publishers commonly do, not what this checkpoint says
 
 
 def _plain(name: str, dtype: str) -> Scheme:
@@ -155,8 +165,15 @@ def quantize(model: ModelSpec, scheme: Scheme, *, imatrix: bool = False, quantiz
         return exl2.quantize(model, inventory, bits=scheme.bits)
     return hf.quantize(
         inventory, scheme.storage, dtype=compute_dtype(model, scheme), label=scheme.name.upper(),
-        experts_alone=experts_alone(model, scheme),
+        experts_alone=experts_alone(model, scheme), apart=_apart(scheme),
     )  # fmt: skip
+
+
+def _apart(scheme: Scheme) -> dict[str, list[hf.Own]]:
+    made: dict[str, list[hf.Own]] = {}
+    for each in scheme.apart or ():
+        made.setdefault(each.group, []).append(hf.Own(each.layers, parse(each.quant).storage if each.quant else None, each.quant.upper()))
+    return made
 
 
 def experts_alone(model: ModelSpec, scheme: Scheme) -> bool:

@@ -6,8 +6,9 @@ bits; each storage function below says what a quantized Linear holds. N = out * 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import NamedTuple
 
 from calculator.architectures import Inventory, TensorGroup
 from calculator.architectures.inventory import LINEAR_ROLES
@@ -20,19 +21,40 @@ KV_NAMES = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}  # --kv-dtyp
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
-def quantize(inventory: Inventory, storage: Storage | None, *, dtype: str, label: str, experts_alone: bool = False) -> Stored:
-    """Store the decoder's linear layers, or its experts alone, by `storage` and all else in `dtype`; storage None: all in `dtype`."""
+class Own(NamedTuple):
+    """The storage of some layers of a group; None: 16 bits."""
+
+    layers: tuple[int, ...]
+    storage: Storage | None
+    label: str
+
+
+def quantize(inventory: Inventory, storage: Storage | None, *, dtype: str, label: str, experts_alone: bool = False, apart: Mapping[str, Sequence[Own]] | None = None) -> Stored:
+    """Store the decoder's linear layers, or its experts alone, by `storage` and all else in `dtype`; storage None: all in `dtype`.
+
+    `apart`, by a group's name: layers that are stored otherwise.
+    """
     size = DTYPE_BYTES[dtype]
-    stored = []
-    for group in inventory.groups:
-        layers = group.indices
-        if storage is not None and group.role in LINEAR_ROLES and (len(group.shape) == 3 or not experts_alone):
-            out, in_ = group.shape[-2:]
-            experts = group.elements // (out * in_)  # a matrix each
-            parts = tuple(part._replace(nbytes=part.nbytes * experts) for part in storage(out, in_))
-            stored.append(StoredGroup(group, label, parts, layers))
-        else:
+    stored: list[StoredGroup] = []
+
+    def store(group: TensorGroup, layers: tuple[int, ...], by: Storage | None, name: str) -> None:
+        if by is None:
             stored.append(StoredGroup(group, dtype, (plain(group, size),), layers))
+            return
+        out, in_ = group.shape[-2:]
+        experts = group.elements // (out * in_)  # a matrix each
+        stored.append(StoredGroup(group, name, tuple(part._replace(nbytes=part.nbytes * experts) for part in by(out, in_)), layers))
+
+    for group in inventory.groups:
+        layers, own = group.indices, apart.get(group.name, ()) if apart else ()
+        for each in own:
+            mine = tuple(i for i in layers if i in each.layers)
+            if mine or not group.layers:
+                store(group, mine, each.storage, each.label)
+                layers = tuple(i for i in layers if i not in each.layers)
+        if layers or not (group.layers or own):
+            linear = group.role in LINEAR_ROLES and (len(group.shape) == 3 or not experts_alone)
+            store(group, layers, storage if linear else None, label)
     return tuple(stored)
 
 

@@ -129,7 +129,7 @@ def test_ranks_hold_the_whole_and_halve_the_state():
 @pytest.mark.parametrize(
     ("model", "options", "why"),
     [
-        ("qwen3.6-35b-a3b", {"quant": "awq-int4-g128"}, "leave in 16 bits"),
+        ("qwen3.6-35b-a3b", {"quant": "bnb-nf4"}, "leave in 16 bits"),
         ("qwen3.6-35b-a3b", {"gpus": 2, "settings": {"tensor_parallel_size": 1}}, "pipeline stages"),
         ("nemotron-3-nano-4b", {"engine_version": "0.14.0", "settings": {"enable_prefix_caching": True}}, "prefix caching"),
         ("qwen3-next-80b-a3b-instruct", {"engine_version": "0.10.2", "settings": {"use_v1": False}}, "V0 engine"),

@@ -45,6 +45,7 @@ from calculator.engines.vllm.deployment import (
 from calculator.engines.vllm.draft import peaks
 from calculator.engines.vllm.encoders import cache_line, check_encoder, encodes, makes_no_pool
 from calculator.engines.vllm.families import FAMILIES, check_family
+from calculator.engines.vllm.formats import check_format
 from calculator.engines.vllm.hybrid import (
     PREFIX_SOURCE,
     STATE_SOURCE,
@@ -117,6 +118,7 @@ class Vllm(Server):
         model, settings, length = job.model, job.deployment.settings, length_of(job)
         self.check_card(job)
         release = HISTORY.covered(job.deployment.engine_version)
+        check_format(job)
         check_rocm(job, release)
         check_family(model, release, job.deployment.engine_version)
         if before_ampere(job) and compute_dtype(model, job.scheme) == "bfloat16" and release < (0, 9):

@@ -56,7 +56,8 @@ def _mtp_stored(job: Job) -> Stored:
     whole = {g.name: g for g in build_inventory(job.model).mtp if g.role == "router"}
     held = [whole.get(g.name, g) for g in build_inventory(rank_of(job)).mtp if g.role != "embedding" and not (shared and g.role == "output")]
     held = [replace(g, role="projection") if g.name.endswith("eh_proj.weight") else g for g in held]
-    return quantize(Inventory(tuple(held), tied=False), job.scheme.storage, dtype=compute_dtype(job.model, job.scheme), label=job.scheme.name.upper())
+    storage = None if job.scheme.apart and job.scheme.name != "fp8-block" else job.scheme.storage  # who leaves modules out leaves these: copied from the base
+    return quantize(Inventory(tuple(held), tied=False), storage, dtype=compute_dtype(job.model, job.scheme), label=job.scheme.name.upper())
 
 
 def _mtp_lines(job: Job) -> list[Line]:

@@ -40,8 +40,8 @@ def check_hybrid(job: Job) -> None:
         raise NotModelled(f"{what} on the V0 engine: its states are outside the pool", hint="leaving use_v1 out")
     if model.recurrent.kind not in _KINDS or any(kind == "both" for kind in model.layer_types):
         raise NotModelled(f"{what}: no log to hold layers of this kind against", hint="--engine transformers or llama.cpp")
-    if job.scheme.family != "plain" and job.scheme.name not in ("fp8", "fp8-block"):
-        raise NotModelled(f"{job.scheme.name} of {what.removeprefix('vllm with ')}: what its makers leave in 16 bits differs", hint="--quant bf16 or fp8-block")
+    if job.scheme.family != "plain" and job.scheme.apart is None and job.scheme.name not in ("fp8", "fp8-dynamic", "fp8-block"):
+        raise NotModelled(f"{job.scheme.name} of {what.removeprefix('vllm with ')}: what its makers leave in 16 bits isn't known", hint="--quant bf16 or fp8-block, or the path of the checkpoint's config.json")
     if stages_of(job) > 1:
         raise NotModelled(f"{what} in pipeline stages: how a stage's layers are grouped has no formula yet", hint="--set tensor_parallel_size=N over all GPUs")
     if settings.get("enable_prefix_caching") and HISTORY.covered(job.deployment.engine_version) < MODES_SINCE and model.recurrent.kind != "delta":

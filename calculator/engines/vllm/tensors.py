@@ -6,6 +6,7 @@ from functools import lru_cache
 
 from calculator.architectures import build_inventory
 from calculator.architectures.inventory import TensorGroup
+from calculator.engines.ranks import GPTQ_PARTS
 from calculator.quantization.hf import Storage
 from calculator.spec import ModelSpec
 
@@ -16,11 +17,11 @@ _FUSED = (
 
 
 @lru_cache(maxsize=256)
-def layers_made(rank: ModelSpec, size: int, packed: Storage | None = None, *, mxfp4: bool = False) -> tuple[tuple[tuple[int, ...], ...], int]:
+def layers_made(rank: ModelSpec, size: int, packed: Storage | None = None, *, mxfp4: bool = False, gone: tuple[str, ...] = GPTQ_PARTS) -> tuple[tuple[tuple[int, ...], ...], int]:
     """Sizes of the tensors of every layer [bytes], and after which of them the rotary table is made.
 
     Attention's matrices and biases, norms of heads, router, experts (gate with up, then down), shared or dense feed-forward,
-    norms. Source: vllm v0.19.0 model_executor/models/llama.py, qwen3_moe.py, deepseek_v2.py, gpt_oss.py.
+    norms. `gone`: parts of GPTQ that don't stay. Source: vllm v0.19.0 model_executor/models/llama.py, qwen3_moe.py, deepseek_v2.py, gpt_oss.py.
     """
     groups = build_inventory(rank).groups
     seen: dict[tuple[TensorGroup, ...], tuple[tuple[int, ...], int]] = {}
@@ -28,19 +29,19 @@ def layers_made(rank: ModelSpec, size: int, packed: Storage | None = None, *, mx
     for index in range(rank.num_hidden_layers):
         own = tuple(g for g in groups if g.layers and index in g.indices)
         if own not in seen:
-            seen[own] = _made(own, size, packed, mxfp4=mxfp4)
+            seen[own] = _made(own, size, packed, mxfp4=mxfp4, gone=gone)
         sizes, at = seen[own]
         layers.append(sizes)
     return tuple(layers), at
 
 
-def _made(groups: tuple[TensorGroup, ...], size: int, packed: Storage | None, *, mxfp4: bool) -> tuple[tuple[int, ...], int]:
+def _made(groups: tuple[TensorGroup, ...], size: int, packed: Storage | None, *, mxfp4: bool, gone: tuple[str, ...]) -> tuple[tuple[int, ...], int]:
     def linear(rows: int, columns: int) -> list[int]:
         if packed is None:
             return [rows * columns * size]
         parts = packed(rows, columns)
         symmetric = parts[-1].name == "g_idx"
-        return [part.nbytes for part in parts if not symmetric or part.name not in ("qzeros", "g_idx")]
+        return [part.nbytes for part in parts if not symmetric or part.name not in gone]
 
     by_role = {g.role: g for g in groups}
     biases = [g for g in groups if g.role == "bias"]

@@ -7,13 +7,14 @@ from dataclasses import replace
 from calculator.architectures import build_inventory
 from calculator.architectures.inventory import LINEAR_ROLES
 from calculator.engines.base import Job
-from calculator.engines.ranks import PACKED, element_bytes, held_by, rank_of, ranks_of, shares_of
+from calculator.engines.ranks import GPTQ_PARTS, PACKED, dropped, element_bytes, held_by, rank_of, ranks_of, shares_of
 from calculator.engines.vllm.allocator import MAX_SPLIT, unsplit
 from calculator.engines.vllm.by_layer import held_by_layer, lines_by_layer
 from calculator.engines.vllm.deployment import HISTORY, batch_limits, length_of, version_of
 from calculator.engines.vllm.families import DEEP_LAYERS, family_of, image_buffer_elements, rotary_rows, rotary_width
+from calculator.engines.vllm.formats import plugin_note
 from calculator.engines.vllm.latent import absorbed_pair_line
-from calculator.engines.vllm.layouts import absorbed_line, padded_line, router_line
+from calculator.engines.vllm.layouts import absorbed_line, banded, padded_line, router_line
 from calculator.engines.vllm.offload import SOURCE as OFFLOAD_SOURCE
 from calculator.engines.vllm.offload import budget_of, left_on_gpu, offloaded
 from calculator.engines.vllm.rocm import left_behind, on_rocm, padding_line, segments_line
@@ -75,6 +76,10 @@ def _lines_on(job: Job, share: Share) -> list[Line]:
     if job.scheme.name == "bnb-nf4":
         saved = compressed(held)
         mine = [replace(line, basis="modelled", low=line.nbytes - saved, high=line.nbytes, note=f"{line.note}; {BNB_NOTE}") if line.name == "linear layers" else line for line in mine]
+    if said := plugin_note(job):
+        mine = [replace(line, note=f"{line.note}; {said}") if line.name == "linear layers" else line for line in mine]
+    if job.scheme.assumed:
+        mine = banded(job, share, mine)
     lines = mine
     lines.append(Line("weights", "rotary cos and sin", sum(rows) * width * element,
                       Formula("{P} (positions) × {d} (head_dim) × {e}", {"P": sum(rows), "d": width, "e": element}),
@@ -98,9 +103,9 @@ def _lines_on(job: Job, share: Share) -> list[Line]:
     eight_bits = job.scheme.name in ("fp8-block", "fp8-per-channel") and not by_marlin(job)  # made as they stay
     packed = job.scheme.storage if eight_bits or (job.scheme.name.startswith(PACKED) and not rank.num_experts) else None
     mxfp4 = experts_alone(model, job.scheme)
-    simulated = not matrices or packed is not None or mxfp4
+    simulated = (not matrices or packed is not None or mxfp4) and not job.scheme.apart
     head = any(g.group.role == "output" for g in held)
-    counted, slack = _unsplit(rank, left_on_gpu(held, share), size, rows, packed, head=head, mxfp4=mxfp4, max_split=MAX_SPLIT if version_of(job).loads_unsplit else 0) if simulated else (0, 0)
+    counted, slack = _unsplit(rank, left_on_gpu(held, share), size, rows, packed, head=head, mxfp4=mxfp4, gone=dropped(job), max_split=MAX_SPLIT if version_of(job).loads_unsplit else 0) if simulated else (0, 0)
     tower = TOWER_ROUNDING if model.vision_parameters else 0
     if on_rocm(job):
         return [*lines, segments_line(share, slack=slack, left=left_behind(job, held), tower=tower)]
@@ -184,7 +189,7 @@ def _lora_line(job: Job, rank: ModelSpec, share: Share) -> Line:
                 device=share.device, note="not held against a log")  # fmt: skip
 
 
-def _unsplit(rank: ModelSpec, share: Share, size: int, rows: tuple[int, ...], packed: Storage | None = None, *, head: bool, mxfp4: bool = False, max_split: int = 0) -> tuple[int, int]:
+def _unsplit(rank: ModelSpec, share: Share, size: int, rows: tuple[int, ...], packed: Storage | None = None, *, head: bool, mxfp4: bool = False, gone: tuple[str, ...] = GPTQ_PARTS, max_split: int = 0) -> tuple[int, int]:
     """Bytes that the allocator counts, and reserves, beyond the tensors, in the order in which vLLM makes them.
 
     `packed` is how a quantized layer is stored: q, k and v are one layer, gate and up too. Zero points and the group index
@@ -193,7 +198,7 @@ def _unsplit(rank: ModelSpec, share: Share, size: int, rows: tuple[int, ...], pa
     vocabulary, h = rank.vocab_size * rank.hidden_size * size, rank.hidden_size
     first = (vocabulary,) if share.first or rank.tie_word_embeddings else ()
     last = (h * size, *((vocabulary,) if head else ())) if share.last else ()
-    made, at = layers_made(rank, size, packed, mxfp4=mxfp4)
+    made, at = layers_made(rank, size, packed, mxfp4=mxfp4, gone=gone)
     positions, width = rows[0], rotary_width(rank)
     table = positions * width
     rope = (4 * positions, 2 * table, 2 * table, 2 * table, 4 * table, size * table)

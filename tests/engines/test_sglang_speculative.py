@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from itertools import pairwise
 
 import pytest
 from test_contract import value_of
@@ -137,7 +138,7 @@ def test_lines_add_up_and_the_command_gives_them_again(version, kind, head):
     one, more = (e.engine.dynamic(e.job, "prefill")(e.job.workload.context, 1)[0] for e in (found, found))
     assert one == more == found.ledger.component_bytes("kv_cache")
     words = shlex.split(found.start_command)
-    flags = {a[2:].replace("-", "_"): b for a, b in zip(words, words[1:], strict=False) if a.startswith("--speculative")}
+    flags = {a[2:].replace("-", "_"): b for a, b in pairwise(words) if a.startswith("--speculative")}
     assert flags["speculative_algorithm"] == str(settings["speculative_algorithm"]).upper()
     kept = {k: v for k, v in {"tensor_parallel_size": 8}.items() if kind == "mtp"}
     again = deepseek(kept | flags, engine_version=version) if kind == "mtp" else run(settings=flags, engine_version=version)

@@ -10,6 +10,7 @@ import pytest
 from test_contract import value_of
 
 from calculator.architectures import build_inventory
+from calculator.engines.sglang.speculative import passing_bytes
 from calculator.errors import CalculatorError
 from calculator.estimate import estimate
 from calculator.fit import fit
@@ -110,6 +111,36 @@ def test_a_head_of_eagle3_has_the_tensors_of_its_checkpoint(head):
     eagle = head | {"speculative_algorithm": "eagle"}
     assert size(run(settings=eagle), "linear layers", "other tensors") == 2 * (h * h * 2 + 2 * kv * h + 3 * h * f + 2 * h * h)
     assert size(run(settings=eagle), "norms and biases") == 2 * (h + h)  # one norm, and the bias of fc
+
+
+def test_a_draft_of_qwen3_6_27b_loads_what_the_log_prints_with_the_copies_that_it_gives_up():
+    """5.18 GB for Qwen3_5ForCausalLMMTP in block FP8 (sgl-project/sglang#35996, found after the formula), of which 2 x 248,320 x 5,120 x 2 bytes are embedding and head."""
+    found = run("qwen3.6-27b", MTP, quant="fp8-block", gpu="RTX PRO 6000", partial=True)
+    own = sum(line.nbytes for line in found.ledger.lines if line.component == "weights" and line.name.endswith(", draft"))
+    assert round((own + passing_bytes(found.job)) / 2**30, 2) == 5.18
+
+
+@pytest.mark.parametrize("version", ["0.5.6", "0.5.13", "0.5.14", "0.5.20"])
+def test_recurrent_layers_keep_a_state_for_each_token_verified_at_once(version):
+    """handle_max_mamba_cache of v0.5.6, v0.5.10, v0.5.14 and v0.5.17; 153,944,064 bytes a state: 146.81 MB, as a server of Qwen3.8 27B prints (text index 70870439371)."""
+    release, n = tuple(map(int, version.split("."))), 153_944_064
+    model, drafts = ("qwen3-next-80b-a3b", 8) if release < (0, 5, 9) else ("qwen3.6-27b", 4)
+    n = 19_316_736 * 4 if model.startswith("qwen3-next") else n
+    options = {"quant": "bf16", "gpu": "B200", "partial": True, "engine_version": version}
+    plain, found = (run(model, {"mem_fraction_static": 0.9} | s, **options) for s in ({}, MTP))
+    assert size(found, "recurrent states") == drafts * n
+    per_token = plain.kv_bytes_per_token
+    rest = plain.pool.tokens * per_token + plain.pool.states * n  # what both pools share, but for a token and what is paid for the padded slot
+    slots = found.pool.states
+    kept = {"0.5.6": slots * drafts, "0.5.13": 48 * drafts, "0.5.14": min(48, slots // 5) * drafts, "0.5.20": (min(48, slots // 5) + 1) * drafts}[version]
+    if release >= (0, 5, 14):
+        rest -= passing_bytes(found.job) + sum(line.nbytes for line in found.ledger.lines if line.component == "weights" and line.name.endswith(", draft"))
+    spare = 48 * (5 * 4 + 8) + 100 if release < (0, 5, 7) else 0
+    assert abs((found.pool.tokens - spare) * per_token + (slots + kept) * n - rest) < 65 * per_token  # pages of 64
+    share = (rest - (48 * drafts * n if version == "0.5.13" else 0)) * 0.9 / 1.9
+    each = n * {"0.5.6": 1 + drafts, "0.5.13": 1, "0.5.14": 1 + drafts / 5, "0.5.20": 1 + drafts / 5}[version]
+    assert abs(slots - share / each) < 6
+    assert plain.pool.room - found.pool.room > 0  # the draft's own pool lies beside the fraction
 
 
 @pytest.mark.parametrize(("model", "version", "method", "plan"), [

@@ -49,7 +49,7 @@ from calculator.engines.sglang.pool import (
     window_tokens,
 )
 from calculator.engines.sglang.ranks import attention_groups, check_ranks, held, rank_spec
-from calculator.engines.sglang.states import PADDING, slot_bytes, slots_a_request, state_line
+from calculator.engines.sglang.states import PADDING, draft_state_line, drafted, slot_bytes, slots_a_request, state_line
 from calculator.engines.sglang.steps import COPIES, STEPS_SOURCE, prefill
 from calculator.engines.weights import weight_lines
 from calculator.errors import BadValue, NotModelled, Unsupported
@@ -166,6 +166,8 @@ class Sglang(Server):
             ratio = float(job.deployment.settings["swa_full_tokens_ratio"])
             if (states := state_line(job, share, count)) is not None:
                 lines.append(states)
+            if (states := draft_state_line(job, share, count)) is not None:
+                lines.append(states)
             symbols = {"B": count, "S": slots, "R": row_bytes(job), "L": full, "W": near, "r": f"{ratio:g}", "C": cell_bytes(job, share)}
             template = "{B} × {S} (tokens) × {C} (bytes of {L} layers and {r} of {W} with a window)" if near else "{B} × {S} (tokens) × {R} (bytes a layer) × {L} (layers)"
             lines.append(Line("kv_cache", "KV slots", count * slots * symbols["C"], Formula(template, symbols), MLA_SOURCE if mla else POOL_SOURCE, device=share.device, note=note))  # type: ignore[operator, arg-type]
@@ -219,7 +221,7 @@ class Sglang(Server):
         """The cache: chunk, table and graphs don't follow the requests."""
         cell, page, groups = self.kv_bytes_per_token(job), page_of(job), attention_groups(job)
         slot = sum(slot_bytes(job, share) for share in shares_of(job))
-        each, windows = slots_a_request(job), sum(window_bytes(job, share) for share in shares_of(job))
+        each, windows = slots_a_request(job) + drafted(job), sum(window_bytes(job, share) for share in shares_of(job))
 
         def taken(context: int, sequences: int) -> tuple[int, int]:
             count = ceil_div(sequences, groups)

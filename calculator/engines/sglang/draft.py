@@ -25,6 +25,7 @@ from calculator.engines.sglang.speculative import (
     draft_rank,
     head_of,
     method_of,
+    pooled,
 )
 from calculator.engines.weights import weight_lines
 from calculator.ledger import Formula, Line
@@ -88,7 +89,7 @@ def _mtp_stored(job: Job) -> Stored:
     """The MTP layers' tensors on a rank, without embedding and head; the projection whole and in 16 bits, routers whole."""
     whole = {g.name: g for g in build_inventory(job.model).mtp if g.role == "router"}
     held = [whole.get(g.name, g) for g in build_inventory(rank_spec(job)).mtp if g.role not in ("embedding", "output")]
-    held = [replace(g, role="projection") if g.name.endswith("eh_proj.weight") else g for g in held]
+    held = [replace(g, role="projection") if g.name.endswith(("eh_proj.weight", "mtp.fc.weight")) else g for g in held]
     storage = None if job.scheme.name == "nvfp4" else job.scheme.storage
     return quantize(Inventory(tuple(held), tied=False), storage, dtype=compute_dtype(job.model, job.scheme), label=job.scheme.name.upper())
 
@@ -109,7 +110,7 @@ def cache_lines(job: Job) -> list[Line]:
     if not cell:
         return []
     symbols = {"B": ceil_div(job.workload.sequences, attention_groups(job)), "S": align_up(job.workload.context, page_of(job)), "C": cell, "L": draft_layers(job)}
-    note = "as many tokens as the target's pool has, " + ("which counts them" if counted(job) else "beside the static fraction")
+    note = "as many tokens as the target's pool has, " + ("which counts them" if pooled(job) else "beside the static fraction")
     return [Line("kv_cache", "KV slots, draft", symbols["B"] * symbols["S"] * cell, Formula("{B} × {S} (tokens) × {C} (bytes of {L} layers)", symbols), SLOTS_SOURCE, device=share.device, note=note)
             for share in shares_of(job)]  # fmt: skip
 

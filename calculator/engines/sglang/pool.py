@@ -12,16 +12,16 @@ from calculator.engines.sglang.deployment import HISTORY, card_mib, context_leng
 from calculator.engines.sglang.families import full_layer, windowed
 from calculator.engines.sglang.ranks import attention_groups, rank_spec
 from calculator.engines.sglang.speculative import (
-    counted,
     draft_cell,
     draft_layers,
     method_of,
     passing_bytes,
     plan_of,
+    pooled,
     requests_set,
     spare_tokens,
 )
-from calculator.engines.sglang.states import paid_padding, slot_bytes, slots_a_request, slots_of
+from calculator.engines.sglang.states import draft_states, slot_bytes, slots_a_request, slots_of, states_taken
 from calculator.ledger import Ledger
 from calculator.memory import usable_memory
 from calculator.parallelism import Share
@@ -78,7 +78,7 @@ def pool_cell(job: Job, share: Share) -> int:
 
     cell + floor(cell n / L)        n layers of the draft, L of the target          derived
     """
-    cell, layers = cell_bytes(job, share), draft_layers(job) if counted(job) else 0
+    cell, layers = cell_bytes(job, share), draft_layers(job) if pooled(job) else 0
     return cell + cell * layers // max(layers_of(job, share)[0], 1)
 
 
@@ -187,11 +187,11 @@ def pool_of(job: Job, static: Callable[[Job], Ledger], before: tuple[int, int, i
         left = []
         for share in shares:
             part = ledger.on(share.device)
-            images, padding = image_bytes(job) + passing_bytes(job), paid_padding(job)
+            images = image_bytes(job) + passing_bytes(job)
             whole = (usable.value - part.total_bytes, usable.low_value - part.high_bytes, (usable.high or usable.value) - part.low_bytes)
             bounds = (whole[0] - images, whole[1] - images, whole[2] - images)
             slots = slots_of(job, share, bounds[0])
-            point, low, high = (rest - (slots_of(job, share, rest) + padding) * slot_bytes(job, share) for rest in bounds)
+            point, low, high = (rest - states_taken(job, share, rest) for rest in bounds)
             left.append((max(point - window_bytes(job, share), 0) // pool_cell(job, share), (point, low, high), slots))
         tokens, bounds, _ = min(left)
         held = min(slots for *_, slots in left)
@@ -221,7 +221,7 @@ def pool_of(job: Job, static: Callable[[Job], Ledger], before: tuple[int, int, i
     if groups > 1:
         said = (*said, f"tokens are those of one attention group, as each prints them; {groups} groups hold {groups * tokens:,}")
     room, most = _room(job, ledger, found, before) if job.gpu else (0, 0)
-    table, drafts = table_bytes(job, found), 0 if counted(job) else tokens * draft_cell(job)
+    table, drafts = table_bytes(job, found), 0 if pooled(job) else tokens * draft_cell(job)
     drafting = outside(job)[0] + drafts
     crowded = job.gpu is not None and tokens > 0 and table + drafting > most
     if crowded and table <= most:
@@ -241,7 +241,7 @@ def _room(job: Job, static: Ledger, pool: Pool, before: tuple[int, int, int]) ->
     rooms = []
     for share in shares_of(job):
         part = static.on(share.device)
-        taken = pool.tokens * (draft_cell(job) * counted(job) + cell_bytes(job, share)) + window_bytes(job, share) + ((pool.states or 0) + 1) * slot_bytes(job, share) + image_bytes(job)
+        taken = pool.tokens * (draft_cell(job) * pooled(job) + cell_bytes(job, share)) + window_bytes(job, share) + ((pool.states or 0) + 1 + draft_states(job, pool.states or 0)) * slot_bytes(job, share) + image_bytes(job)
         limited, spare = job.deployment.settings.get("max_total_tokens") is not None, spare_tokens(job) * cell_bytes(job, share)
         rooms.append((max(int(least * fraction) - spare, least - part.high_bytes - taken if limited else 0), max(int(most * fraction) - spare, most - part.low_bytes - taken if limited else 0)))
     return min(low for low, _ in rooms), max(high for _, high in rooms)

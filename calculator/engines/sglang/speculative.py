@@ -43,7 +43,8 @@ SETTINGS: dict[str, Setting] = {
     "speculative_num_draft_tokens": Setting(None, range(1, 257), "tokens verified at once; default 4 or 8, and 12 of ngram"),
 }  # fmt: skip
 SINCE: dict[str, Release] = {"mtp": (0, 4, 6), "eagle": (0, 4, 6), "eagle3": (0, 4, 6), "standalone": (0, 5, 2), "ngram": (0, 5, 3)}  # first source read that has it as here: before 0.4.6 drafting turns chunks and prefixes off
-MTP_FAMILIES: dict[str, Release] = {"deepseek_v3": (0, 4, 6), "glm4_moe": (0, 5, 2), "glm4_moe_lite": (0, 5, 10)}  # which draft with themselves: srt/models/*_nextn.py
+PATHED: dict[str, Release] = {"deepseek_v3": (0, 4, 6), "glm4_moe": (0, 5, 2), "glm4_moe_lite": (0, 5, 10)}  # whose draft path is set to their own: srt/models/*_nextn.py
+MTP_FAMILIES: dict[str, Release] = {**PATHED, "qwen3_next": (0, 5, 6), "qwen3_5_text": (0, 5, 9), "qwen3_5_moe_text": (0, 5, 9)}  # and those without: qwen3_next_mtp.py, qwen3_5_mtp.py
 MTP_SCHEMES = ("fp8-block",)  # beside plain ones, and nvfp4, whose MTP layers stay in 16 bits: srt/models/deepseek_nextn.py v0.4.9 L48-52
 SPARE_UNTIL: Release = (0, 5, 7)  # before, drafts have slots beyond the profiled ones
 COUNTED_SINCE: Release = (0, 5, 14)  # weights and cache of the draft are within the static fraction
@@ -100,6 +101,11 @@ def requests_set(job: Job) -> int | None:
 def counted(job: Job) -> bool:
     """Whether the draft is within the static fraction. Source: SLOTS_SOURCE."""
     return release_of(job) >= COUNTED_SINCE
+
+
+def pooled(job: Job) -> bool:
+    """Whether the pool's bytes of a token have the draft's: not those of MTP layers without a path of their own, whose pool lies beside. Source: SLOTS_SOURCE; v0.5.14 srt/model_executor/model_runner.py L431-452."""
+    return counted(job) and not (method_of(job) == "mtp" and job.model.model_type not in PATHED)
 
 
 def spare_tokens(job: Job) -> int:
@@ -199,8 +205,8 @@ def check(job: Job) -> None:
         raise NotModelled("speculative decoding over pipeline stages: which hold the draft hasn't been read", hint=f"--set tensor_parallel_size={job.deployment.gpus}")
     if method in ("standalone", "ngram") and settings["enable_dp_attention"]:
         raise Unsupported(f"Currently {method} speculative decoding does not support dp attention.", hint="leaving enable_dp_attention out")
-    if model.recurrent or model.by_layer or model.vision_parameters or model.indexer or (model.sliding_window and method != "ngram"):
-        raise NotModelled(f"speculative decoding with recurrent, windowed or sparse layers or a vision tower ({model.id}): states and pools of drafts have no formula", hint="leaving it out")
+    if (model.recurrent and method not in ("mtp", "ngram")) or model.by_layer or model.indexer or (model.sliding_window and method != "ngram"):
+        raise NotModelled(f"speculative_algorithm={settings['speculative_algorithm']} with recurrent, windowed or sparse layers ({model.id}): pools of such a draft have no formula", hint="leaving it out, or ngram")
     if settings["enable_lora"] and method != "ngram":
         raise NotModelled("enable_lora with speculative decoding", hint="leaving one of them out")
     if method == "mtp":

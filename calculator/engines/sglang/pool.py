@@ -76,10 +76,9 @@ def cell_bytes(job: Job, share: Share) -> int:
 def pool_cell(job: Job, share: Share) -> int:
     """What the pool is divided by: since 0.5.14 the draft's layers count as so many more of the target's, whatever theirs take [bytes].
 
-    cell + floor(cell n / L)        n layers of the draft, L of the target          derived
+    cell + n 2 K d e        n layers of the draft, rows of the target's full layers          derived
     """
-    cell, layers = cell_bytes(job, share), draft_layers(job) if pooled(job) else 0
-    return cell + cell * layers // max(layers_of(job, share)[0], 1)
+    return cell_bytes(job, share) + (row_bytes(job) * draft_layers(job) if pooled(job) else 0)
 
 
 def window_tokens(job: Job) -> int | None:

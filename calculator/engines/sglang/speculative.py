@@ -18,7 +18,7 @@ from calculator.engines.ranks import VOCAB_MULTIPLE, kv_element_bytes, rank_of, 
 from calculator.engines.releases import Release
 from calculator.engines.settings import Setting, Text
 from calculator.engines.sglang.deployment import HISTORY
-from calculator.engines.sglang.families import FAMILIES, check_family
+from calculator.engines.sglang.families import FAMILIES, check_family, windowed
 from calculator.engines.sglang.ranks import attention_groups, rank_spec
 from calculator.errors import BadValue, NotModelled, Unsupported
 from calculator.parallelism import tensor_rank
@@ -48,6 +48,7 @@ MTP_FAMILIES: dict[str, Release] = {**PATHED, "qwen3_next": (0, 5, 6), "qwen3_5_
 MTP_SCHEMES = ("fp8-block",)  # beside plain ones, and nvfp4, whose MTP layers stay in 16 bits: srt/models/deepseek_nextn.py v0.4.9 L48-52
 SPARE_UNTIL: Release = (0, 5, 7)  # before, drafts have slots beyond the profiled ones
 COUNTED_SINCE: Release = (0, 5, 14)  # weights and cache of the draft are within the static fraction
+WINDOWS_COUNTED_SINCE: Release = (0, 5, 15)  # v0.5.15 srt/model_executor/pool_configurator.py L321-341; 0.5.14 has none
 REQUESTS = 48  # max_running_requests where nobody sets it
 NGRAM_TOKENS = 12
 _DTYPES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
@@ -104,7 +105,9 @@ def counted(job: Job) -> bool:
 
 
 def pooled(job: Job) -> bool:
-    """Whether the pool's bytes of a token have the draft's: not those of MTP layers without a path of their own, whose pool lies beside. Source: SLOTS_SOURCE; v0.5.14 srt/model_executor/model_runner.py L431-452."""
+    """Whether the pool's bytes of a token have the draft's: not those of MTP layers without a path of their own, nor at first beside windowed layers: their pool lies beside. Source: SLOTS_SOURCE; v0.5.14 srt/model_executor/model_runner.py L431-452."""
+    if windowed(job.model, release_of(job)) and release_of(job) < WINDOWS_COUNTED_SINCE:
+        return False
     return counted(job) and not (method_of(job) == "mtp" and job.model.model_type not in PATHED)
 
 
@@ -205,8 +208,10 @@ def check(job: Job) -> None:
         raise NotModelled("speculative decoding over pipeline stages: which hold the draft hasn't been read", hint=f"--set tensor_parallel_size={job.deployment.gpus}")
     if method in ("standalone", "ngram") and settings["enable_dp_attention"]:
         raise Unsupported(f"Currently {method} speculative decoding does not support dp attention.", hint="leaving enable_dp_attention out")
-    if (model.recurrent and method not in ("mtp", "ngram")) or model.by_layer or model.indexer or (model.sliding_window and method != "ngram"):
-        raise NotModelled(f"speculative_algorithm={settings['speculative_algorithm']} with recurrent, windowed or sparse layers ({model.id}): pools of such a draft have no formula", hint="leaving it out, or ngram")
+    if (model.recurrent and method not in ("mtp", "ngram")) or model.by_layer or model.indexer:
+        raise NotModelled(f"speculative_algorithm={settings['speculative_algorithm']} with recurrent or sparse layers, or of two widths ({model.id}): pools of such a draft have no formula", hint="leaving it out, or ngram")
+    if windowed(model, release) and settings["disable_radix_cache"] and release >= COUNTED_SINCE:
+        raise NotModelled(f"drafts with disable_radix_cache and windowed layers ({model.id}): the windows' pool grows with the tokens verified at once", hint="leaving disable_radix_cache out")
     if settings["enable_lora"] and method != "ngram":
         raise NotModelled("enable_lora with speculative decoding", hint="leaving one of them out")
     if method == "mtp":

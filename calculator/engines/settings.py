@@ -116,7 +116,7 @@ NOT_MODELLED: Mapping[str, Mapping[str, str]] = {
     },
     "llama.cpp": dict.fromkeys(("mmproj", "mmproj_offload"), "a projector's weights and the buffer that images are encoded in"),
     "sglang": {
-        **dict.fromkeys(("speculative_algorithm", "speculative_draft_model_path", "speculative_num_steps"), "speculative decoding: the draft's weights, cache and pass"),
+        **dict.fromkeys(("speculative_draft_model_quantization", "speculative_token_map", "enable_multi_layer_eagle", "enable_linear_replayssm_spec"), "drafts and their states other than MTP layers, heads and 16-bit models as they are"),
         "data_parallel_size": "copies of the model (dp_size with enable_dp_attention divides attention alone)",
         "enable_dp_lm_head": "a head that each attention group holds",
         **dict.fromkeys(("enable_ep_moe", "enable_deepep_moe", "moe_a2a_backend"), "buffers of experts split by number (ep_size has the weights)"),

@@ -64,7 +64,7 @@ def test_a_prompt_beyond_the_pool_does_not_fit_and_says_how_long_one_may_be():
         ({"context": 131073}, "is greater than the derived context_length"),
         ({"gpu": "MI300X"}, "sglang on AMD"),
         ({"gpu": "V100 SXM2 32GB"}, "SGLang only supports sm75 and above."),
-        ({"settings": {"speculative_algorithm": "EAGLE"}}, "sglang with speculative_algorithm"),
+        ({"settings": {"speculative_algorithm": "EAGLE"}}, "speculative_algorithm=eagle without a draft for llama-3.1-8b"),
         ({"settings": {"mem_fraction_static": 1.5}}, "above 0, up to 1"),
         ({"settings": {"gpu_memory_utilization": 0.9}}, "sglang has no setting"),
         ({"engine_version": "0.3.6"}, "is not a modelled version"),

@@ -108,6 +108,36 @@ def test_buffers_made_before_the_weights_are_not_taken_off_the_pool():
     assert found.pool.nbytes == found.pool.usable.value - inside
 
 
+HEAD = {"model_type": "llama", "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 1, "num_attention_heads": 32, "num_key_value_heads": 8,
+        "vocab_size": 128256, "draft_vocab_size": 32000, "tie_word_embeddings": False, "torch_dtype": "float16", "max_position_embeddings": 2048, "rms_norm_eps": 1e-5}  # fmt: skip
+
+
+@pytest.mark.parametrize("tp", [1, 2])
+@pytest.mark.parametrize("method", ["eagle", "eagle3"])
+@pytest.mark.parametrize("version", ["0.14.0", "0.19.0", "0.25.0"])
+def test_a_head_is_its_layer_and_what_feeds_it_and_a_layer_more_of_the_cache(method, tp, version, tmp_path):
+    """Tensors of yuhuili/EAGLE-LLaMA3-Instruct-8B and EAGLE3-LLaMA3.1-Instruct-8B; embedding, and EAGLE's head, are the target's."""
+    (tmp_path / "config.json").write_text(json.dumps(HEAD))
+    settings = {"speculative_method": method, "speculative_model": str(tmp_path / "config.json"), "num_speculative_tokens": 3, "tensor_parallel_size": tp}
+    found, plain = (run("llama-3.1-8b", s, gpus=tp, engine_version=version) for s in (settings, {"tensor_parallel_size": tp}))
+    h, kv, f, wide = 4096, 1024, 14336, 2 if method == "eagle3" else 1
+    layer = (wide * h * (h + 2 * kv) + h * h + 3 * h * f) // tp
+    assert size(found, "linear layers, draft") == 2 * (layer + (3 if method == "eagle3" else 2) * h * h)  # fc is whole on each rank
+    assert size(found, "output head, draft") == (2 * 32000 * h // tp if method == "eagle3" else 0)
+    assert size(found, "tokens of the target, draft") == (8 * 32000 if method == "eagle3" else 0)
+    assert size(found, "KV blocks, draft") == 8192 * 2 * 2 * 1024 // tp
+    assert found.kv_bytes_per_token * 32 == plain.kv_bytes_per_token * 33
+    assert found.pool.tokens < plain.pool.tokens
+    for line in found.ledger.lines:
+        assert abs(value_of(str(line.formula)) - line.nbytes) <= 1, line.name
+        assert line.low_bytes <= line.nbytes <= line.high_bytes
+        assert line.nbytes or line.note, line.name
+    words = shlex.split(found.start_command)
+    config = json.loads(words[words.index("--speculative-config") + 1])
+    assert config["method"] == method
+    assert config["model"] == str(tmp_path)
+
+
 def test_the_command_has_the_draft():
     words = shlex.split(run("llama-3.1-8b", DRAFT).start_command)
     config = json.loads(words[words.index("--speculative-config") + 1])
@@ -120,7 +150,10 @@ def test_the_command_has_the_draft():
     ({"speculative_method": "ngram"}, {}, Unsupported, "num_speculative_tokens must be provided"),
     ({"speculative_method": "ngram", **DRAFT}, {}, BadValue, "no model of its own"),
     ({"speculative_method": "draft_model", "num_speculative_tokens": 3}, {}, Unsupported, "without speculative model"),
-    ({"speculative_method": "eagle3", "num_speculative_tokens": 3}, {}, NotModelled, "allowed: ngram, mtp, draft_model"),
+    ({"speculative_method": "medusa", "num_speculative_tokens": 3}, {}, NotModelled, "allowed: ngram, mtp, eagle, eagle3, draft_model"),
+    ({"speculative_method": "mlp_speculator", "num_speculative_tokens": 3}, {}, Unsupported, "no proposer"),
+    ({"speculative_method": "eagle3", "num_speculative_tokens": 3}, {}, Unsupported, "without speculative model"),
+    ({"speculative_method": "eagle3", "num_speculative_tokens": 3, "speculative_model": "llama-3.2-1b"}, {}, BadValue, "a model, no head"),
     ({**DRAFT, "draft_tensor_parallel_size": 1, "tensor_parallel_size": 2}, {"gpus": 2}, Unsupported, "must be the same. Got 1 and 2"),
     ({**DRAFT, "tensor_parallel_size": 1}, {"gpus": 2}, NotModelled, "pipeline stages"),
     (DRAFT, {"engine_version": "0.14.0"}, NotModelled, "0.16.0 or later"),

@@ -13,6 +13,7 @@ from calculator.engines.ranks import (
 from calculator.engines.records import record, record_line
 from calculator.engines.server import Server
 from calculator.engines.settings import COUNT, Real, Setting
+from calculator.engines.sglang import draft, speculative
 from calculator.engines.sglang.adapters import check_lora
 from calculator.engines.sglang.attention import (
     BACKENDS,
@@ -38,15 +39,17 @@ from calculator.engines.sglang.pool import (
     cell_bytes,
     image_bytes,
     layers_of,
+    pool_cell,
     pool_of,
     row_bytes,
     running_requests,
     table_bytes,
+    table_margin,
     window_bytes,
     window_tokens,
 )
 from calculator.engines.sglang.ranks import attention_groups, check_ranks, held, rank_spec
-from calculator.engines.sglang.states import PADDING, slot_bytes, slots_a_request, state_line
+from calculator.engines.sglang.states import PADDING, draft_state_line, drafted, slot_bytes, slots_a_request, state_line
 from calculator.engines.sglang.steps import COPIES, STEPS_SOURCE, prefill
 from calculator.engines.weights import weight_lines
 from calculator.errors import BadValue, NotModelled, Unsupported
@@ -68,7 +71,7 @@ class Sglang(Server):
     history = HISTORY
     oldest_card = (7, 5)
     too_old = "SGLang only supports sm75 and above."
-    beside = ("CUDA context", "peak activation", "request table", "attention workspace", "kernel buffers", "CUDA graphs", "prefill graphs")
+    beside = ("CUDA context", "peak activation", "request table", "attention workspace", "kernel buffers", "CUDA graphs", "prefill graphs", draft.GRAPHS, *draft.OUTSIDE)
     image_source = "sglang srt/managers/mm_utils.py: images are encoded in the pass, outside the static fraction"
     settings: ClassVar[dict[str, Setting]] = {
         "mem_fraction_static": Setting(None, Real(0, 1), "share of the free memory for weights and cache; default by card, ranks and version"),
@@ -92,6 +95,7 @@ class Sglang(Server):
         "lora_target_modules": Setting("all", ("all", "attention"), "layers with adapters: all linear ones, or q, k, v and o"),
         "cuda_graph_max_bs": Setting(None, COUNT, "largest batch that CUDA graphs are captured for; default by card, ranks and version"),
         "disable_cuda_graph": Setting(False, bool, "no CUDA graphs"),
+        **speculative.SETTINGS,
         "total_memory_bytes": Setting(None, COUNT, "memory of a GPU as a program sees it, in place of a named GPU [bytes]"),
         "allow_overwrite_longer_context_len": Setting(False, bool, "SGLANG_ALLOW_OVERWRITE_LONGER_CONTEXT_LEN"),
     }  # fmt: skip
@@ -123,8 +127,13 @@ class Sglang(Server):
         check_backend(job)
         check_ranks(job)
         check_lora(job)
+        speculative.check(job)
 
     def weight_lines(self, job: Job) -> list[Line]:
+        """Those of the model, and of a draft."""
+        return self._own_weights(job) + draft.lines_of(job)
+
+    def _own_weights(self, job: Job) -> list[Line]:
         """Stored tensors, the rotary table in float32, and what loading takes beyond them."""
         model, slack = job.model, load_slack(job)
         positions, width = rotary_elements(model)
@@ -157,10 +166,12 @@ class Sglang(Server):
             ratio = float(job.deployment.settings["swa_full_tokens_ratio"])
             if (states := state_line(job, share, count)) is not None:
                 lines.append(states)
+            if (states := draft_state_line(job, share, count)) is not None:
+                lines.append(states)
             symbols = {"B": count, "S": slots, "R": row_bytes(job), "L": full, "W": near, "r": f"{ratio:g}", "C": cell_bytes(job, share)}
             template = "{B} × {S} (tokens) × {C} (bytes of {L} layers and {r} of {W} with a window)" if near else "{B} × {S} (tokens) × {R} (bytes a layer) × {L} (layers)"
             lines.append(Line("kv_cache", "KV slots", count * slots * symbols["C"], Formula(template, symbols), MLA_SOURCE if mla else POOL_SOURCE, device=share.device, note=note))  # type: ignore[operator, arg-type]
-        return lines
+        return lines + draft.cache_lines(job)
 
     def activation_lines(self, job: Job, phase: str) -> list[Line]:  # noqa: ARG002
         """One prefill pass of the largest chunk; the engine doesn't measure it."""
@@ -169,7 +180,7 @@ class Sglang(Server):
             Line("activations", "peak activation", peak.nbytes, peak.formula, STEPS_SOURCE, basis="modelled", low=low.nbytes, high=high.nbytes,
                  device=share.device, note=f"prefill of {prefill_tokens(job):,} tokens; outside the static fraction")
             for share in shares_of(job)
-        ]  # fmt: skip
+        ] + draft.state_lines(job)  # fmt: skip
 
     def overhead_lines(self, job: Job, phase: str) -> list[Line]:  # noqa: ARG002
         """What is held before the weights, and what comes after the pool."""
@@ -178,12 +189,12 @@ class Sglang(Server):
         for i in range(job.deployment.gpus):
             lines.append(record_line(context_held(job), "CUDA context", i))
             lines.append(Line("overhead", "request table", table_bytes(job, pool),
-                              Formula("4 × {R} (requests) × ({C} (context_length) + 4)", {"R": requests, "C": length}), TABLE_SOURCE, device=i))
+                              Formula("4 × {R} (requests) × ({C} (context_length) + {m})", {"R": requests, "C": length, "m": table_margin(job)}), TABLE_SOURCE, device=i))
             lines += [self._workspace(job, i), record_line(record("sglang", "attention_beside"), "kernel buffers", i)]
             if images:
                 lines.append(Line("overhead", "image caches", images, Formula("{n} × {M} (bytes)", {"n": images // MIB, "M": MIB}), IMAGES_SOURCE, low=0, device=i,
                                   note="kept free of the pool for embeddings and features of images"))  # fmt: skip
-            lines += graph_lines(job, i)
+            lines += graph_lines(job, i) + draft.graph_lines(job, i)
         return lines  # fmt: skip
 
     def _workspace(self, job: Job, device: int) -> Line:
@@ -198,8 +209,8 @@ class Sglang(Server):
         return prefill(rank_spec(job), prefill_tokens(job), element_bytes(job), COPIES[1])
 
     def kv_bytes_per_token(self, job: Job) -> int:
-        """Over all layers and ranks."""
-        return sum(cell_bytes(job, share) for share in shares_of(job))
+        """Over all layers and ranks, the draft's too."""
+        return sum(cell_bytes(job, share) + speculative.draft_cell(job) for share in shares_of(job))
 
     def dynamic_key(self, job: Job) -> tuple[Any, ...]:
         """What the cache depends on."""
@@ -210,7 +221,7 @@ class Sglang(Server):
         """The cache: chunk, table and graphs don't follow the requests."""
         cell, page, groups = self.kv_bytes_per_token(job), page_of(job), attention_groups(job)
         slot = sum(slot_bytes(job, share) for share in shares_of(job))
-        each, windows = slots_a_request(job), sum(window_bytes(job, share) for share in shares_of(job))
+        each, windows = slots_a_request(job) + drafted(job), sum(window_bytes(job, share) for share in shares_of(job))
 
         def taken(context: int, sequences: int) -> tuple[int, int]:
             count = ceil_div(sequences, groups)
@@ -221,11 +232,14 @@ class Sglang(Server):
 
     def resolved_settings(self, job: Job) -> dict[str, str | int | bool | float]:
         """With the server's choices filled in."""
-        given = job.deployment.settings.get("max_running_requests")
+        given = speculative.requests_set(job)
         derived: dict[str, str | int | bool | float] = {
             "mem_fraction_static": static_fraction(job), "chunked_prefill_size": whole_chunk(job) or -1, "context_length": context_length(job), "page_size": page_of(job),
             "max_running_requests": int(given) if given is not None else running_requests(job, self.pool(job)) * attention_groups(job),
         }  # fmt: skip
+        if method := speculative.method_of(job):
+            plan = speculative.plan_of(job)
+            derived |= {"speculative_num_draft_tokens": plan.tokens} | ({} if method == "ngram" else {"speculative_num_steps": plan.steps, "speculative_eagle_topk": plan.topk})
         if backend := backend_of(job):
             derived["attention_backend"] = backend
         return dict(job.deployment.settings) | derived
@@ -233,12 +247,13 @@ class Sglang(Server):
     def for_one(self, job: Job) -> int:
         """Cache of one sequence on the fullest GPU."""
         slots = align_up(job.workload.context, page_of(job))
-        return max(slots * cell_bytes(job, share) + window_bytes(job, share) for share in shares_of(job))
+        return max(slots * pool_cell(job, share) + window_bytes(job, share) for share in shares_of(job))
 
     def pool(self, job: Job) -> Pool | None:
         """What the static fraction leaves beside the weights on the tightest GPU."""
         context = context_held(job)
-        return pool_of(job, lambda j: Ledger.of(self.weight_lines(j)), (context.low, context.value, context.high))
+        return pool_of(job, lambda j: Ledger.of(self.weight_lines(j) if speculative.counted(j) else self._own_weights(j)), (context.low, context.value, context.high),
+                       lambda j: draft.outside_bytes(j, 0))  # fmt: skip
 
     def images_missing(self, model: ModelSpec) -> str:
         """What a tower whose dimensions aren't known reserves."""

@@ -10,6 +10,7 @@ from calculator.engines.ranks import ranks_of, shares_of
 from calculator.engines.sglang.defaults import lowered_if_set
 from calculator.engines.sglang.deployment import HISTORY
 from calculator.engines.sglang.pool import layers_of
+from calculator.engines.sglang.speculative import draft_name, method_of, plan_of
 from calculator.quantization import compute_dtype
 
 DECODE_FLAG_SINCE = (0, 5, 14)  # --cuda-graph-max-bs-decode: v0.5.14 srt/server_args.py L6359-6364; v0.5.12 L6428 has the old name alone
@@ -34,6 +35,7 @@ def start_command(job: Job, chosen: Mapping[str, str | int | bool | float]) -> s
         words += [f"--{name.replace('_', '-')}", f"{value:g}" if isinstance(value, float) else str(value)]
     if (limit := settings.get("max_total_tokens")) is not None:
         words += ["--max-total-tokens", str(limit)]
+    words += _drafting(job)
     words += ["--attention-backend", str(settings["attention_backend"])] if settings.get("attention_backend") else []
     if job.deployment.kv_dtype == "fp8":
         words += ["--kv-cache-dtype", "fp8_e4m3"]
@@ -56,3 +58,16 @@ def start_command(job: Job, chosen: Mapping[str, str | int | bool | float]) -> s
         decode = HISTORY.covered(job.deployment.engine_version) >= DECODE_FLAG_SINCE
         words += ["--cuda-graph-max-bs-decode" if decode else "--cuda-graph-max-bs", str(most)]
     return shlex.join(words)
+
+
+def _drafting(job: Job) -> list[str]:
+    """Flags of speculative decoding, with the server's choices filled in."""
+    method = method_of(job)
+    if not method:
+        return []
+    plan, name = plan_of(job), draft_name(job)
+    words = ["--speculative-algorithm", str(job.deployment.settings["speculative_algorithm"]).upper()]
+    words += ["--speculative-draft-model-path", name] if name else []
+    if method != "ngram":
+        words += ["--speculative-num-steps", str(plan.steps), "--speculative-eagle-topk", str(plan.topk)]
+    return [*words, "--speculative-num-draft-tokens", str(plan.tokens)]

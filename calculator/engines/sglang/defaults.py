@@ -9,6 +9,7 @@ from calculator.engines.ranks import ranks_of
 from calculator.engines.releases import Release
 from calculator.engines.sglang.deployment import HISTORY, card_mib, version_of
 from calculator.engines.sglang.ranks import attention_groups
+from calculator.engines.sglang.speculative import method_of
 from calculator.spec import ModelSpec
 
 PREFILL_TOKENS = 16384  # max_prefill_tokens, where prefill isn't chunked
@@ -93,6 +94,8 @@ def prefill_in_graphs(job: Job) -> bool:
         return False
     stages = job.deployment.gpus > ranks_of(job)
     if kind == "piecewise":
+        if method_of(job) and release < (0, 5, 12):  # v0.5.10 srt/server_args.py L1088-1090
+            return False
         return not (stages or settings["enable_dp_attention"] or settings["enable_lora"] or model.model_type == "qwen3_next")
     if release < (0, 5, 18) and model.mla:
         return False
@@ -157,12 +160,24 @@ def _by_card(job: Job) -> float:
         return _by_ranks(memory, gpus)
     if version.fraction == "reserve":
         reserved = (2.8 + gpus / 10 if memory < 35 * 1024 else 9.5 + gpus / 2 if memory < 90 * 1024 else
-                    12 + gpus / 2 if memory < 160 * 1024 else 32) * 1024 + (4096 if attention_groups(job) > 1 else 0)  # fmt: skip
+                    12 + gpus / 2 if memory < 160 * 1024 else 32) * 1024 + (4096 if attention_groups(job) > 1 else 0) + _for_draft(job)  # fmt: skip
     else:
         reserved = 512 + max(whole_chunk(job) or PREFILL_TOKENS, 2048) * 1.5 + gpus / 8 * 1024 + _for_graphs(job)
         if memory > 60 * 1024:
             reserved = max(reserved, 10 * 1024)
+        reserved += _for_draft(job)
     return max(round((memory - reserved) / memory, 3), 0.001)
+
+
+def _for_draft(job: Job) -> int:
+    """MiB that the default fraction leaves to a draft, until 0.5.13; a table by ranks leaves none.
+
+    Source: sglang v0.4.9 srt/server_args.py L313, v0.5.2 L484-492, v0.5.6 and v0.5.9 L847-1058, v0.5.10 L1316-1322, v0.5.13 L1627-1633; v0.5.14 has none.
+    """
+    method, release = method_of(job), HISTORY.covered(job.deployment.engine_version)
+    if not method or method == "ngram" or release >= (0, 5, 14):
+        return 0
+    return (6 if method == "standalone" else 4 if release >= (0, 5, 10) else 2) * 1024
 
 
 def _for_graphs(job: Job) -> float:

@@ -11,7 +11,17 @@ from calculator.engines.sglang.defaults import chunk_of, sees_images, static_fra
 from calculator.engines.sglang.deployment import HISTORY, card_mib, context_length, version_of
 from calculator.engines.sglang.families import full_layer, windowed
 from calculator.engines.sglang.ranks import attention_groups, rank_spec
-from calculator.engines.sglang.states import paid_padding, slot_bytes, slots_a_request, slots_of
+from calculator.engines.sglang.speculative import (
+    draft_cell,
+    draft_layers,
+    method_of,
+    passing_bytes,
+    plan_of,
+    pooled,
+    requests_set,
+    spare_tokens,
+)
+from calculator.engines.sglang.states import draft_states, slot_bytes, slots_a_request, slots_of, states_taken
 from calculator.ledger import Ledger
 from calculator.memory import usable_memory
 from calculator.parallelism import Share
@@ -63,6 +73,14 @@ def cell_bytes(job: Job, share: Share) -> int:
     return row_bytes(job) * full + round(row_bytes(job, near=True) * near * float(job.deployment.settings["swa_full_tokens_ratio"]))
 
 
+def pool_cell(job: Job, share: Share) -> int:
+    """What the pool is divided by: since 0.5.14 the draft's layers count as so many more of the target's, whatever theirs take [bytes].
+
+    cell + n 2 K d e        n layers of the draft, rows of the target's full layers          derived
+    """
+    return cell_bytes(job, share) + (row_bytes(job) * draft_layers(job) if pooled(job) else 0)
+
+
 def window_tokens(job: Job) -> int | None:
     """Tokens of a windowed pool that is sized by its requests: without a radix tree, max_running_requests set, since 0.5.14; else None.
 
@@ -93,7 +111,7 @@ def running_requests(job: Job, pool: Pool | None) -> int:
 
     Source: REQUESTS_SOURCE.
     """
-    given, release = job.deployment.settings.get("max_running_requests"), HISTORY.covered(job.deployment.engine_version)
+    given, release = requests_set(job), HISTORY.covered(job.deployment.engine_version)
     tokens = pool.tokens if pool else 0
     most = min(max(int(tokens / context_length(job) * 512), 2048), 4096)
     if release >= (0, 5, 10):
@@ -108,8 +126,14 @@ def running_requests(job: Job, pool: Pool | None) -> int:
 
 
 def table_bytes(job: Job, pool: Pool | None) -> int:
-    """Where each request's tokens lie: 4 (R + spare) (C + 4) bytes, allocated after the pool.        Source: TABLE_SOURCE."""
-    return 4 * (running_requests(job, pool) + version_of(job).spare_slot) * (context_length(job) + 4)
+    """Where each request's tokens lie: 4 (R + spare) (C + 4 + tokens verified at once) bytes, allocated after the pool.        Source: TABLE_SOURCE."""
+    return 4 * (running_requests(job, pool) + version_of(job).spare_slot) * (context_length(job) + table_margin(job))
+
+
+def table_margin(job: Job) -> int:
+    """Slots of a request beyond context_length; those of drafts since 0.5.6. Source: v0.5.6 srt/model_executor/model_runner.py L1757-1759."""
+    drafts = method_of(job) and HISTORY.covered(job.deployment.engine_version) >= (0, 5, 6)
+    return 4 + (plan_of(job).tokens if drafts else 0)
 
 
 def image_bytes(job: Job) -> int:
@@ -140,12 +164,12 @@ def static_share(job: Job, total: Quantity, before: tuple[int, int, int]) -> Qua
     return Quantity(value=value, low=least, high=most, source=f"{fraction:g} x ({total.source}, less the CUDA context)", verified=total.verified)
 
 
-def pool_of(job: Job, static: Callable[[Job], Ledger], before: tuple[int, int, int]) -> Pool | None:
+def pool_of(job: Job, static: Callable[[Job], Ledger], before: tuple[int, int, int], outside: Callable[[Job], tuple[int, int]]) -> Pool | None:
     """What the static share leaves beside the weights on the tightest GPU, in whole pages; or max_total_tokens.
 
     pool = mem_fraction_static x (free before loading) - (taken by loading) - recurrent states;  tokens = floor(pool / cell) in pages
 
-    Source: POOL_SOURCE. The buffers hold one page more, for padded tokens.
+    `outside`: low and high end of what a draft's weights take beside it. Source: POOL_SOURCE. The buffers hold one page more, for padded tokens.
     """
     settings = job.deployment.settings
     page, limit = page_of(job), settings.get("max_total_tokens")
@@ -154,7 +178,7 @@ def pool_of(job: Job, static: Callable[[Job], Ledger], before: tuple[int, int, i
     shares, ledger, held = shares_of(job), static(job), None
     if job.gpu is None:
         usable = Quantity(value=0, source="setting max_total_tokens")
-        smallest = min((int(limit or 0) * cell_bytes(job, share) + window_bytes(job, share), int(limit or 0), share) for share in shares)
+        smallest = min((int(limit or 0) * pool_cell(job, share) + window_bytes(job, share), int(limit or 0), share) for share in shares)
         bounds = (smallest[0],) * 3
         tokens = smallest[1]
     else:
@@ -162,17 +186,20 @@ def pool_of(job: Job, static: Callable[[Job], Ledger], before: tuple[int, int, i
         left = []
         for share in shares:
             part = ledger.on(share.device)
-            images, padding = image_bytes(job), paid_padding(job)
+            images = image_bytes(job) + passing_bytes(job)
             whole = (usable.value - part.total_bytes, usable.low_value - part.high_bytes, (usable.high or usable.value) - part.low_bytes)
             bounds = (whole[0] - images, whole[1] - images, whole[2] - images)
             slots = slots_of(job, share, bounds[0])
-            point, low, high = (rest - (slots_of(job, share, rest) + padding) * slot_bytes(job, share) for rest in bounds)
-            left.append((max(point - window_bytes(job, share), 0) // cell_bytes(job, share), (point, low, high), slots))
+            point, low, high = (rest - states_taken(job, share, rest) for rest in bounds)
+            left.append((max(point - window_bytes(job, share), 0) // pool_cell(job, share), (point, low, high), slots))
         tokens, bounds, _ = min(left)
         held = min(slots for *_, slots in left)
+        if tokens > 0 and (spare := spare_tokens(job)):
+            tokens, extra = tokens + spare, spare * max(cell_bytes(job, share) for share in shares)
+            bounds = (bounds[0] + extra, bounds[1] + extra, bounds[2] + extra)
         if limit is not None and int(limit) < tokens:
             tokens = int(limit)
-            bounds = (max(tokens * cell_bytes(job, share) + window_bytes(job, share) for share in shares),) * 3
+            bounds = (max(tokens * pool_cell(job, share) + window_bytes(job, share) for share in shares),) * 3
     tokens = tokens // page * page
     point, low, high = bounds
     length, work = context_length(job), job.workload
@@ -193,13 +220,17 @@ def pool_of(job: Job, static: Callable[[Job], Ledger], before: tuple[int, int, i
     if groups > 1:
         said = (*said, f"tokens are those of one attention group, as each prints them; {groups} groups hold {groups * tokens:,}")
     room, most = _room(job, ledger, found, before) if job.gpu else (0, 0)
-    table = table_bytes(job, found)
-    crowded = job.gpu is not None and tokens > 0 and table > most
-    if crowded:
+    table, drafts = table_bytes(job, found), 0 if pooled(job) else tokens * draft_cell(job)
+    drafting = outside(job)[0] + drafts
+    crowded = job.gpu is not None and tokens > 0 and table + drafting > most
+    if crowded and table <= most:
+        said = (*said, f"sglang refuses: CUDA out of memory. The draft's weights and its pool of {tokens:,} tokens take {drafting / GIB:.2f} GiB beside the static fraction; "
+                       f"try --set mem_fraction_static={max(static_fraction(job) - 0.05, 0.1):.2f}, or max_total_tokens")  # fmt: skip
+    elif crowded:
         said = (*said, f"sglang refuses: CUDA out of memory. Tried to allocate {table / GIB:.2f} GiB: the table of {running_requests(job, found):,} requests of {length:,} tokens; "
                        "try --set context_length, or max_running_requests")  # fmt: skip
     reserved = usable.value * job.deployment.gpus or ledger.total_bytes + point * job.deployment.gpus
-    return found._replace(reserved_bytes=reserved, room=room, queues=queues, warnings=said, crowded=crowded)
+    return found._replace(reserved_bytes=reserved, room=max(room - drafts, 0), queues=queues, warnings=said, crowded=crowded)
 
 
 def _room(job: Job, static: Ledger, pool: Pool, before: tuple[int, int, int]) -> tuple[int, int]:
@@ -209,7 +240,7 @@ def _room(job: Job, static: Ledger, pool: Pool, before: tuple[int, int, int]) ->
     rooms = []
     for share in shares_of(job):
         part = static.on(share.device)
-        taken = pool.tokens * cell_bytes(job, share) + window_bytes(job, share) + ((pool.states or 0) + 1) * slot_bytes(job, share) + image_bytes(job)
-        limited = job.deployment.settings.get("max_total_tokens") is not None
-        rooms.append((max(int(least * fraction), least - part.high_bytes - taken if limited else 0), max(int(most * fraction), most - part.low_bytes - taken if limited else 0)))
+        taken = pool.tokens * (draft_cell(job) * pooled(job) + cell_bytes(job, share)) + window_bytes(job, share) + ((pool.states or 0) + 1 + draft_states(job, pool.states or 0)) * slot_bytes(job, share) + image_bytes(job)
+        limited, spare = job.deployment.settings.get("max_total_tokens") is not None, spare_tokens(job) * cell_bytes(job, share)
+        rooms.append((max(int(least * fraction) - spare, least - part.high_bytes - taken if limited else 0), max(int(most * fraction) - spare, most - part.low_bytes - taken if limited else 0)))
     return min(low for low, _ in rooms), max(high for _, high in rooms)

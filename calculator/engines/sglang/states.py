@@ -5,6 +5,7 @@ from __future__ import annotations
 from calculator.engines.base import Job
 from calculator.engines.sglang.deployment import HISTORY
 from calculator.engines.sglang.ranks import attention_groups, rank_spec
+from calculator.engines.sglang.speculative import method_of, plan_of, requests_set
 from calculator.ledger import Formula, Line
 from calculator.parallelism import Share
 
@@ -16,6 +17,12 @@ SLOTS = 3  # of a request where finished prompts stay in the radix tree: MAMBA_C
 TRACKED = 2  # more since 0.5.14, where the strategy "auto" became extra_buffer: v0.5.14 srt/server_args.py L4338-4393
 TRACKED_SINCE = (0, 5, 14)
 PADDED_SINCE = (0, 5, 17)  # since when the budget of the states pays for the padded slot
+DRAFT_SOURCE = (
+    "sglang v0.5.6 srt/model_executor/model_runner.py handle_max_mamba_cache; v0.5.10 srt/model_executor/model_runner_kv_cache_mixin.py L179-200, v0.5.14 L122-205; "
+    "v0.5.17 srt/mem_cache/kv_cache_configurator.py L1816-1950, v0.5.23 L3229-3409"
+)
+RESERVED_SINCE = (0, 5, 7)  # states of drafts are taken before the split; before, each slot has them
+JOINT_SINCE = (0, 5, 14)  # and out of the states' part of it
 PADDING = 1  # a slot more for padded requests, as the logged sizes have it
 
 
@@ -43,11 +50,42 @@ def slots_of(job: Job, share: Share, rest: int) -> int:
     groups = attention_groups(job)
     if (given := settings.get("max_mamba_cache_size")) is not None:
         return int(given) // groups
-    if settings["disable_radix_cache"] and settings.get("max_running_requests") is not None:
-        return int(settings["max_running_requests"]) // groups
-    ratio = float(settings["mamba_full_memory_ratio"])
-    budget = int(max(rest, 0) * ratio / (1 + ratio))
-    return max(budget - paid_padding(job) * size, 0) // size
+    if settings["disable_radix_cache"] and (requests := requests_set(job)) is not None:
+        return requests // groups
+    ratio, drafts, release = float(settings["mamba_full_memory_ratio"]), drafted(job), HISTORY.covered(job.deployment.engine_version)
+    if RESERVED_SINCE <= release < JOINT_SINCE:
+        rest -= draft_states(job) * size
+    budget = max(int(max(rest, 0) * ratio / (1 + ratio)) - paid_padding(job) * (1 + drafts) * size, 0)
+    if release < RESERVED_SINCE:
+        return budget // size // (1 + drafts)
+    return int(budget // (size * (1 + drafts / slots_a_request(job)))) if drafts and release >= JOINT_SINCE else budget // size
+
+
+def drafted(job: Job) -> int:
+    """States that a running request has for its drafts, one for each token verified at once; 0 without drafts."""
+    return plan_of(job).tokens if method_of(job) else 0
+
+
+def draft_states(job: Job, slots: int = 0) -> int:
+    """States of drafts that the server reserves beside `slots`: D for each slot until 0.5.6; D for each of max_running_requests; since 0.5.14 for as many as `slots` allow, and since 0.5.17 the padded one.
+
+    Source: DRAFT_SOURCE.                                                                                              derived
+    """
+    drafts, release = drafted(job), HISTORY.covered(job.deployment.engine_version)
+    if not drafts:
+        return 0
+    if release < RESERVED_SINCE:
+        return slots * drafts
+    requests = max((requests_set(job) or 0) // attention_groups(job), 1)
+    if release >= JOINT_SINCE:
+        requests = min(requests, slots // slots_a_request(job))
+    return (requests + paid_padding(job)) * drafts
+
+
+def states_taken(job: Job, share: Share, rest: int) -> int:
+    """Bytes that states take of `rest` on one GPU: slots, the padded one where it is paid, and those of drafts."""
+    slots = slots_of(job, share, rest)
+    return (slots + paid_padding(job) + draft_states(job, slots)) * slot_bytes(job, share)
 
 
 def paid_padding(job: Job) -> int:
@@ -70,3 +108,13 @@ def state_line(job: Job, share: Share, sequences: int) -> Line | None:
     symbols = {"B": sequences, "m": slots_a_request(job), "p": PADDING, "n": size}
     return Line("kv_cache", "recurrent states", (sequences * symbols["m"] + PADDING) * size,
                 Formula("({B} (sequences) × {m} (slots) + {p}) × {n} (bytes)", symbols), STATE_SOURCE, device=share.device, note="the same for any context")  # fmt: skip
+
+
+def draft_state_line(job: Job, share: Share, sequences: int) -> Line | None:
+    """States of the requests' drafts; None without recurrent layers or drafts."""
+    size, drafts = slot_bytes(job, share), drafted(job)
+    if not size or not drafts:
+        return None
+    symbols = {"B": sequences, "D": drafts, "n": size}
+    return Line("kv_cache", "recurrent states, draft", sequences * drafts * size, Formula("{B} (sequences) × {D} (tokens verified at once) × {n} (bytes)", symbols), DRAFT_SOURCE, device=share.device,
+                note="kept until it is known which drafts hold; the server reserves them for max_running_requests")  # fmt: skip

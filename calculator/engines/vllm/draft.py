@@ -7,7 +7,8 @@ from dataclasses import replace
 from calculator.architectures import build_inventory
 from calculator.architectures.inventory import Inventory
 from calculator.engines.base import Job
-from calculator.engines.ranks import element_bytes, kv_element_bytes, rank_of, shares_of
+from calculator.engines.eagle import HEAD_SOURCE, STATES, head_groups, head_stored
+from calculator.engines.ranks import element_bytes, kv_element_bytes, rank_of, ranks_of, shares_of
 from calculator.engines.vllm import profile, weights
 from calculator.engines.vllm.deployment import HISTORY, batch_limits, version_of
 from calculator.engines.vllm.hybrid import block_size
@@ -19,6 +20,7 @@ from calculator.engines.vllm.speculative import (
     draft_job,
     draft_layers,
     draft_row,
+    head_of,
     method_of,
 )
 from calculator.engines.weights import weight_lines
@@ -31,6 +33,7 @@ from calculator.units import MIB
 REJECTION_SOURCE = "vllm v0.19.0 v1/worker/gpu_model_runner.py L5609-5632; v1/sample/rejection_sampler.py L60-150"
 PASS_SOURCE = "vllm v0.19.0 v1/worker/gpu_model_runner.py L5488-5526; v1/spec_decode/eagle.py L1486-1536"
 MTP_SOURCE = "vllm v0.19.0 model_executor/models/deepseek_mtp.py, glm4_moe_mtp.py; v1/spec_decode/eagle.py L1322-1460: embedding and head are the target's"
+SHARED_SOURCE = "vllm v0.14.0 v1/spec_decode/eagle.py load_model; v0.19.0 eagle.py _maybe_share_embeddings, _maybe_share_lm_head"
 PASS_NOTE = "the dummy batch drafts one token a sequence, whatever num_speculative_tokens is"
 BUFFERS = "draft buffers"
 UNHELD_SHARE, UNREAD_SHARE = 120, 160  # high end of a peak that no log was held against; of a release whose pass hasn't been read [percent]
@@ -42,6 +45,8 @@ def lines_of(job: Job) -> list[Line]:
     method = method_of(job)
     if method == "mtp":
         return _mtp_lines(job)
+    if head_of(job) is not None:
+        return _head_lines(job)
     draft = draft_job(job)
     if draft is None:
         return []
@@ -72,6 +77,39 @@ def _mtp_lines(job: Job) -> list[Line]:
                          note="up to 1 MiB a matrix"))  # fmt: skip
         lines += [replace(line, name=f"{line.name}, draft", source=f"{line.source}; {MTP_SOURCE}") for line in mine]
     return lines
+
+
+def _head_lines(job: Job) -> list[Line]:
+    """A head on each rank: its layers, fc, d2t, and for EAGLE3 a head over its own tokens; embedding and head are the target's where they are equal."""
+    head, draft, eagle3, e = head_of(job), draft_job(job), method_of(job) == "eagle3", element_bytes(job)
+    assert head is not None
+    assert draft is not None
+    rank, spec, dtype = rank_of(draft), head.spec, compute_dtype(job.model, job.scheme)
+    stored = head_stored(head_groups(head, rank, eagle3=eagle3, bias=False, ranks=ranks_of(job), embedding=not head.shares_embedding), dtype)
+    own = e * rank.vocab_size * spec.hidden_size
+    lines = []
+    for share in shares_of(job):
+        mine = weight_lines(draft.scheme, stored, device=share.device, tied=False)
+        if head.shares_embedding:
+            mine.append(_shared("embedding", own, share.device))
+        if not (eagle3 and head.draft_vocab_size):
+            mine.append(_shared("output head", own, share.device))
+        if eagle3:
+            tokens = head.draft_vocab_size or spec.vocab_size
+            mine.append(Line("weights", "tokens of the target", 8 * tokens, Formula("8 × {D} (draft_vocab_size)", {"D": tokens}), HEAD_SOURCE, device=share.device))
+        positions, width = spec.max_position_embeddings, spec.rotary_dim or spec.head_dim
+        mine.append(Line("weights", "rotary cos and sin", e * positions * width, Formula("{e} × {P} (positions) × {d} (rotary width)", {"e": e, "P": positions, "d": width}), weights.ROPE_SOURCE, device=share.device,
+                         basis="modelled", low=0, high=e * max(positions, job.model.max_position_embeddings) * width, note="one with the target's where base, scaling and positions are the same"))  # fmt: skip
+        n = spec.num_hidden_layers
+        mine.append(Line("weights", "attention scales", 7 * 512 * n, Formula("7 × 512 (allocated bytes of a scalar) × {L} (layers)", {"L": n}), weights.SCALES_SOURCE, device=share.device))
+        mine.append(Line("weights", "allocator rounding", 0, Formula("0"), weights.ROUNDING_SOURCE, basis="modelled", low=0, high=12 * n * MIB, device=share.device, note="up to 1 MiB a matrix"))
+        lines += [replace(line, name=f"{line.name}, draft", source=f"{line.source}; {HEAD_SOURCE}") for line in mine]
+    return lines
+
+
+def _shared(name: str, nbytes: int, device: int) -> Line:
+    """What a head takes of the target, unless its checkpoint has another."""
+    return Line("weights", name, 0, Formula("0"), SHARED_SOURCE, basis="modelled", low=0, high=nbytes, device=device, note="the target's; a checkpoint that differs from it keeps its own")
 
 
 def cache_lines(job: Job, blocks: int) -> list[Line]:
@@ -117,7 +155,8 @@ def peaks(job: Job, length: int, *, samples: bool = True) -> tuple[int, Peak, in
     tokens, sequences = batch_limits(job, length)
     if draft_layers(job):
         _, own, own_high = profile.peaks(draft_job(job) or job, length, samples=False)
-        kept = Buffer("target's outputs", element_bytes(job) * tokens * job.model.hidden_size, "{e} × {T} × {t}")
+        outputs = 1 + (STATES if method_of(job) == "eagle3" else 0)
+        kept = Buffer("target's outputs", outputs * element_bytes(job) * tokens * job.model.hidden_size, f"{outputs} × " * (outputs > 1) + "{e} × {T} × {t}")
         step = Step("draft's pass", (*own.step.buffers, kept))
         found.append(Peak("prefill", step, step.nbytes, {**own.symbols, "t": job.model.hidden_size}))
         high = max(high, own_high + kept.nbytes)

@@ -1,7 +1,7 @@
 """Speculative decoding in vLLM: which methods have formulas, the draft as a job of its own, and what it adds to a block of the cache.
 
 ngram proposes tokens from the prompt and holds nothing. A draft model is a whole model on the target's ranks, in the type of
-its checkpoint; it shares neither embedding nor head. MTP layers are the checkpoint's own (num_nextn_predict_layers).
+its checkpoint; it shares neither embedding nor head. A head (EAGLE, EAGLE3) is a layer and what feeds it. MTP layers are the checkpoint's own (num_nextn_predict_layers).
 The layers of either are more layers of the target's one group of cache blocks.
 """
 
@@ -12,6 +12,7 @@ from functools import lru_cache
 
 from calculator.catalog import Model, load_model
 from calculator.engines.base import Job
+from calculator.engines.eagle import Head, check_head, load_head
 from calculator.engines.ranks import kv_element_bytes, rank_of, ranks_of, replicas_of
 from calculator.engines.releases import Release
 from calculator.engines.settings import Setting, Text
@@ -25,12 +26,13 @@ from calculator.spec import ModelSpec
 SPECULATIVE_SOURCE = "vllm v0.19.0 config/speculative.py L200-640; v1/spec_decode/eagle.py L1246-1460, draft_model.py L17-90"
 SCHEDULER_SOURCE = "vllm v0.19.0 v1/core/sched/scheduler.py L213-222: num_lookahead_tokens"
 SETTINGS: dict[str, Setting] = {
-    "speculative_method": Setting(None, ("ngram", "draft_model", "mtp", "eagle", "eagle3", "medusa", "mlp_speculator", "suffix"), "method of speculative_config; draft_model where a model is named; eagle, eagle3, medusa, mlp_speculator and suffix have no formula"),
-    "speculative_model": Setting(None, Text(400, "qwen3-0.6b"), "draft model of speculative_config, in its own 16-bit checkpoint"),
+    "speculative_method": Setting(None, ("ngram", "draft_model", "mtp", "eagle", "eagle3", "medusa", "mlp_speculator", "suffix"), "method of speculative_config; draft_model where a model is named; medusa, mlp_speculator and suffix have no formula"),
+    "speculative_model": Setting(None, Text(400, "qwen3-0.6b"), "draft model of speculative_config, in its own 16-bit checkpoint; config.json of a head (eagle, eagle3)"),
     "num_speculative_tokens": Setting(None, range(1, 129), "tokens drafted a step; MTP's default is its layers"),
     "draft_tensor_parallel_size": Setting(None, range(1, 1025), "ranks of the draft model: those of the target"),
 }  # fmt: skip
-SINCE: dict[str, Release] = {"ngram": (0, 14, 0), "mtp": (0, 14, 0), "draft_model": (0, 16, 0)}  # first source read that has it, and the rejection sampler below
+SINCE: dict[str, Release] = {**dict.fromkeys(("ngram", "mtp", "eagle", "eagle3"), (0, 14, 0)), "draft_model": (0, 16, 0)}  # first source read that has it, and the rejection sampler below
+HEADS = ("eagle", "eagle3")
 MTP_FAMILIES = ("deepseek_v3", "glm4_moe")  # an MTP layer is a layer like the last; v0.14.0 models/deepseek_mtp.py, glm4_moe_mtp.py
 MTP_HEAD_SHARED: Release = (0, 16, 0)  # before, shared_head.head stays a matrix of the layer: v0.16.0 v1/spec_decode/eagle.py L1506-1519
 MTP_SCHEMES = ("fp8-block",)  # beside plain ones: as DeepSeek publishes it, its MTP layer too
@@ -51,12 +53,17 @@ def drafted(job: Job) -> int:
 
 def lookahead(job: Job) -> int:
     """Slots that a sequence takes ahead for the draft's own tokens; ngram's are those of the step. Source: SCHEDULER_SOURCE."""
-    return drafted(job) if method_of(job) in ("mtp", "draft_model") else 0
+    return drafted(job) if method_of(job) in ("mtp", "draft_model", *HEADS) else 0
+
+
+def head_of(job: Job) -> Head | None:
+    """The head; None without one."""
+    return load_head(str(job.deployment.settings["speculative_model"])) if method_of(job) in HEADS else None
 
 
 def draft_job(job: Job) -> Job | None:
-    """The draft model as a job on the target's ranks; None without one."""
-    if method_of(job) != "draft_model":
+    """The draft model, or a head's layers, as a job on the target's ranks; None without one."""
+    if method_of(job) not in ("draft_model", *HEADS):
         return None
     spec, scheme, stored = _stored(str(job.deployment.settings["speculative_model"]), compute_dtype(job.model, job.scheme))
     own = {name: value for name, value in job.deployment.settings.items() if name not in SETTINGS}
@@ -67,6 +74,8 @@ def draft_job(job: Job) -> Job | None:
 
 def draft_checkpoint(job: Job) -> str:
     """What the server is told to draft with: the Hugging Face id; "" for no model of its own."""
+    if head_of(job) is not None:
+        return str(job.deployment.settings["speculative_model"]).removesuffix("/config.json")
     if method_of(job) != "draft_model":
         return ""
     model = _model(str(job.deployment.settings["speculative_model"]))
@@ -78,7 +87,7 @@ def draft_layers(job: Job) -> int:
     method = method_of(job)
     if method == "mtp":
         return job.model.mtp_layers
-    draft = draft_job(job) if method == "draft_model" else None
+    draft = draft_job(job)
     return draft.model.num_hidden_layers if draft else 0
 
 
@@ -104,7 +113,9 @@ def check(job: Job) -> None:
     if not given:
         return
     if not method:
-        raise BadValue(f"{given[0]} without a method", hint="--set speculative_method=ngram, draft_model or mtp")
+        raise BadValue(f"{given[0]} without a method", hint="--set speculative_method=ngram, draft_model, eagle, eagle3 or mtp")
+    if method == "mlp_speculator":
+        raise Unsupported("mlp_speculator: vllm's V1 engine has no proposer for it, and V0's hasn't been read", hint="speculative_method=eagle3 or draft_model")
     if method not in SINCE:
         raise NotModelled(f"vllm with speculative_method={method}: its head's weights, cache and pass have no formula yet", allowed=", ".join(SINCE), hint="speculative_method=draft_model")
     release = HISTORY.covered(version)
@@ -127,14 +138,18 @@ def check(job: Job) -> None:
         _check_mtp(job)
     elif method == "draft_model":
         _check_draft(job, release)
+    elif (head := head_of(job)) is not None:
+        if model.mla:
+            raise NotModelled("a head beside latent attention: two kinds of cache", hint="speculative_method=mtp or ngram")
+        check_head(head, name=str(s["speculative_model"]), eagle3=method == "eagle3", target=model)
 
 
 def _check_words(job: Job, method: str) -> None:
     """Fields of speculative_config that belong together."""
     s = job.deployment.settings
-    if method == "draft_model" and not s.get("speculative_model"):
-        raise Unsupported("num_speculative_tokens was provided but without speculative model.", hint="--set speculative_model=MODEL")
-    if method != "draft_model":
+    if method in ("draft_model", *HEADS) and not s.get("speculative_model"):
+        raise Unsupported("num_speculative_tokens was provided but without speculative model.", hint="--set speculative_model=MODEL" if method == "draft_model" else "--set speculative_model=PATH/config.json of the head")
+    if method not in ("draft_model", *HEADS):
         for name in ("speculative_model", "draft_tensor_parallel_size"):
             if s.get(name) is not None:
                 raise BadValue(f"{name} with speculative_method={method}, which has no model of its own", hint=f"leaving {name} out")

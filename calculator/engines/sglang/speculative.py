@@ -1,0 +1,287 @@
+"""Speculative decoding in SGLang: which algorithms have formulas, what they draft with, and what the server's defaults and its pool do for it.
+
+NEXTN and EAGLE without a draft are the checkpoint's MTP layers; EAGLE and EAGLE3 with one a head; STANDALONE a whole model; NGRAM holds
+nothing. Until 0.5.13 the pool is sized before the draft is loaded, so the draft's weights and its own pool of as many tokens take what the
+static fraction leaves. Since 0.5.14 weights of both come first, and the bytes of a token count the draft's layers as more of the target's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import lru_cache
+from typing import NamedTuple
+
+from calculator.catalog import Model, load_model
+from calculator.engines.base import Job
+from calculator.engines.eagle import Head, check_head, load_head
+from calculator.engines.ranks import VOCAB_MULTIPLE, kv_element_bytes, rank_of, ranks_of
+from calculator.engines.releases import Release
+from calculator.engines.settings import Setting, Text
+from calculator.engines.sglang.deployment import HISTORY
+from calculator.engines.sglang.families import FAMILIES, check_family, windowed
+from calculator.engines.sglang.ranks import attention_groups, rank_spec
+from calculator.errors import BadValue, NotModelled, Unsupported
+from calculator.parallelism import tensor_rank
+from calculator.quantization import Scheme, Stored, compute_dtype, parse, quantize
+from calculator.quantization.hf import DTYPE_BYTES
+from calculator.spec import ModelSpec
+from calculator.units import align_up
+
+SPECULATIVE_SOURCE = (
+    "sglang v0.4.6.post5 srt/server_args.py L378-430, L1588; v0.4.9 L313, L461-515; v0.5.2 L484-492; v0.5.6 L847-853, L1661-1800; v0.5.10 L1316-1322, "
+    "L2983-3100; v0.5.23 srt/arg_groups/speculative_hook.py L1072-1460"
+)
+SLOTS_SOURCE = (
+    "sglang v0.4.9 srt/model_executor/model_runner.py L1038-1059, v0.5.6 L1697-1718; v0.5.7 srt/model_executor/model_runner_kv_cache_mixin.py L311; "
+    "v0.5.14 srt/model_executor/pool_configurator.py L130-145, srt/managers/scheduler.py L834-868; v0.5.23 pool_configurator.py L259-314"
+)
+SETTINGS: dict[str, Setting] = {
+    "speculative_algorithm": Setting(None, ("nextn", "eagle", "eagle3", "standalone", "ngram"), "drafts by the checkpoint's MTP layers (nextn, or eagle without a draft), a head, a whole model, or the prompt"),
+    "speculative_draft_model_path": Setting(None, Text(400, "qwen3-0.6b"), "draft: config.json of a head (eagle, eagle3), or a model in 16 bits (standalone)"),
+    "speculative_num_steps": Setting(None, range(1, 65), "drafts in a row; default by model and release, 3 or 5"),
+    "speculative_eagle_topk": Setting(None, range(1, 65), "branches of a draft; default 1 or 4"),
+    "speculative_num_draft_tokens": Setting(None, range(1, 257), "tokens verified at once; default 4 or 8, and 12 of ngram"),
+}  # fmt: skip
+SINCE: dict[str, Release] = {"mtp": (0, 4, 6), "eagle": (0, 4, 6), "eagle3": (0, 4, 6), "standalone": (0, 5, 2), "ngram": (0, 5, 3)}  # first source read that has it as here: before 0.4.6 drafting turns chunks and prefixes off
+PATHED: dict[str, Release] = {"deepseek_v3": (0, 4, 6), "glm4_moe": (0, 5, 2), "glm4_moe_lite": (0, 5, 10)}  # whose draft path is set to their own: srt/models/*_nextn.py
+MTP_FAMILIES: dict[str, Release] = {**PATHED, "qwen3_next": (0, 5, 6), "qwen3_5_text": (0, 5, 9), "qwen3_5_moe_text": (0, 5, 9)}  # and those without: qwen3_next_mtp.py, qwen3_5_mtp.py
+MTP_SCHEMES = ("fp8-block",)  # beside plain ones, and nvfp4, whose MTP layers stay in 16 bits: srt/models/deepseek_nextn.py v0.4.9 L48-52
+SPARE_UNTIL: Release = (0, 5, 7)  # before, drafts have slots beyond the profiled ones
+COUNTED_SINCE: Release = (0, 5, 14)  # weights and cache of the draft are within the static fraction
+WINDOWS_COUNTED_SINCE: Release = (0, 5, 15)  # v0.5.15 srt/model_executor/pool_configurator.py L321-341; 0.5.14 has none
+REQUESTS = 48  # max_running_requests where nobody sets it
+NGRAM_TOKENS = 12
+_DTYPES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
+_SHORT: dict[str, Release] = {**dict.fromkeys(("deepseek_v2", "deepseek_v3", "kimi_k2"), (0, 4, 7)), "gpt_oss": (0, 5, 2)}  # three steps by default, since
+
+
+class Plan(NamedTuple):
+    """How it drafts."""
+
+    steps: int
+    topk: int
+    tokens: int
+    """Verified at once."""
+
+
+def method_of(job: Job) -> str:
+    """mtp, eagle, eagle3, standalone, ngram; "" for none."""
+    settings = job.deployment.settings
+    algorithm = str(settings.get("speculative_algorithm") or "")
+    if algorithm in ("nextn", "eagle"):
+        return "eagle" if settings.get("speculative_draft_model_path") else "mtp"
+    return algorithm
+
+
+def release_of(job: Job) -> Release:
+    """The release that it behaves as."""
+    return HISTORY.covered(job.deployment.engine_version)
+
+
+def plan_of(job: Job) -> Plan:
+    """As set, or the server's choice; with one branch a token more than steps is verified. Source: SPECULATIVE_SOURCE."""
+    settings, method, release, kind = job.deployment.settings, method_of(job), release_of(job), job.model.model_type
+    given = settings.get("speculative_num_draft_tokens")
+    if method == "ngram":
+        return Plan(0, 10, int(given or NGRAM_TOKENS))
+    if settings.get("speculative_num_steps") is None:
+        short = method == "standalone" or (kind in _SHORT and release >= _SHORT[kind]) or (kind != "llama" and release >= (0, 5, 8))
+        return Plan(3, 1, 4) if short else Plan(5, 4, 8)
+    steps, topk = int(settings["speculative_num_steps"]), int(settings["speculative_eagle_topk"])
+    if topk > 1 and release < (0, 4, 8) and int(settings["page_size"]) > 1:
+        topk = 1
+    return Plan(steps, topk, steps + 1 if topk == 1 else int(given or 0))
+
+
+def requests_set(job: Job) -> int | None:
+    """max_running_requests as set, or what drafting sets it to; None for neither."""
+    given = job.deployment.settings.get("max_running_requests")
+    return int(given) if given is not None else REQUESTS if method_of(job) else None
+
+
+def counted(job: Job) -> bool:
+    """Whether the draft is within the static fraction. Source: SLOTS_SOURCE."""
+    return release_of(job) >= COUNTED_SINCE
+
+
+def pooled(job: Job) -> bool:
+    """Whether the pool's bytes of a token have the draft's: not those of MTP layers without a path of their own, nor at first beside windowed layers: their pool lies beside. Source: SLOTS_SOURCE; v0.5.14 srt/model_executor/model_runner.py L431-452."""
+    if windowed(job.model, release_of(job)) and release_of(job) < WINDOWS_COUNTED_SINCE:
+        return False
+    return counted(job) and not (method_of(job) == "mtp" and job.model.model_type not in PATHED)
+
+
+def spare_tokens(job: Job) -> int:
+    """Slots beyond those that the pool was profiled for: R (steps x topk + tokens) + 100, R requests of a group; none since 0.5.7. Source: SLOTS_SOURCE."""
+    if release_of(job) >= SPARE_UNTIL or method_of(job) in ("", "ngram"):
+        return 0
+    plan = plan_of(job)
+    return max((requests_set(job) or 0) // attention_groups(job), 1) * (plan.steps * plan.topk + plan.tokens) + 100
+
+
+def head_of(job: Job) -> Head | None:
+    """The head; None without one."""
+    return load_head(str(job.deployment.settings["speculative_draft_model_path"])) if method_of(job) in ("eagle", "eagle3") else None
+
+
+def draft_job(job: Job) -> Job | None:
+    """A whole draft model as a job on the target's ranks; None without one."""
+    if method_of(job) != "standalone":
+        return None
+    spec, scheme, stored = _stored(str(job.deployment.settings["speculative_draft_model_path"]), compute_dtype(job.model, job.scheme))
+    own = {name: value for name, value in job.deployment.settings.items() if name not in SETTINGS} | {"ep_size": 1, "enable_lora": False}
+    return replace(job, model=spec, scheme=scheme, stored=stored, hf_id=None, published=False, from_headers=False, deployment=replace(job.deployment, settings=own))
+
+
+def draft_name(job: Job) -> str:
+    """What the server is told to draft with; "" where it drafts with itself or with nothing."""
+    given = job.deployment.settings.get("speculative_draft_model_path")
+    if given is None:
+        return ""
+    if method_of(job) != "standalone":
+        return str(given).removesuffix("/config.json")
+    model = _model(str(given))
+    return str(model.record.get("hf_id") or model.spec.id)
+
+
+def draft_rank(job: Job) -> ModelSpec | None:
+    """One rank's dimensions of what has the draft's attention; None for no draft."""
+    if not (method := method_of(job)) or method == "ngram":
+        return None
+    if method == "mtp":
+        return rank_spec(job)
+    if (head := head_of(job)) is not None:
+        return tensor_rank(head.spec, ranks_of(job), vocab_multiple=VOCAB_MULTIPLE)
+    draft = draft_job(job)
+    return rank_of(draft) if draft else None
+
+
+def draft_layers(job: Job) -> int:
+    """Layers of the draft."""
+    if method_of(job) == "mtp":
+        return job.model.mtp_layers
+    rank = draft_rank(job)
+    return rank.num_hidden_layers if rank else 0
+
+
+def draft_cell(job: Job) -> int:
+    """What a token takes in the draft's own pool on one rank: 2 K d e, or the compressed row, a layer [bytes]."""
+    rank = draft_rank(job)
+    if rank is None:
+        return 0
+    row = rank.mla.kv_lora_rank + rank.mla.qk_rope_head_dim if rank.mla else 2 * rank.num_key_value_heads * rank.head_dim
+    return row * kv_element_bytes(job) * draft_layers(job)
+
+
+def passing_bytes(job: Job) -> int:
+    """Embedding and head that the draft is loaded with and gives up for the target's, after the pool is sized; only since 0.5.14 are they there by then.
+
+    e h (V + V / ranks) at most; the embedding is whole on each rank under DP attention. Source: SLOTS_SOURCE; v0.5.14 srt/speculative/eagle_worker_v2.py L216-231, L318-344.
+    """
+    method = method_of(job)
+    if method not in ("mtp", "eagle", "eagle3") or not counted(job):
+        return 0
+    h, e = job.model.hidden_size, DTYPE_BYTES[compute_dtype(job.model, job.scheme)]
+    divided = align_up(job.model.vocab_size, VOCAB_MULTIPLE) // ranks_of(job)
+    whole = job.model.vocab_size if attention_groups(job) > 1 else divided
+    head = head_of(job)
+    if head is None:
+        return e * h * (whole + divided)
+    return e * head.spec.hidden_size * ((whole if head.shares_embedding else 0) + (0 if head.draft_vocab_size and method == "eagle3" else divided))
+
+
+def check(job: Job) -> None:
+    """Refuse what the server refuses of a draft, and what has no formula."""
+    settings, method, version, model = job.deployment.settings, method_of(job), job.deployment.engine_version, job.model
+    given = [name for name in SETTINGS if settings.get(name) is not None]
+    if not given:
+        return
+    if not method:
+        raise BadValue(f"{given[0]} without speculative_algorithm", hint="--set speculative_algorithm=nextn, eagle, eagle3, standalone or ngram")
+    release = release_of(job)
+    if release < SINCE[method]:
+        raise NotModelled(f"speculative_algorithm={settings['speculative_algorithm']} in sglang {version}", allowed=f"{'.'.join(map(str, SINCE[method]))} or later", hint="a later --engine-version")
+    _check_words(job, method)
+    if job.deployment.gpus > ranks_of(job):
+        if release < (0, 5, 18):
+            raise Unsupported("Pipeline parallelism is not compatible with overlap schedule, speculative decoding, mixed chunked prefill.", hint=f"--set tensor_parallel_size={job.deployment.gpus}")
+        raise NotModelled("speculative decoding over pipeline stages: which hold the draft hasn't been read", hint=f"--set tensor_parallel_size={job.deployment.gpus}")
+    if method in ("standalone", "ngram") and settings["enable_dp_attention"]:
+        raise Unsupported(f"Currently {method} speculative decoding does not support dp attention.", hint="leaving enable_dp_attention out")
+    if (model.recurrent and method not in ("mtp", "ngram")) or model.by_layer or model.indexer:
+        raise NotModelled(f"speculative_algorithm={settings['speculative_algorithm']} with recurrent or sparse layers, or of two widths ({model.id}): pools of such a draft have no formula", hint="leaving it out, or ngram")
+    if windowed(model, release) and settings["disable_radix_cache"] and release >= COUNTED_SINCE:
+        raise NotModelled(f"drafts with disable_radix_cache and windowed layers ({model.id}): the windows' pool grows with the tokens verified at once", hint="leaving disable_radix_cache out")
+    if settings["enable_lora"] and method != "ngram":
+        raise NotModelled("enable_lora with speculative decoding", hint="leaving one of them out")
+    if method == "mtp":
+        _check_mtp(job, release)
+    elif method == "standalone":
+        _check_draft(job, release)
+    elif (head := head_of(job)) is not None:
+        check_head(head, name=str(settings["speculative_draft_model_path"]), eagle3=method == "eagle3", target=model)
+        if settings["enable_dp_attention"]:
+            raise NotModelled("a head with enable_dp_attention", hint="leaving enable_dp_attention out")
+        if model.mtp_layers and model.model_type in MTP_FAMILIES:
+            raise NotModelled(f"a head for {model.id}, which drafts with its own layers", hint="speculative_algorithm=nextn without a draft")
+        draft_rank(job)
+
+
+def _check_words(job: Job, method: str) -> None:
+    """Settings that belong together."""
+    settings = job.deployment.settings
+    path = settings.get("speculative_draft_model_path")
+    if method in ("eagle3", "standalone") and path is None:
+        raise BadValue(f"speculative_algorithm={method} without speculative_draft_model_path", hint="--set speculative_draft_model_path=" + ("PATH/config.json of the head" if method == "eagle3" else "MODEL"))
+    if method == "ngram":
+        for name in ("speculative_draft_model_path", "speculative_num_steps", "speculative_eagle_topk"):
+            if settings.get(name) is not None:
+                raise BadValue(f"{name} with speculative_algorithm=ngram, which has no model", hint=f"leaving {name} out")
+        return
+    names = ("speculative_num_steps", "speculative_eagle_topk", "speculative_num_draft_tokens")
+    found = [name for name in names if settings.get(name) is not None]
+    if found and len(found) < len(names):
+        raise BadValue(f"{found[0]} without {next(name for name in names if name not in found)}: the server wants all three, or none", hint=", ".join(names))
+    plan = plan_of(job)
+    if found and plan.topk == 1 and int(settings["speculative_num_draft_tokens"]) != plan.tokens:
+        raise BadValue(f"speculative_num_draft_tokens {settings['speculative_num_draft_tokens']}: the server makes it speculative_num_steps + 1 where speculative_eagle_topk is 1",
+                       hint=f"speculative_num_draft_tokens={plan.tokens}")  # fmt: skip
+    if plan.topk > 1 and settings.get("attention_backend") == "trtllm_mha":
+        raise Unsupported("trtllm_mha backend only supports topk = 1 for speculative decoding.", hint="speculative_eagle_topk=1")
+
+
+def _check_mtp(job: Job, release: Release) -> None:
+    model, scheme = job.model, job.scheme
+    if model.model_type not in MTP_FAMILIES or not model.mtp_layers:
+        raise NotModelled(f"speculative_algorithm={job.deployment.settings['speculative_algorithm']} without a draft for {model.id}",
+                          allowed=f"models with num_nextn_predict_layers of {', '.join(MTP_FAMILIES)}", hint="speculative_draft_model_path of a head, standalone or ngram")  # fmt: skip
+    if release < MTP_FAMILIES[model.model_type]:
+        raise NotModelled(f"MTP layers of {model.model_type} in sglang {job.deployment.engine_version}", allowed=f"{'.'.join(map(str, MTP_FAMILIES[model.model_type]))} or later", hint="a later --engine-version")
+    if scheme.family != "plain" and scheme.name not in (*MTP_SCHEMES, "nvfp4"):
+        raise NotModelled(f"MTP layers in {scheme.name}: whether a checkpoint quantizes them differs", allowed=f"16 bits, {', '.join(MTP_SCHEMES)}, nvfp4", hint="--quant bf16")
+
+
+def _check_draft(job: Job, release: Release) -> None:
+    draft = draft_job(job)
+    assert draft is not None
+    spec = draft.model
+    if spec.model_type not in FAMILIES or spec.mla or spec.num_experts or spec.recurrent or spec.vision_parameters or spec.by_layer or spec.sliding_window:
+        raise NotModelled(f"a draft of {spec.model_type}", hint="a dense model of the target's family without windows or a tower")
+    check_family(spec, release, job.deployment.engine_version)
+    if job.model.mla:
+        raise NotModelled("a draft model beside latent attention: two kinds of cache", hint="speculative_algorithm=nextn or ngram")
+    if spec.vocab_size != job.model.vocab_size:
+        raise NotModelled(f"a draft with a vocabulary of {spec.vocab_size:,} beside {job.model.vocab_size:,}: their tokens are not the same", hint="a small model of the same family")
+    rank_of(draft)
+
+
+@lru_cache(maxsize=32)
+def _model(name: str) -> Model:
+    return load_model(name)
+
+
+@lru_cache(maxsize=32)
+def _stored(name: str, dtype: str) -> tuple[ModelSpec, Scheme, Stored]:
+    """A draft and its tensors in the target's type."""
+    spec, scheme = _model(name).spec, parse(_DTYPES[dtype], engine="sglang")
+    return spec, scheme, quantize(spec, scheme)

@@ -96,7 +96,7 @@ def declared(quantization: dict[str, Any], spec: ModelSpec, *, warnings: tuple[s
     """What a quantization_config says alone; a form without sizes is kept as a refusal, since another format may be asked for."""
     try:
         scheme = scheme_of(quantization, id=spec.id)
-        check_left_out(quantization, spec, id=spec.id)
+        check_left_out(quantization, spec, scheme, id=spec.id)
     except NotModelled as e:
         return Checkpoint(parse(QUANT_NAMES[spec.dtype]), warnings=warnings, refused=e)
     return Checkpoint(scheme, warnings=warnings)
@@ -110,7 +110,7 @@ def _scheme(quantization: dict[str, Any] | None, spec: ModelSpec, header: Header
         return parse(QUANT_NAMES[spec.dtype])._replace(source=f"header of {header.files[0]}")
     try:
         found = scheme_of(quantization, id=id)
-        check_left_out(quantization, spec, id=id)
+        check_left_out(quantization, spec, found, id=id)
     except NotModelled:
         method = str(quantization.get("quant_method", "bitsandbytes")).lower().replace("_", "-").replace("bitsandbytes", "bnb")
         if method not in RUN_AS_STORED:

@@ -13,7 +13,7 @@ from typing import Any
 from calculator.architectures import build_inventory
 from calculator.architectures.inventory import LINEAR_ROLES
 from calculator.errors import CalculatorError, NotModelled, UnreadableFile
-from calculator.quantization import Scheme, parse
+from calculator.quantization import Scheme, experts_alone, parse
 from calculator.readers.untrusted import quoted
 from calculator.spec import ModelSpec
 
@@ -40,15 +40,22 @@ def scheme_of(config: Config, *, id: str) -> Scheme:
         raise NotModelled(f"{id}: {method} as {name}: {e.given}", allowed=e.allowed, hint=_HEADERS) from None
 
 
-def check_left_out(config: Config, model: ModelSpec, *, id: str) -> None:
+def check_left_out(config: Config, model: ModelSpec, scheme: Scheme, *, id: str) -> None:
     """Refuse a config that leaves some of the decoder's linear layers unquantized: which ones, its headers say.
+
+    But for a format that its makers give to the routed experts alone (Kimi K2): all the others have to be left out there.
 
     Names may be module names, their ends, or `re:` patterns, as compressed-tensors and transformers read them.
     """
     inner = config.get("quantization")
     left = [name for part in (config, inner if isinstance(inner, dict) else {}) for key in ("modules_to_not_convert", "ignore", "ignored_layers", "llm_int8_skip_modules", "exclude", "exclude_modules")
             for name in _names(part.get(key), id)]  # fmt: skip
-    modules = [g.name.removesuffix(".weight") for g in build_inventory(model).groups if g.role in LINEAR_ROLES]
+    linear = [(g.name.removesuffix(".weight"), len(g.shape) == 3) for g in build_inventory(model).groups if g.role in LINEAR_ROLES]
+    modules = [m for m, _ in linear]
+    if left and experts_alone(model, scheme):
+        if hit := next((m for m, expert in linear if any(_matches(pattern, m) for pattern in left) == expert), None):
+            raise NotModelled(f"{id}: its quantization_config quantizes other layers than the experts alone: {hit.replace('{layer}', 'N')}", hint=_HEADERS)
+        return
     for pattern in left:
         if hit := next((m for m in modules if _matches(pattern, m)), None):
             raise NotModelled(f"{id}: its quantization_config leaves out {quoted(pattern)}, which covers {hit.replace('{layer}', 'N')}", hint=_HEADERS)

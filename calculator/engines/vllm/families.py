@@ -63,7 +63,7 @@ WRAPPED: dict[str, Release] = {
     "olmo3": (0, 31, 0), "phi": (0, 33, 0), "gpt_neox": (0, 33, 0), "arcee": (0, 33, 0), "seed_oss": (0, 33, 0),
 }  # fmt: skip
 # towers: the first release after the last one read that lacks the model
-TOWERS_SINCE: dict[str, Release] = {"gemma4_text": (0, 14, 1), "qwen3_5_text": (0, 14, 1), "qwen3_5_moe_text": (0, 14, 1), "gemma3_text": (0, 8, 0), "llama4_text": (0, 8, 0), "mistral": (0, 8, 0), "qwen3": (0, 10, 0), "qwen3_moe": (0, 10, 0)}
+TOWERS_SINCE: dict[str, Release] = {"gemma4_text": (0, 14, 1), "qwen3_5_text": (0, 14, 1), "qwen3_5_moe_text": (0, 14, 1), "gemma3_text": (0, 8, 0), "llama4_text": (0, 8, 0), "mistral": (0, 8, 0), "qwen3": (0, 10, 0), "qwen3_moe": (0, 10, 0), "kimi_k2": (0, 14, 1)}
 
 
 def family_of(model: ModelSpec) -> Family:

@@ -12,7 +12,7 @@ from calculator.engines.vllm.rocm import architecture_of, on_rocm
 from calculator.errors import Unsupported
 from calculator.ledger import Formula, Line
 from calculator.parallelism import Share
-from calculator.quantization import Stored, experts_alone
+from calculator.quantization import Stored, experts_in_mxfp4
 from calculator.spec import ModelSpec
 
 ROUTER_SOURCE = "vllm v0.19.0 model_executor/models/glm4_moe.py L147, ernie45_moe.py L167, minimax_m2.py L117: params_dtype float32"
@@ -71,7 +71,7 @@ def _rocm_align(job: Job) -> int:
 
 def padded_line(job: Job, rank: ModelSpec, share: Share) -> Line | None:
     """What the kernel's layout adds to experts in MXFP4, biases and block scales included."""
-    if not experts_alone(job.model, job.scheme):
+    if not experts_in_mxfp4(job.model, job.scheme):
         return None
     stated = job.gpu.compute_capability if job.gpu else None
     major, _, minor = (stated or "").partition(".")

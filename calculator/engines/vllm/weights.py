@@ -22,7 +22,7 @@ from calculator.engines.vllm.tensors import layers_made
 from calculator.engines.weights import weight_lines
 from calculator.ledger import Formula, Line
 from calculator.parallelism import Share
-from calculator.quantization import Stored, experts_alone
+from calculator.quantization import Stored, experts_in_mxfp4
 from calculator.quantization.hf import Storage
 from calculator.spec import ModelSpec
 from calculator.units import MIB, align_up, ceil_div
@@ -97,7 +97,7 @@ def _lines_on(job: Job, share: Share) -> list[Line]:
     matrices = sum(g.count for g in held if len(g.parts) > 1)
     eight_bits = job.scheme.name in ("fp8-block", "fp8-per-channel") and not by_marlin(job)  # made as they stay
     packed = job.scheme.storage if eight_bits or (job.scheme.name.startswith(PACKED) and not rank.num_experts) else None
-    mxfp4 = experts_alone(model, job.scheme)
+    mxfp4 = experts_in_mxfp4(model, job.scheme)
     simulated = not matrices or packed is not None or mxfp4
     head = any(g.group.role == "output" for g in held)
     counted, slack = _unsplit(rank, left_on_gpu(held, share), size, rows, packed, head=head, mxfp4=mxfp4, max_split=MAX_SPLIT if version_of(job).loads_unsplit else 0) if simulated else (0, 0)

@@ -51,6 +51,7 @@ FAMILIES: dict[str, Family] = {
     "deepseek_v32": Family((0, 11, 0)), "glm_moe_dsa": Family((0, 14, 1)),
     "qwen3_next": Family((0, 10, 0), rotary=(1, 4)), "qwen3_5_text": Family((0, 14, 1), rotary=(1, 4)), "qwen3_5_moe_text": Family((0, 14, 1), rotary=(1, 4)),
     "gemma4_text": Family((0, 14, 1)),
+    "lfm2": Family((0, 10, 0)), "lfm2_moe": Family((0, 11, 1)), "jamba": Family((0, 11, 0), rotary=(0, 1)),
     "bert": Family(rotary=(0, 1), gated=False), "roberta": Family(rotary=(0, 1), gated=False), "xlm-roberta": Family(rotary=(0, 1), gated=False),
     "nomic_bert": Family((0, 8, 5)), "modernbert": Family((0, 8, 0)),
     "nemotron_h": Family((0, 11, 0), rotary=(0, 1), gated=False), "granitemoehybrid": Family((0, 11, 0), rotary=(0, 1)), "kimi_linear": Family((0, 11, 1), rotary=(0, 1)),

@@ -91,6 +91,8 @@ def rotary_width(model: ModelSpec) -> int:
     if model.mla and family_of(model).rotary[0]:
         return model.mla.qk_rope_head_dim
     turned, whole = family_of(model).rotary
+    if model.model_type == "granitemoehybrid" and model.recurrent is None:  # position_embedding_type rope, where hybrids have nope
+        turned = whole = 1
     return model.rotary_dim or model.head_dim * turned // whole
 
 

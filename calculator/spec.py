@@ -35,6 +35,7 @@ class Indexer:
     heads: int
     head_dim: int
     top_k: int  # index_topk: tokens that are attended
+    full: tuple[int, ...] = ()  # layers that choose, where the others take the choice of the one before (GLM 5.2); (): all
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +163,11 @@ class ModelSpec:
     layer_types: tuple[LayerKind, ...] = ()  # what each layer is, where not all attend
     recurrent: Recurrent | None = None  # of the layers that don't attend
     expert_latent_size: int = 0  # width that experts read and write where it isn't hidden_size
+
+    @property
+    def indexing_layers(self) -> tuple[int, ...]:
+        """The layers that have an indexer, and keep its keys."""
+        return (self.indexer.full or tuple(range(self.num_hidden_layers))) if self.indexer else ()
 
     @property
     def attention_layers(self) -> tuple[int, ...]:

@@ -40,7 +40,7 @@ def _mtp(model: ModelSpec, inner: Groups, *, copies: bool) -> Groups:
     if not model.mtp_layers:
         return []
     h, n, last = model.hidden_size, model.mtp_layers, model.num_hidden_layers - 1
-    groups = [TensorGroup(g.name, g.shape, g.role, n) for g in inner if last in g.indices]
+    groups = [TensorGroup(g.name, g.shape, g.role, n) for g in inner if last in g.indices or ".indexer." in g.name]  # its own, whatever the last layer shares
     groups += [TensorGroup(f"{LAYER}{name}.weight", (h,), "norm", n) for name in (*NORMS, "enorm", "hnorm", "shared_head.norm")]
     groups.append(TensorGroup(LAYER + "eh_proj.weight", (h, 2 * h), "ffn_up", n))
     if copies:

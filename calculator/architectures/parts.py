@@ -74,15 +74,16 @@ def latent_attention(model: ModelSpec, *, layers: Sequence[int] | None = None) -
 
 
 def _indexer(model: ModelSpec, rank: int) -> Groups:
-    """The indexer of sparse attention in each layer: q I d + h d + h I, and a norm of 2 d      I heads of d, from queries' rank q
+    """The indexer of sparse attention in each layer that chooses: q I d + h d + h I, and a norm of 2 d      I heads of d, from queries' rank q
 
     Source: transformers v5.23.0 models/deepseek_v32/modeling_deepseek_v32.py DeepseekV32Indexer.
     """
-    own, h, n, at = model.indexer, model.hidden_size, model.num_hidden_layers, LAYER + "self_attn.indexer."
+    own, h, at, full = model.indexer, model.hidden_size, LAYER + "self_attn.indexer.", model.indexing_layers
     assert own is not None
-    return [TensorGroup(at + "wq_b.weight", (own.heads * own.head_dim, rank), "projection", n), TensorGroup(at + "wk.weight", (own.head_dim, h), "attn_k", n),
-            TensorGroup(at + "k_norm.weight", (own.head_dim,), "norm", n), TensorGroup(at + "k_norm.bias", (own.head_dim,), "norm", n),
-            TensorGroup(at + "weights_proj.weight", (own.heads, h), "projection", n)]  # fmt: skip
+    place = (len(full), full if own.full else ())
+    return [TensorGroup(at + "wq_b.weight", (own.heads * own.head_dim, rank), "projection", *place), TensorGroup(at + "wk.weight", (own.head_dim, h), "attn_k", *place),
+            TensorGroup(at + "k_norm.weight", (own.head_dim,), "norm", *place), TensorGroup(at + "k_norm.bias", (own.head_dim,), "norm", *place),
+            TensorGroup(at + "weights_proj.weight", (own.heads, h), "projection", *place)]  # fmt: skip
 
 
 def gated(model: ModelSpec, width: int, *, at: str = LAYER + "mlp.", fused: bool = False, layers: Sequence[int] | None = None,

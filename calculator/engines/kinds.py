@@ -45,7 +45,7 @@ def indexer_keys(model: ModelSpec) -> ModelSpec | None:
     """A model whose keys are the indexer's; its values aren't kept."""
     if model.indexer is None:
         return None
-    return replace(model, num_key_value_heads=1, head_dim=model.indexer.head_dim, mla=None, indexer=None)
+    return replace(model, num_hidden_layers=len(model.indexing_layers), num_key_value_heads=1, head_dim=model.indexer.head_dim, mla=None, indexer=None)
 
 
 def image_line(model: ModelSpec, *, sequences: int, element_bytes: int) -> Line:
@@ -68,6 +68,8 @@ def check(model: ModelSpec, *, engine: str, context: int, plain: bool, split: bo
         raise BadValue(f"{model.id} has learned positions for {model.max_position_embeddings:,} tokens, not for {context:,}", hint=f"--context {model.max_position_embeddings}")
     if engine == "llama.cpp" and model.labels:
         raise NotModelled(f"{model.id} in llama.cpp: how a file keeps a classifier has no record", hint="--engine vllm or transformers")
+    if engine == "llama.cpp" and model.indexer and model.indexer.full:
+        raise NotModelled(f"{model.id} in llama.cpp: what it caches for layers that share a choice of tokens has no record", hint="--engine vllm or transformers")
     unknown = model.model_type in NOT_IN_LLAMA_CPP or (model.model_type == "falcon" and model.attention_bias != "none")
     if engine == "llama.cpp" and unknown:
         raise Unsupported(f"llama.cpp @0c1e57098 doesn't run {model.model_type}{' with biases' if model.model_type == 'falcon' else ''}", hint="--engine transformers")

@@ -177,7 +177,15 @@ def _apart(scheme: Scheme) -> dict[str, list[hf.Own]]:
 
 
 def experts_alone(model: ModelSpec, scheme: Scheme) -> bool:
-    """Whether the scheme leaves all but the experts in 16 bits: MXFP4 as OpenAI publishes gpt-oss."""
+    """Whether the scheme leaves all but the routed experts in 16 bits: MXFP4 as OpenAI publishes gpt-oss, 4 bits as Moonshot publishes Kimi K2.
+
+    Where a config lists what stays, it decides.
+    """
+    return experts_in_mxfp4(model, scheme) or (model.model_type == "kimi_k2" and scheme.name == "w4a16-g32" and scheme.apart is None)
+
+
+def experts_in_mxfp4(model: ModelSpec, scheme: Scheme) -> bool:
+    """Whether the experts are in MXFP4, which engines lay out in ways of their own."""
     return model.model_type == "gpt_oss" and scheme.name == "mxfp4"
 
 

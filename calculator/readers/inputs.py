@@ -57,6 +57,7 @@ class IndexerInput(_Input):
     heads: Count
     head_dim: Dimension
     top_k: Width
+    full: tuple[Annotated[int, Field(ge=0, lt=10_000)], ...] = ()
 
 
 class TowerInput(_Input):

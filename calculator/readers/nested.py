@@ -160,6 +160,22 @@ def _gemma4(v: Mapping[str, Any], text: Mapping[str, Any], config: Mapping[str, 
     return int(v["num_hidden_layers"] * block + patch + scales + h * text["hidden_size"] + beside)
 
 
+def _moonvit(v: Mapping[str, Any], text: Mapping[str, Any], _: Mapping[str, Any]) -> int:
+    """Kimi K2.5: MoonViT with a square table of positions, and a norm and two matrices over merged patches.
+
+    L (4 h h + 2 h f + f + 9 h) + 3 p p h + 3 h + s s h, and 2 h + (m h + 1) m h + (m h + 1) t        m merged patches, t the text's width
+
+    Meets the published total of K2.5 less that of K2 Thinking to the parameter.
+
+    Source: transformers v5.23.0 models/kimi_k25/modeling_kimi_k25.py; vllm v0.19.0 model_executor/models/kimi_k25_vit.py.
+    """
+    h, f, merged = v["vt_hidden_size"], v["vt_intermediate_size"], v["merge_kernel_size"][0] * v["merge_kernel_size"][1] * v["mm_hidden_size"]
+    layer = 4 * h * h + 2 * h * f + f + 9 * h
+    tables = 3 * v["patch_size"] ** 2 * h + h + v["init_pos_emb_height"] * v["init_pos_emb_width"] * h + 2 * h
+    projector = 2 * v["mm_hidden_size"] + (merged + 1) * merged + (merged + 1) * text["hidden_size"]
+    return int(v["vt_num_hidden_layers"] * layer + tables + projector)
+
+
 GEMMA3N_TOWERS = 983_281_504  # published totals of E2B (5,439,438,272) and of E4B (7,849,978,192), each less its text model's
 
 
@@ -199,5 +215,5 @@ def _gemma4_unified(v: Mapping[str, Any], text: Mapping[str, Any], config: Mappi
 
 _TOWERS: dict[str, Callable[[Mapping[str, Any], Mapping[str, Any], Mapping[str, Any]], int]] = {
     "gemma3": _siglip, "mistral3": _pixtral, "qwen3_vl": _qwen3_vl, "qwen3_vl_moe": _qwen3_vl, "qwen3_5": _qwen3_vl, "qwen3_5_moe": _qwen3_vl,
-    "qwen2_5_vl": _qwen2_5_vl, "qwen2_vl": _qwen2_vl, "llama4": _llama4, "mllama": _mllama, "gemma4": _gemma4, "gemma4_unified": _gemma4_unified, "gemma3n": _gemma3n,
+    "qwen2_5_vl": _qwen2_5_vl, "qwen2_vl": _qwen2_vl, "llama4": _llama4, "mllama": _mllama, "gemma4": _gemma4, "gemma4_unified": _gemma4_unified, "gemma3n": _gemma3n, "kimi_k25": _moonvit,
 }  # fmt: skip

@@ -57,7 +57,7 @@ def own_fields(config: Mapping[str, Any], id: str) -> dict[str, Any]:
     """Fields of ModelSpec that only some model types have."""
     kind = config["model_type"]
     if kind in ("deepseek_v32", "glm_moe_dsa"):
-        return {"indexer": Indexer(heads=_number(config, "index_n_heads", id), head_dim=_number(config, "index_head_dim", id), top_k=_number(config, "index_topk", id))}
+        return {"indexer": Indexer(heads=_number(config, "index_n_heads", id), head_dim=_number(config, "index_head_dim", id), top_k=_number(config, "index_topk", id), full=_choosing(config))}
     if kind == "falcon":
         return {"block_norms": _falcon_norms(config)}
     if kind in _ENCODERS:
@@ -164,7 +164,16 @@ def _refused(kind: str, config: Mapping[str, Any]) -> str:
         return "Nomic BERT with biases or experts comes in a later version"
     if kind == "modernbert" and any(config.get(name) for name in ("attention_bias", "mlp_bias", "norm_bias")):
         return "ModernBERT with biases comes in a later version"
-    types = config.get("indexer_types")
-    if kind == "glm_moe_dsa" and (config.get("index_topk_pattern") or (config.get("index_topk_freq") or 1) != 1 or (isinstance(types, list) and any(t != "full" for t in types))):
-        return "layers that share another layer's choice of tokens come in a later version"
+    types, layers = config.get("indexer_types"), config.get("num_hidden_layers")
+    if kind == "glm_moe_dsa" and types is None and (config.get("index_topk_pattern") or (config.get("index_topk_freq") or 1) != 1):
+        return "which layers share another layer's choice of tokens (indexer_types) isn't in it"
+    if kind == "glm_moe_dsa" and types is not None and not (isinstance(types, list) and len(types) == layers and types[0] == "full" and all(t in ("full", "shared") for t in types)):
+        return "indexer_types isn't full or shared for each layer, the first of them full"
     return ""
+
+
+def _choosing(config: Mapping[str, Any]) -> tuple[int, ...]:
+    """The layers with an indexer, where some share the choice of the one before; () for all. Source: transformers v5.23.0 models/glm_moe_dsa."""
+    types = config.get("indexer_types")
+    found = tuple(i for i, kind in enumerate(types) if kind == "full") if isinstance(types, list) else ()
+    return () if len(found) == len(types or ()) else found

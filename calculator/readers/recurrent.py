@@ -92,6 +92,8 @@ def state(config: Mapping[str, Any], row: Architecture, id: str) -> dict[str, An
         raise UnreadableFile(f"{id}: {len(layers)} layer types for {count} layers", hint=_HINT)
     if unknown := [name for name in layers if not isinstance(name, str) or name not in _KINDS]:
         raise NotModelled(f"{id}: a layer of type {str(unknown[0])[:40]!r} has no formula", allowed=", ".join(_KINDS), hint="vram trace, with its config.json")
+    if config["model_type"] == "granitemoehybrid" and set(layers) == {"attention"}:  # Granite 4.0 Micro: a hybrid in name
+        return {}
     dimensions = _DIMENSIONS.get(config["model_type"], _plain)(config, row, id)
     found: dict[str, Any] = {"layer_types": tuple(_KINDS[name] for name in layers), "recurrent": replace(dimensions, state_bytes=_state_bytes(config))}
     if config["model_type"] in _WITH_MTP:

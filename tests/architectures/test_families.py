@@ -115,7 +115,7 @@ def test_experts_are_in_the_layers_that_have_them():
         ({"model_type": "mllama_text_model"}, "cross_attention_layers"), ({"model_type": "gemma3n_text", "sliding_window": 64}, "hidden_size_per_layer_input"),
         ({"model_type": "gemma4_text", "layer_types": ["full_attention", "sliding_attention"]}, "last layer"), ({"model_type": "opt", "word_embed_proj_dim": 8}, "350M"),
         ({"model_type": "gemma4_text", "sliding_window": 64, "hidden_size_per_layer_input": 0, "num_kv_shared_layers": 0, "per_layer_config": {"0": 3}}, "global_head_dim"),
-        ({"model_type": "glm_moe_dsa", "indexer_types": [["full"]]}, "another layer's choice"),
+        ({"model_type": "glm_moe_dsa", "indexer_types": [["full"]]}, "indexer_types"),
         ({"model_type": "gemma4", "text_config": {"model_type": "gemma4_text"}, "vision_config": {}, "audio_config": {"subsampling_conv_channels": [1]}}, "vision_config lacks"),
         ({"model_type": "mpt", "no_bias": False}, "MPT with biases"), ({"model_type": "phi", "qk_layernorm": True}, "norms of queries"),
         ({"model_type": "zamba2"}, "has no formulas"),

@@ -63,3 +63,12 @@ def test_what_is_not_known_is_refused(model, options, why):
     with pytest.raises((NotModelled, CalculatorError)) as refused:
         run(model, **options)
     assert why in f"{refused.value} {getattr(refused.value, 'allowed', '')}"
+
+
+def test_glm_5_2_keeps_keys_in_the_layers_that_choose_alone():
+    """A public log of 0.23 prints 574,336 tokens of 28.85 GiB: 78 rows of 656 bytes and 21 keys of 132; the print's rounding is one block."""
+    found = estimate("glm-5.2", engine="vllm", engine_version="0.23.0", gpus=4, gpu="h200", kv_dtype="fp8", context=400_000, settings={"kv_pool_bytes": round(28.85 * 2**30)}, partial=True)
+    assert abs(found.pool.tokens - 574_336) <= 64
+    assert found.kv_bytes_per_token == 4 * (78 * 656 + 21 * 132)
+    with pytest.raises(CalculatorError, match=r"before 0\.22"):
+        estimate("glm-5.2", engine="vllm", engine_version="0.19.0", gpus=4, gpu="h200", partial=True)

@@ -73,7 +73,7 @@ CASES: dict[str, list[dict]] = {
         {k: v for k, v in DEEPSEEK.items() if k != "first_k_dense_replace"} | {"q_lora_rank": 24}],
     "deepseek_v3": [DEEPSEEK | {"q_lora_rank": rank, "attention_bias": bool(rank)} for rank in (None, 24)],
     "deepseek_v32": [DEEPSEEK | INDEXER | {"q_lora_rank": 24}],
-    "glm_moe_dsa": [DEEPSEEK | INDEXER | {"q_lora_rank": 24}],
+    "glm_moe_dsa": [DEEPSEEK | INDEXER | {"q_lora_rank": 24}, DEEPSEEK | INDEXER | {"q_lora_rank": 24, "indexer_types": ["full", "shared", "shared", "full"]}],
     "dots1": [EXPERTS | {"n_routed_experts": 4, "n_shared_experts": 2, "first_k_dense_replace": 1}],
     "solar_open": [EXPERTS | {"n_routed_experts": 4, "n_shared_experts": 1}],
     "exaone_moe": [EXPERTS | {"num_experts": 4, "num_shared_experts": 1, "sliding_window": 64}],

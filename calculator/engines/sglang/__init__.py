@@ -54,7 +54,7 @@ from calculator.engines.sglang.steps import COPIES, STEPS_SOURCE, prefill
 from calculator.engines.weights import weight_lines
 from calculator.errors import BadValue, NotModelled, Unsupported
 from calculator.ledger import Formula, Ledger, Line
-from calculator.quantization import experts_alone
+from calculator.quantization import experts_in_mxfp4
 from calculator.spec import ModelSpec
 from calculator.steps import Peak
 from calculator.units import MIB, align_up, ceil_div
@@ -118,7 +118,7 @@ class Sglang(Server):
         if context > length and settings.get("context_length"):
             raise BadValue(f"context_length {length:,} is below the context of {context:,}", hint="leaving context_length out")
         check_family(model, HISTORY.covered(job.deployment.engine_version), job.deployment.engine_version)
-        if experts_alone(model, job.scheme) and not (job.gpu and (job.gpu.compute_capability or "").startswith(("9.", "10."))):
+        if experts_in_mxfp4(model, job.scheme) and not (job.gpu and (job.gpu.compute_capability or "").startswith(("9.", "10."))):
             raise NotModelled("gpt_oss in mxfp4 on cards other than Hopper and Blackwell: its layout there hasn't been read", hint="--gpu, --quant bf16, or --engine vllm")
         self.check_window(job)
         if chunk_of(job) % page_of(job):

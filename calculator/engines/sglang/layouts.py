@@ -10,7 +10,7 @@ from calculator.engines.sglang.families import ABSORBED_SOURCE, family_of, full_
 from calculator.engines.sglang.ranks import held, rank_spec
 from calculator.ledger import Formula, Line
 from calculator.parallelism import Share
-from calculator.quantization import experts_alone
+from calculator.quantization import experts_in_mxfp4
 
 ROUTER_SOURCE = "sglang v0.5.6 srt/models/minimax_m2.py L178: params_dtype float32"
 VALUES_SOURCE = "sglang srt/models/gemma4_causal.py @03826cdd9 load_weights: attention_k_eq_v loads k_proj as v too"
@@ -37,7 +37,7 @@ def extra_lines(job: Job, share: Share) -> list[Line]:
         elements = sum(g.group.elements * len(set(g.layers) & set(share.layers)) for g in job.stored if g.group.role == "router")
         lines.append(Line("weights", "routers in float32", (4 - e) * elements, Formula("{x} (bytes more) × {n} (elements)", {"x": 4 - e, "n": elements}),
                           ROUTER_SOURCE, device=share.device, note="beside the 16 bits that the checkpoint stores"))  # fmt: skip
-    if experts_alone(model, job.scheme):
+    if experts_in_mxfp4(model, job.scheme):
         major = int((job.gpu.compute_capability or "9").split(".")[0]) if job.gpu else 9
         each, formula, kernel = mxfp4_extra(capability=(major, 0), hidden=rank.hidden_size, width=rank.expert_intermediate_size)
         symbols = {"L": count, "E": rank.num_experts, "h": rank.hidden_size, "f": rank.expert_intermediate_size}

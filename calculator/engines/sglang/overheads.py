@@ -7,7 +7,7 @@ from calculator.engines.records import Record, record, record_line
 from calculator.engines.sglang.defaults import graph_sequences, prefill_graphs, prefill_in_graphs
 from calculator.engines.sglang.deployment import unified
 from calculator.ledger import Formula, Line
-from calculator.quantization import experts_alone
+from calculator.quantization import experts_in_mxfp4
 from calculator.units import GIB
 
 LARGE_UNIFIED = 100 * GIB  # a DGX Spark, whose logs say what its system holds; a small board's holds less, and no log says how much
@@ -25,7 +25,7 @@ def load_slack(job: Job) -> Record:
         return record("sglang", "load_slack_tp")
     if unified(job):
         return record("sglang", "load_slack_unified")
-    return record("sglang", "load_slack_repacked" if experts_alone(job.model, job.scheme) else "load_slack")
+    return record("sglang", "load_slack_repacked" if experts_in_mxfp4(job.model, job.scheme) else "load_slack")
 
 
 def graph_lines(job: Job, device: int) -> list[Line]:

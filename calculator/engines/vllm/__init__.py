@@ -71,7 +71,7 @@ from calculator.engines.vllm.profile import SORT_SOURCE, SOURCE, TRITON_SOURCE, 
 from calculator.engines.vllm.rocm import check_rocm, on_rocm
 from calculator.engines.vllm.second_runner import PASS_SOURCE, second_runner, states_line
 from calculator.engines.vllm.settings import SETTINGS
-from calculator.engines.vllm.sparse import BLOCK, LACKING, check_sparse, sparse_bytes, sparse_lines
+from calculator.engines.vllm.sparse import BLOCK, LACKING, check_sparse, sparse_lines, token_bytes
 from calculator.engines.vllm.towers import TOWER_SOURCE
 from calculator.errors import BadValue, NotModelled, Unsupported
 from calculator.ledger import Formula, Ledger, Line
@@ -260,7 +260,7 @@ class Vllm(Server):
         if makes_no_pool(job):
             return 0
         if model.indexer:
-            return sum(sparse_bytes(job)) * model.num_hidden_layers * ranks_of(job)
+            return sum(token_bytes(job, share) for share in shares_of(job))
         if early := early_row(job, rank):
             return early.elements * model.num_hidden_layers * kv_element_bytes(job) * ranks_of(job)
         full_row, row = rows_of(rank)

@@ -13,7 +13,7 @@ from calculator.engines.vllm.deployment import HISTORY, batch_limits, length_of,
 from calculator.engines.vllm.hybrid import block_size, group_size, states
 from calculator.engines.vllm.latent import early_row
 from calculator.engines.vllm.second_runner import second_runner
-from calculator.engines.vllm.sparse import sparse_bytes
+from calculator.engines.vllm.sparse import token_bytes
 from calculator.engines.vllm.speculative import draft_block_bytes, lookahead
 from calculator.parallelism import Share
 from calculator.spec import ModelSpec
@@ -116,7 +116,7 @@ def layers_of_block(job: Job, share: Share) -> int:
 def block_of(job: Job, share: Share) -> int:
     """One block of a GPU [bytes]; with sparse attention a row of each layer, and the indexer's key."""
     if job.model.indexer:
-        return block_size(job) * len(share.layers) * sum(sparse_bytes(job))
+        return block_size(job) * token_bytes(job, share)
     rank = rank_of(job)
     if early := early_row(job, rank):
         return block_size(job) * len(share.layers) * early.elements * kv_element_bytes(job)

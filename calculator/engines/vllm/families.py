@@ -51,6 +51,7 @@ FAMILIES: dict[str, Family] = {
     "deepseek_v32": Family((0, 11, 0)), "glm_moe_dsa": Family((0, 14, 1)),
     "qwen3_next": Family((0, 10, 0), rotary=(1, 4)), "qwen3_5_text": Family((0, 14, 1), rotary=(1, 4)), "qwen3_5_moe_text": Family((0, 14, 1), rotary=(1, 4)),
     "gemma4_text": Family((0, 14, 1)),
+    "lfm2": Family((0, 10, 0)), "lfm2_moe": Family((0, 11, 1)), "jamba": Family((0, 11, 0), rotary=(0, 1)),
     "bert": Family(rotary=(0, 1), gated=False), "roberta": Family(rotary=(0, 1), gated=False), "xlm-roberta": Family(rotary=(0, 1), gated=False),
     "nomic_bert": Family((0, 8, 5)), "modernbert": Family((0, 8, 0)),
     "nemotron_h": Family((0, 11, 0), rotary=(0, 1), gated=False), "granitemoehybrid": Family((0, 11, 0), rotary=(0, 1)), "kimi_linear": Family((0, 11, 1), rotary=(0, 1)),
@@ -63,7 +64,7 @@ WRAPPED: dict[str, Release] = {
     "olmo3": (0, 31, 0), "phi": (0, 33, 0), "gpt_neox": (0, 33, 0), "arcee": (0, 33, 0), "seed_oss": (0, 33, 0),
 }  # fmt: skip
 # towers: the first release after the last one read that lacks the model
-TOWERS_SINCE: dict[str, Release] = {"gemma4_text": (0, 14, 1), "qwen3_5_text": (0, 14, 1), "qwen3_5_moe_text": (0, 14, 1), "gemma3_text": (0, 8, 0), "llama4_text": (0, 8, 0), "mistral": (0, 8, 0), "qwen3": (0, 10, 0), "qwen3_moe": (0, 10, 0)}
+TOWERS_SINCE: dict[str, Release] = {"gemma4_text": (0, 14, 1), "qwen3_5_text": (0, 14, 1), "qwen3_5_moe_text": (0, 14, 1), "gemma3_text": (0, 8, 0), "llama4_text": (0, 8, 0), "mistral": (0, 8, 0), "qwen3": (0, 10, 0), "qwen3_moe": (0, 10, 0), "kimi_k2": (0, 14, 1)}
 
 
 def family_of(model: ModelSpec) -> Family:
@@ -90,6 +91,8 @@ def rotary_width(model: ModelSpec) -> int:
     if model.mla and family_of(model).rotary[0]:
         return model.mla.qk_rope_head_dim
     turned, whole = family_of(model).rotary
+    if model.model_type == "granitemoehybrid" and model.recurrent is None:  # position_embedding_type rope, where hybrids have nope
+        turned = whole = 1
     return model.rotary_dim or model.head_dim * turned // whole
 
 

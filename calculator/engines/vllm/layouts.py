@@ -15,11 +15,12 @@ from calculator.engines.weights import weight_lines
 from calculator.errors import Unsupported
 from calculator.ledger import Formula, Line
 from calculator.parallelism import Share
-from calculator.quantization import Stored, experts_alone
+from calculator.quantization import Stored, experts_in_mxfp4
 from calculator.quantization.conventions import NOTE, ends
 from calculator.quantization.conventions import SOURCE as CONVENTIONS
 from calculator.spec import ModelSpec
 
+DECAY_SOURCE = "vllm v0.19.0 model_executor/layers/mamba/mamba_mixer.py: A of float32, -exp(A_log)"
 ROUTER_SOURCE = "vllm v0.19.0 model_executor/models/glm4_moe.py L147, ernie45_moe.py L167, minimax_m2.py L117: params_dtype float32"
 ABSORBED_SOURCE = "vllm v0.11.0 v1/attention/backends/mla/common.py L985-1074, v0.8.5 L735-761: W_UK_T and W_UV are views of kv_b dequantized to 16 bits"
 MXFP4_SOURCE = (
@@ -39,6 +40,21 @@ def check_blocks(job: Job, rank: ModelSpec) -> None:
     if job.scheme.name == "fp8-block" and width % 128:
         raise Unsupported(f"The output_size of gate's and up's weight = {width} is not divisible by weight quantization block_n = 128.",
                           hint="a smaller --tp, or --set enable_expert_parallel=1")  # fmt: skip
+
+
+def decay_line(job: Job, rank: ModelSpec, share: Share) -> Line | None:
+    """What float32 adds to Mamba 1's decay, which the checkpoint stores in the model's type.
+
+    bytes = (4 - e) x I x s x layers        I inner width, s state size
+
+    Source: DECAY_SOURCE.
+    """
+    state, size = rank.recurrent, element_bytes(job)
+    if state is None or state.kind != "mamba" or size == 4:
+        return None
+    symbols = {"x": 4 - size, "I": state.inner, "s": state.state_size, "L": len(set(rank.recurrent_layers) & set(share.layers))}
+    return Line("weights", "decay in float32", symbols["x"] * symbols["I"] * symbols["s"] * symbols["L"],
+                Formula("{x} (bytes more) × {I} (inner width) × {s} (state) × {L} (layers)", symbols), DECAY_SOURCE, device=share.device)  # fmt: skip
 
 
 def router_line(job: Job, share: Share, held: Stored) -> Line | None:
@@ -88,7 +104,7 @@ def banded(job: Job, share: Share, lines: list[Line]) -> list[Line]:
 
 def padded_line(job: Job, rank: ModelSpec, share: Share) -> Line | None:
     """What the kernel's layout adds to experts in MXFP4, biases and block scales included."""
-    if not experts_alone(job.model, job.scheme):
+    if not experts_in_mxfp4(job.model, job.scheme):
         return None
     stated = job.gpu.compute_capability if job.gpu else None
     major, _, minor = (stated or "").partition(".")

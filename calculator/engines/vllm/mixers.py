@@ -5,7 +5,7 @@ Without attention metadata, as in that run, the layer's custom operation returns
 
 Source: vllm v0.11.0 model_executor/models/qwen3_next.py L393-403, layers/mamba/mamba_mixer2.py L539-548; v0.14.0 qwen3_next.py
 L440-512, mamba_mixer2.py L508-598, layers/kda.py L186-237; v0.19.0 layers/mamba/gdn_linear_attn.py L489-682; v0.33.0
-layers/mamba/gdn/qwen_gdn_linear_attn.py L1134-1210.
+layers/mamba/gdn/qwen_gdn_linear_attn.py L1134-1210; v0.11.0 and v0.19.0 layers/mamba/short_conv.py L127-132, mamba_mixer.py forward: "V1 profile run".
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ def mixer_step(rank: ModelSpec, *, tokens: int, element_bytes: int, hidden_copie
 
     gated delta rule:  e T (2 K + 2 I) + 2 e T I + e c T h + workspace      (interleaved: e T (4 K + 5 I))
     Mamba 2:           e T (2 I + 2 G + H) + 2 e T C + e c T h + workspace  (until 0.11: e T C + 8 T I in place of 2 e T C, if that is more)
+    short convolution: e T 5 I + e c T h + workspace                        gates and inputs, and what they are multiplied to
+    Mamba 1:           e T 3 I + e c T h + workspace                        states and gates, and the states side by side
     Kimi Delta:        e T 6 I + 4 T I + e c T h + workspace                q, k, v, gate, output, normed; decay in float32
 
     K width of keys, I of values, G of B, H heads, C = I + 2 G channels of the convolution.       derived
@@ -54,6 +56,16 @@ def mixer_step(rank: ModelSpec, *, tokens: int, element_bytes: int, hidden_copie
                 Buffer("the convolution's inputs", e * t * channels, "{e} × {T} × {C}"),
                 Buffer("states times gates in float32", 8 * t * inner, "2 × 4 × {T} × {I}"),
             ]
+    elif state.kind == "conv":
+        own = [
+            Buffer("gates and inputs", 3 * e * t * inner, "3 × {e} × {T} × {I}"),
+            Buffer("their products", 2 * e * t * inner, "2 × {e} × {T} × {I}"),
+        ]
+    elif state.kind == "mamba":
+        own = [
+            Buffer("states and gates", 2 * e * t * inner, "2 × {e} × {T} × {I}"),
+            Buffer("states side by side", e * t * inner, "{e} × {T} × {I}"),
+        ]
     else:
         own = [
             Buffer("queries, keys, values and gate", 4 * e * t * inner, "4 × {e} × {T} × {I}"),

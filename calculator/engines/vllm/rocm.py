@@ -16,7 +16,7 @@ from calculator.engines.releases import Release
 from calculator.errors import NotModelled, Unsupported
 from calculator.ledger import Formula, Line
 from calculator.parallelism import Share
-from calculator.quantization import Stored, experts_alone
+from calculator.quantization import Stored, experts_in_mxfp4
 from calculator.spec import GpuSpec
 from calculator.units import MIB
 
@@ -91,7 +91,7 @@ def left_behind(job: Job, held: Stored) -> int:
     5.5 % of Qwen3 Coder 30B in 4 bits, on one GPU as on two, and 2 % of gpt-oss 20B.                    modelled
     """
     experts = [s for s in held if len(s.group.shape) == 3]
-    if experts_alone(job.model, job.scheme):
+    if experts_in_mxfp4(job.model, job.scheme):
         return max((p.nbytes for s in experts for p in s.parts), default=0)
     return 2 * sum(s.nbytes // s.count for s in experts) if job.scheme.name.startswith(PACKED) else 0
 

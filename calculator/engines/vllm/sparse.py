@@ -20,6 +20,7 @@ CHOICE_SOURCE = "vllm v0.19.0 model_executor/models/deepseek_v2.py L1155-1163: t
 FP8_ROW = 656
 BLOCK = 64  # flashmla_sparse.py L91
 FLASHINFER_SINCE = (0, 16, 1)  # on Blackwell, whose rows in 8 bits are plain: platforms/cuda.py of v0.17.1; v0.16.0 has FlashMLA alone
+SHARED_SINCE = (0, 22, 0)  # index_topk_freq: read there, not in v0.19.0
 LACKING = "the workspaces of sparse attention"
 
 
@@ -31,6 +32,8 @@ def check_sparse(job: Job) -> None:
     what = f"vllm with sparse attention ({job.model.id})"
     if capability and capability.split(".")[0] not in ("9", "10"):
         raise NotModelled(f"{what} on compute capability {capability}: its kernels run on Hopper and Blackwell of data centres", hint="H100, H200 or B200")
+    if job.model.indexer.full and HISTORY.covered(job.deployment.engine_version) < SHARED_SINCE:
+        raise NotModelled(f"{what} before 0.22, which has an indexer in every layer", hint="a later --engine-version")
     if stages_of(job) > 1:
         raise NotModelled(f"{what} in pipeline stages: no log to hold that against", hint="--set tensor_parallel_size=N over all GPUs")
 
@@ -64,10 +67,22 @@ def sparse_bytes(job: Job) -> tuple[int, int]:
 
 def sparse_lines(job: Job, share: Share, tokens: int) -> list[Line]:
     """Rows and keys of `tokens` tokens, in whole blocks, on one GPU."""
-    symbols = {"n": tokens, "L": len(share.layers)}
     note = "every rank keeps the whole row and key" if ranks_of(job) > 1 else ""
-    return [Line("kv_cache", name, tokens * symbols["L"] * each, Formula("{n} (tokens in whole blocks) × {L} (layers) × {b} (bytes)", symbols | {"b": each}), source, device=share.device, note=note)
-            for name, each, source in zip(("KV blocks", "indexer keys"), sparse_bytes(job), (ROW_SOURCE, KEYS_SOURCE), strict=True)]  # fmt: skip
+    shared = "" if len(choosing(job, share)) == len(share.layers) else "the other layers take the choice of the one before"
+    return [Line("kv_cache", name, tokens * layers * each, Formula("{n} (tokens in whole blocks) × {L} (layers) × {b} (bytes)", {"n": tokens, "L": layers, "b": each}), source, device=share.device, note=said)
+            for name, layers, each, source, said in zip(("KV blocks", "indexer keys"), (len(share.layers), len(choosing(job, share))), sparse_bytes(job), (ROW_SOURCE, KEYS_SOURCE),
+                                                        (note, "; ".join(filter(None, (note, shared)))), strict=True)]  # fmt: skip
+
+
+def choosing(job: Job, share: Share) -> tuple[int, ...]:
+    """The layers of a GPU that have an indexer. Source: vllm v0.31.0 model_executor/models/deepseek_v2.py L1141-1170."""
+    return tuple(layer for layer in job.model.indexing_layers if layer in share.layers)
+
+
+def token_bytes(job: Job, share: Share) -> int:
+    """What a token adds to a GPU's layers: rows, and the keys of those that choose [bytes]."""
+    row, key = sparse_bytes(job)
+    return len(share.layers) * row + len(choosing(job, share)) * key
 
 
 def choice_line(job: Job, share: Share) -> Line | None:

@@ -14,7 +14,7 @@ from calculator.engines.vllm.deployment import HISTORY, batch_limits, length_of,
 from calculator.engines.vllm.families import DEEP_LAYERS, family_of, image_buffer_elements, rotary_rows, rotary_width
 from calculator.engines.vllm.formats import plugin_note
 from calculator.engines.vllm.latent import absorbed_pair_line
-from calculator.engines.vllm.layouts import absorbed_line, banded, padded_line, router_line
+from calculator.engines.vllm.layouts import absorbed_line, banded, decay_line, padded_line, router_line
 from calculator.engines.vllm.offload import SOURCE as OFFLOAD_SOURCE
 from calculator.engines.vllm.offload import budget_of, left_on_gpu, offloaded
 from calculator.engines.vllm.rocm import left_behind, on_rocm, padding_line, segments_line
@@ -23,7 +23,7 @@ from calculator.engines.vllm.tensors import layers_made
 from calculator.engines.weights import weight_lines
 from calculator.ledger import Formula, Line
 from calculator.parallelism import Share
-from calculator.quantization import Stored, experts_alone
+from calculator.quantization import Stored, experts_in_mxfp4
 from calculator.quantization.hf import Storage
 from calculator.spec import ModelSpec
 from calculator.units import MIB, align_up, ceil_div
@@ -90,7 +90,7 @@ def _lines_on(job: Job, share: Share) -> list[Line]:
                           Formula("{n} (deep layers) × {T} (tokens) × {h} × {e}", {"n": DEEP_LAYERS, "T": tokens, "h": model.hidden_size, "e": size}),
                           IMAGES_SOURCE, device=share.device))  # fmt: skip
     lines += lines_by_layer(job, share, stored)
-    lines += [line for line in (router_line(job, share, held), absorbed_line(job, rank, share), absorbed_pair_line(job, rank, share), padded_line(job, rank, share), padding_line(job, share, held), choice_line(job, share)) if line]
+    lines += [line for line in (router_line(job, share, held), absorbed_line(job, rank, share), absorbed_pair_line(job, rank, share), padded_line(job, rank, share), padding_line(job, share, held), choice_line(job, share), decay_line(job, rank, share)) if line]
     if version_of(job).v1:
         lines.append(Line("weights", "attention scales", 7 * 512 * len(share.layers),
                           Formula("7 × 512 (allocated bytes of a scalar) × {L} (layers)", {"L": len(share.layers)}),
@@ -102,7 +102,7 @@ def _lines_on(job: Job, share: Share) -> list[Line]:
     matrices = sum(g.count for g in held if len(g.parts) > 1)
     eight_bits = job.scheme.name in ("fp8-block", "fp8-per-channel") and not by_marlin(job)  # made as they stay
     packed = job.scheme.storage if eight_bits or (job.scheme.name.startswith(PACKED) and not rank.num_experts) else None
-    mxfp4 = experts_alone(model, job.scheme)
+    mxfp4 = experts_in_mxfp4(model, job.scheme)
     simulated = (not matrices or packed is not None or mxfp4) and not job.scheme.apart
     head = any(g.group.role == "output" for g in held)
     counted, slack = _unsplit(rank, left_on_gpu(held, share), size, rows, packed, head=head, mxfp4=mxfp4, gone=dropped(job), max_split=MAX_SPLIT if version_of(job).loads_unsplit else 0) if simulated else (0, 0)

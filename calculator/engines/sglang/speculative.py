@@ -13,11 +13,11 @@ from typing import NamedTuple
 
 from calculator.catalog import Model, load_model
 from calculator.engines.base import Job
-from calculator.engines.eagle import Head, check_head, load_head
+from calculator.engines.eagle import Head, check_head, load_head, name_of
 from calculator.engines.ranks import VOCAB_MULTIPLE, kv_element_bytes, rank_of, ranks_of
 from calculator.engines.releases import Release
 from calculator.engines.settings import Setting, Text
-from calculator.engines.sglang.deployment import HISTORY
+from calculator.engines.sglang.deployment import HISTORY, context_length
 from calculator.engines.sglang.families import FAMILIES, check_family, windowed
 from calculator.engines.sglang.ranks import attention_groups, rank_spec
 from calculator.errors import BadValue, NotModelled, Unsupported
@@ -37,7 +37,7 @@ SLOTS_SOURCE = (
 )
 SETTINGS: dict[str, Setting] = {
     "speculative_algorithm": Setting(None, ("nextn", "eagle", "eagle3", "standalone", "ngram"), "drafts by the checkpoint's MTP layers (nextn, or eagle without a draft), a head, a whole model, or the prompt"),
-    "speculative_draft_model_path": Setting(None, Text(400, "qwen3-0.6b"), "draft: config.json of a head (eagle, eagle3), or a model in 16 bits (standalone)"),
+    "speculative_draft_model_path": Setting(None, Text(400, "qwen3-0.6b"), "draft: of a head (eagle, eagle3) its config.json, or its id where it is known; a model in 16 bits (standalone)"),
     "speculative_num_steps": Setting(None, range(1, 65), "drafts in a row; default by model and release, 3 or 5"),
     "speculative_eagle_topk": Setting(None, range(1, 65), "branches of a draft; default 1 or 4"),
     "speculative_num_draft_tokens": Setting(None, range(1, 257), "tokens verified at once; default 4 or 8, and 12 of ngram"),
@@ -49,6 +49,7 @@ MTP_SCHEMES = ("fp8-block",)  # beside plain ones, and nvfp4, whose MTP layers s
 SPARE_UNTIL: Release = (0, 5, 7)  # before, drafts have slots beyond the profiled ones
 COUNTED_SINCE: Release = (0, 5, 14)  # weights and cache of the draft are within the static fraction
 WINDOWS_COUNTED_SINCE: Release = (0, 5, 15)  # v0.5.15 srt/model_executor/pool_configurator.py L321-341; 0.5.14 has none
+OVERWRITES_UNTIL: Release = (0, 5, 2)  # a draft's shorter context is lengthened by default: v0.5.0rc2 srt/configs/model_config.py L170, v0.5.2 L186
 REQUESTS = 48  # max_running_requests where nobody sets it
 NGRAM_TOKENS = 12
 _DTYPES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
@@ -139,7 +140,7 @@ def draft_name(job: Job) -> str:
     if given is None:
         return ""
     if method_of(job) != "standalone":
-        return str(given).removesuffix("/config.json")
+        return name_of(str(given))
     model = _model(str(given))
     return str(model.record.get("hf_id") or model.spec.id)
 
@@ -225,6 +226,18 @@ def check(job: Job) -> None:
         if model.mtp_layers and model.model_type in MTP_FAMILIES:
             raise NotModelled(f"a head for {model.id}, which drafts with its own layers", hint="speculative_algorithm=nextn without a draft")
         draft_rank(job)
+    if method in ("eagle", "eagle3", "standalone"):
+        _check_length(job, release)
+
+
+def _check_length(job: Job, release: Release) -> None:
+    """A draft is given the target's context, and refuses one beyond its own."""
+    head, draft = head_of(job), draft_job(job)
+    spec = head.spec if head else draft.model if draft else job.model
+    length = context_length(job)
+    if length > spec.max_position_embeddings and release >= OVERWRITES_UNTIL and not job.deployment.settings["allow_overwrite_longer_context_len"]:
+        raise Unsupported(f"Target model's context_length ({length}) is greater than the derived context_length ({spec.max_position_embeddings}).",
+                          hint=f"--set allow_overwrite_longer_context_len=1 (SGLANG_ALLOW_OVERWRITE_LONGER_CONTEXT_LEN=1), or context_length={spec.max_position_embeddings}")  # fmt: skip
 
 
 def _check_words(job: Job, method: str) -> None:

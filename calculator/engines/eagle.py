@@ -1,22 +1,27 @@
-"""Heads that draft from a target's hidden states: EAGLE's and EAGLE3's one decoder layer as a model of its own, and what surrounds it.
+"""Heads that draft from a target's hidden states: EAGLE's and EAGLE3's one decoder layer as a model of its own, and what surrounds it; Medusa's blocks.
 
 EAGLE: fc of 2 h to h over token and hidden state, a layer without its first norm; embedding and head are the target's.
 EAGLE3: fc of 3 hidden states of the target to h, a layer whose q, k and v read 2 h, a norm more; a head over
 draft_vocab_size of its own, with the target's number of each of its tokens (d2t).
+Medusa: for each token ahead residual blocks of h to h and a head; no cache.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from calculator.architectures import build_inventory
 from calculator.architectures.inventory import Inventory, TensorGroup
 from calculator.catalog import load_model
+from calculator.datafiles import read_json
 from calculator.errors import BadValue, NotModelled, Unsupported
+from calculator.names import key
 from calculator.quantization import Stored
 from calculator.quantization.hf import quantize
+from calculator.readers.hf_config import model_from_config, read_config
+from calculator.readers.untrusted import local_path
 from calculator.spec import ModelSpec
 
 HEAD_SOURCE = (
@@ -47,13 +52,74 @@ class Head(NamedTuple):
 
 @lru_cache(maxsize=32)
 def load_head(name: str) -> Head:
-    """A head by the path of its config.json, or the folder that holds it. Raises NotModelled for one of an unread kind."""
-    model = load_model(name)
-    config, spec = model.record.get("config", {}), model.spec
+    """A head by its Hugging Face id where data/heads.json has it, or the path of its config.json or of its folder. Raises NotModelled for one of an unread kind.
+
+    The config may wrap the layer's: as speculators do (transformer_layer_config), or vLLM's eagle type (model).
+    """
+    config = head_config(name)
+    inner = next((config[k] for k in ("transformer_layer_config", "model") if isinstance(config.get(k), dict)), config)
+    spec = model_from_config(inner, id=name[-80:])
+    config = {**inner, **{k: config[k] for k in ("draft_vocab_size", "target_hidden_size") if config.get(k)}}
     if spec.model_type not in TYPES or spec.mla or spec.num_experts or spec.vision_parameters or spec.recurrent or spec.by_layer:
         raise NotModelled(f"a head of {spec.model_type}", allowed=f"config.json of a head of type {', '.join(TYPES)}", hint="a dense head")
     own = config.get("draft_vocab_size")
     return Head(spec, int(own or 0), int(config.get("target_hidden_size") or spec.hidden_size), bool(config.get("bias")))
+
+
+def head_config(name: str) -> dict[str, Any]:
+    """The config of a head by name or path; of a whole model where its name is the catalog's."""
+    found: dict[str, Any] | None = published_heads().get(key(name))
+    if found is not None:
+        return dict(found["config"])
+    if name.endswith(".json") or name.startswith((".", "/", "~")):
+        return read_config(local_path(name))
+    return dict(load_model(name).record["config"])
+
+
+@lru_cache(maxsize=1)
+def published_heads() -> dict[str, dict[str, Any]]:
+    """Records of data/heads.json by name."""
+    return {key(record["id"]): record for record in read_json("heads.json")["heads"]}
+
+
+def name_of(name: str) -> str:
+    """What a server is told to load: the Hugging Face id, or the folder."""
+    found = published_heads().get(key(name))
+    return str(found["id"]) if found else name.removesuffix("/config.json")
+
+
+class Medusa(NamedTuple):
+    """Medusa's heads: blocks and vocabulary."""
+
+    hidden_size: int
+    layers: int
+    vocab_size: int
+    one_head: bool
+    bias: bool
+
+
+@lru_cache(maxsize=32)
+def load_medusa(name: str) -> Medusa:
+    """Medusa's heads by the path of their config.json. Raises BadValue for another kind of config."""
+    config = head_config(name)
+    layers = next((v for k, v in config.items() if "num" in k and "layers" in k), 1)
+    vocabulary = config.get("truncated_vocab_size") or config.get("vocab_size")
+    width = config.get("hidden_size")
+    if config.get("model_type") != "medusa" or not all(isinstance(n, int) and 0 < n < 2**24 for n in (width, layers, vocabulary)):
+        raise BadValue(f"{name[-80:]} is no config of Medusa's heads", hint='config.json with "model_type": "medusa", hidden_size and vocab_size')
+    return Medusa(int(width), int(layers), int(vocabulary), bool(config.get("original_lm_head")), bool(config.get("medusa_fc_bias")))  # type: ignore[arg-type]
+
+
+def medusa_groups(medusa: Medusa, *, heads: int, ranks: int) -> Inventory:
+    """Tensors of Medusa's heads on one rank: blocks whole, heads divided.
+
+    n (L (h, h) + (V / ranks, h)) for n tokens ahead; one head for all where it is the target's kept apart.       derived
+
+    Source: vllm v0.11.0 and v0.19.0 model_executor/models/medusa.py; v0.19.0 config/speculative.py: as many heads as num_speculative_tokens.
+    """
+    h, count = medusa.hidden_size, heads * medusa.layers
+    groups = [TensorGroup("blocks.{layer}.weight", (h, h), "projection", count), TensorGroup("lm_heads.{layer}.weight", (-(-medusa.vocab_size // ranks), h), "output", 1 if medusa.one_head else heads)]
+    return Inventory((*groups, TensorGroup("blocks.{layer}.bias", (h,), "bias", count)) if medusa.bias else tuple(groups), tied=False)
 
 
 def check_head(head: Head, *, name: str, eagle3: bool, target: ModelSpec) -> None:

@@ -30,7 +30,7 @@ BEFORE, SINCE = "0.5.13", "0.5.20"  # the draft beside the static fraction, and 
 def head(tmp_path):
     """A head of Llama 3.1 8B as yuhuili/EAGLE3-LLaMA3.1-Instruct-8B describes it."""
     (tmp_path / "config.json").write_text(json.dumps(HEAD))
-    return {"speculative_algorithm": "eagle3", "speculative_draft_model_path": str(tmp_path / "config.json")}
+    return {"speculative_algorithm": "eagle3", "speculative_draft_model_path": str(tmp_path / "config.json"), "allow_overwrite_longer_context_len": True}
 
 
 def run(model="llama-3.1-8b", settings=None, **options):
@@ -169,7 +169,7 @@ def test_slots_and_tokens_of_a_server_with_mtp_layers_are_those_of_its_release()
 def test_a_draft_beside_windows_has_all_tokens_and_counts_since_0_5_15(version, counted, tmp_path):
     head = HEAD | {"hidden_size": 2880, "intermediate_size": 8192, "num_attention_heads": 64, "head_dim": 64, "vocab_size": 201088}
     (tmp_path / "config.json").write_text(json.dumps(head))
-    settings = {"mem_fraction_static": 0.85, "speculative_algorithm": "eagle3", "speculative_draft_model_path": str(tmp_path / "config.json")}
+    settings = {"mem_fraction_static": 0.85, "allow_overwrite_longer_context_len": True, "speculative_algorithm": "eagle3", "speculative_draft_model_path": str(tmp_path / "config.json")}
     found = run("gpt-oss-120b", settings, quant="mxfp4", gpu="H200", engine_version=version)
     row = 2 * 8 * 64 * 2
     assert found.pool.tokens == found.pool.nbytes // (row * (18 + counted) + round(0.8 * 18 * row))
@@ -205,7 +205,7 @@ def test_lines_add_up_and_the_command_gives_them_again(version, kind, head):
     flags = {a[2:].replace("-", "_"): b for a, b in pairwise(words) if a.startswith("--speculative")}
     assert flags["speculative_algorithm"] == str(settings["speculative_algorithm"]).upper()
     kept = {k: v for k, v in {"tensor_parallel_size": 8}.items() if kind == "mtp"}
-    again = deepseek(kept | flags, engine_version=version) if kind == "mtp" else run(settings=flags, engine_version=version)
+    again = deepseek(kept | flags, engine_version=version) if kind == "mtp" else run(settings=flags | {k: v for k, v in settings.items() if k.startswith("allow")}, engine_version=version)
     assert [(x.name, x.nbytes) for x in again.ledger.lines] == [(x.name, x.nbytes) for x in found.ledger.lines]
     assert again.pool == found.pool
 
@@ -220,6 +220,7 @@ def test_lines_add_up_and_the_command_gives_them_again(version, kind, head):
     ("llama-3.1-8b", STANDALONE, {"engine_version": "0.4.9"}, "0.5.2 or later"),
     ("llama-3.1-8b", {"speculative_algorithm": "ngram", "speculative_num_steps": 3}, {}, "which has no model"),
     ("qwen3-8b", STANDALONE, {}, "their tokens are not the same"),
+    ("llama-3.1-8b", {"speculative_algorithm": "eagle3", "speculative_draft_model_path": "yuhuili/EAGLE3-LLaMA3.1-Instruct-8B"}, {}, "greater than the derived context_length (2048)"),
     ("gpt-oss-20b", {"speculative_algorithm": "ngram", "disable_radix_cache": True}, {}, "the windows' pool grows"),
     ("gemma-4-26b-a4b", {"speculative_algorithm": "ngram"}, {}, "of two widths"),
     ("llama-3.1-8b", {"speculative_algorithm": "eagle3", "speculative_draft_model_path": "llama-3.2-1b"}, {}, "a model, no head"),

@@ -9,6 +9,7 @@ import pytest
 from test_contract import value_of
 
 from calculator.catalog import load_model
+from calculator.engines.eagle import load_head, published_heads
 from calculator.errors import BadValue, CalculatorError, NotModelled, Unsupported
 from calculator.estimate import estimate
 from calculator.units import align_up
@@ -138,6 +139,41 @@ def test_a_head_is_its_layer_and_what_feeds_it_and_a_layer_more_of_the_cache(met
     assert config["model"] == str(tmp_path)
 
 
+@pytest.mark.parametrize("tp", [1, 2])
+def test_medusas_heads_are_blocks_and_heads_for_each_token_ahead_and_no_cache(tp, tmp_path):
+    """vllm v0.19.0 model_executor/models/medusa.py: num_heads is num_speculative_tokens."""
+    config = {"model_type": "medusa", "hidden_size": 4096, "vocab_size": 128256, "medusa_num_heads": 5, "medusa_num_layers": 2}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    settings = {"speculative_method": "medusa", "speculative_model": str(tmp_path), "num_speculative_tokens": 3, "tensor_parallel_size": tp}
+    found, plain = (run("llama-3.1-8b", s, gpus=tp) for s in (settings, {"tensor_parallel_size": tp}))
+    assert size(found, "linear layers, draft") == 2 * 3 * 2 * 4096**2
+    assert size(found, "output head, draft") == 2 * 3 * 128256 // tp * 4096
+    assert found.kv_bytes_per_token == plain.kv_bytes_per_token
+    assert found.ledger.component_bytes("kv_cache") == plain.ledger.component_bytes("kv_cache")
+    for line in found.ledger.lines:
+        assert abs(value_of(str(line.formula)) - line.nbytes) <= 1, line.name
+        assert line.nbytes or line.note
+
+
+@pytest.mark.parametrize("wrapped", ["by name", "transformer_layer_config", "model"])
+def test_a_head_is_the_same_by_name_and_in_the_configs_that_wrap_it(wrapped, tmp_path):
+    outer = {"transformer_layer_config": HEAD | {"draft_vocab_size": None}, "draft_vocab_size": 32000, "target_hidden_size": None, "architectures": ["Eagle3Speculator"]}
+    (tmp_path / "config.json").write_text(json.dumps(outer if wrapped.startswith("t") else {"model_type": "eagle", "model": HEAD}))
+    name = "yuhuili/EAGLE3-LLaMA3.1-Instruct-8B" if wrapped == "by name" else str(tmp_path)
+    found = run("llama-3.1-8b", {"speculative_method": "eagle3", "speculative_model": name, "num_speculative_tokens": 3})
+    assert size(found, "linear layers, draft") == 2 * (2 * 4096 * 6144 + 4096**2 + 3 * 4096 * 14336 + 3 * 4096**2)
+    assert size(found, "output head, draft") == 2 * 32000 * 4096
+    assert name in found.start_command
+
+
+@pytest.mark.parametrize("record", published_heads().values(), ids=lambda r: r["id"])
+def test_a_published_head_has_a_source_and_a_layer(record):
+    head = load_head(record["id"])
+    assert record["source"]
+    assert head.spec.num_hidden_layers == 1
+    assert head.shares_embedding
+
+
 def test_the_command_has_the_draft():
     words = shlex.split(run("llama-3.1-8b", DRAFT).start_command)
     config = json.loads(words[words.index("--speculative-config") + 1])
@@ -150,7 +186,8 @@ def test_the_command_has_the_draft():
     ({"speculative_method": "ngram"}, {}, Unsupported, "num_speculative_tokens must be provided"),
     ({"speculative_method": "ngram", **DRAFT}, {}, BadValue, "no model of its own"),
     ({"speculative_method": "draft_model", "num_speculative_tokens": 3}, {}, Unsupported, "without speculative model"),
-    ({"speculative_method": "medusa", "num_speculative_tokens": 3}, {}, NotModelled, "allowed: ngram, mtp, eagle, eagle3, draft_model"),
+    ({"speculative_method": "suffix", "num_speculative_tokens": 3}, {}, NotModelled, "allowed: ngram, mtp, eagle, eagle3, medusa, draft_model"),
+    ({"speculative_method": "medusa", "num_speculative_tokens": 3, "speculative_model": "llama-3.2-1b"}, {}, BadValue, "no config of Medusa"),
     ({"speculative_method": "mlp_speculator", "num_speculative_tokens": 3}, {}, Unsupported, "no proposer"),
     ({"speculative_method": "eagle3", "num_speculative_tokens": 3}, {}, Unsupported, "without speculative model"),
     ({"speculative_method": "eagle3", "num_speculative_tokens": 3, "speculative_model": "llama-3.2-1b"}, {}, BadValue, "a model, no head"),

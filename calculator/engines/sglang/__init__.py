@@ -13,7 +13,7 @@ from calculator.engines.ranks import (
 from calculator.engines.records import record, record_line
 from calculator.engines.server import Server
 from calculator.engines.settings import COUNT, Real, Setting
-from calculator.engines.sglang import draft, speculative
+from calculator.engines.sglang import draft, draft_checks, speculative
 from calculator.engines.sglang.adapters import check_lora
 from calculator.engines.sglang.attention import (
     BACKENDS,
@@ -127,7 +127,7 @@ class Sglang(Server):
         check_backend(job)
         check_ranks(job)
         check_lora(job)
-        speculative.check(job)
+        draft_checks.check(job)
 
     def weight_lines(self, job: Job) -> list[Line]:
         """Those of the model, and of a draft."""

@@ -12,10 +12,12 @@ from calculator.engines.ranks import element_bytes, ranks_of, shares_of
 from calculator.engines.records import record, record_line
 from calculator.engines.sglang.attention import page_of
 from calculator.engines.sglang.defaults import prefill_tokens
+from calculator.engines.sglang.deployment import context_length
 from calculator.engines.sglang.families import ABSORBED_SOURCE, rotary_elements
 from calculator.engines.sglang.overheads import load_slack
 from calculator.engines.sglang.ranks import attention_groups, rank_spec
 from calculator.engines.sglang.speculative import (
+    OVERWRITES_UNTIL,
     SLOTS_SOURCE,
     SPECULATIVE_SOURCE,
     counted,
@@ -26,6 +28,7 @@ from calculator.engines.sglang.speculative import (
     head_of,
     method_of,
     pooled,
+    release_of,
 )
 from calculator.engines.weights import weight_lines
 from calculator.ledger import Formula, Line
@@ -99,6 +102,7 @@ def _rotary(job: Job, device: int) -> Line:
     draft, head = draft_job(job), head_of(job)
     spec = draft.model if draft else head.spec if head else job.model
     positions, width = rotary_elements(spec)
+    positions = max(positions, context_length(job)) if positions and release_of(job) >= OVERWRITES_UNTIL else positions
     return Line("weights", "rotary cos and sin", 4 * positions * width, Formula("4 × {P} (positions) × {d} (rotary width)", {"P": positions, "d": width}),
                 "sglang v0.5.6 srt/layers/rotary_embedding.py get_rope: one table for equal arguments", basis="modelled", low=0, high=4 * max(positions, job.model.max_position_embeddings) * width,
                 device=device, note="one with the target's where base, scaling and positions are the same")  # fmt: skip

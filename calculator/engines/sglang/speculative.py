@@ -13,14 +13,13 @@ from typing import NamedTuple
 
 from calculator.catalog import Model, load_model
 from calculator.engines.base import Job
-from calculator.engines.eagle import Head, check_head, load_head
+from calculator.engines.eagle import Head, load_head, name_of
 from calculator.engines.ranks import VOCAB_MULTIPLE, kv_element_bytes, rank_of, ranks_of
 from calculator.engines.releases import Release
 from calculator.engines.settings import Setting, Text
 from calculator.engines.sglang.deployment import HISTORY
-from calculator.engines.sglang.families import FAMILIES, check_family, windowed
+from calculator.engines.sglang.families import windowed
 from calculator.engines.sglang.ranks import attention_groups, rank_spec
-from calculator.errors import BadValue, NotModelled, Unsupported
 from calculator.parallelism import tensor_rank
 from calculator.quantization import Scheme, Stored, compute_dtype, parse, quantize
 from calculator.quantization.hf import DTYPE_BYTES
@@ -37,7 +36,7 @@ SLOTS_SOURCE = (
 )
 SETTINGS: dict[str, Setting] = {
     "speculative_algorithm": Setting(None, ("nextn", "eagle", "eagle3", "standalone", "ngram"), "drafts by the checkpoint's MTP layers (nextn, or eagle without a draft), a head, a whole model, or the prompt"),
-    "speculative_draft_model_path": Setting(None, Text(400, "qwen3-0.6b"), "draft: config.json of a head (eagle, eagle3), or a model in 16 bits (standalone)"),
+    "speculative_draft_model_path": Setting(None, Text(400, "qwen3-0.6b"), "draft: of a head (eagle, eagle3) its config.json, or its id where it is known; a model in 16 bits (standalone)"),
     "speculative_num_steps": Setting(None, range(1, 65), "drafts in a row; default by model and release, 3 or 5"),
     "speculative_eagle_topk": Setting(None, range(1, 65), "branches of a draft; default 1 or 4"),
     "speculative_num_draft_tokens": Setting(None, range(1, 257), "tokens verified at once; default 4 or 8, and 12 of ngram"),
@@ -49,6 +48,7 @@ MTP_SCHEMES = ("fp8-block",)  # beside plain ones, and nvfp4, whose MTP layers s
 SPARE_UNTIL: Release = (0, 5, 7)  # before, drafts have slots beyond the profiled ones
 COUNTED_SINCE: Release = (0, 5, 14)  # weights and cache of the draft are within the static fraction
 WINDOWS_COUNTED_SINCE: Release = (0, 5, 15)  # v0.5.15 srt/model_executor/pool_configurator.py L321-341; 0.5.14 has none
+OVERWRITES_UNTIL: Release = (0, 5, 2)  # a draft's shorter context is lengthened by default: v0.5.0rc2 srt/configs/model_config.py L170, v0.5.2 L186
 REQUESTS = 48  # max_running_requests where nobody sets it
 NGRAM_TOKENS = 12
 _DTYPES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
@@ -139,7 +139,7 @@ def draft_name(job: Job) -> str:
     if given is None:
         return ""
     if method_of(job) != "standalone":
-        return str(given).removesuffix("/config.json")
+        return name_of(str(given))
     model = _model(str(given))
     return str(model.record.get("hf_id") or model.spec.id)
 
@@ -188,91 +188,6 @@ def passing_bytes(job: Job) -> int:
     if head is None:
         return e * h * (whole + divided)
     return e * head.spec.hidden_size * ((whole if head.shares_embedding else 0) + (0 if head.draft_vocab_size and method == "eagle3" else divided))
-
-
-def check(job: Job) -> None:
-    """Refuse what the server refuses of a draft, and what has no formula."""
-    settings, method, version, model = job.deployment.settings, method_of(job), job.deployment.engine_version, job.model
-    given = [name for name in SETTINGS if settings.get(name) is not None]
-    if not given:
-        return
-    if not method:
-        raise BadValue(f"{given[0]} without speculative_algorithm", hint="--set speculative_algorithm=nextn, eagle, eagle3, standalone or ngram")
-    release = release_of(job)
-    if release < SINCE[method]:
-        raise NotModelled(f"speculative_algorithm={settings['speculative_algorithm']} in sglang {version}", allowed=f"{'.'.join(map(str, SINCE[method]))} or later", hint="a later --engine-version")
-    _check_words(job, method)
-    if job.deployment.gpus > ranks_of(job):
-        if release < (0, 5, 18):
-            raise Unsupported("Pipeline parallelism is not compatible with overlap schedule, speculative decoding, mixed chunked prefill.", hint=f"--set tensor_parallel_size={job.deployment.gpus}")
-        raise NotModelled("speculative decoding over pipeline stages: which hold the draft hasn't been read", hint=f"--set tensor_parallel_size={job.deployment.gpus}")
-    if method in ("standalone", "ngram") and settings["enable_dp_attention"]:
-        raise Unsupported(f"Currently {method} speculative decoding does not support dp attention.", hint="leaving enable_dp_attention out")
-    if (model.recurrent and method not in ("mtp", "ngram")) or model.by_layer or model.indexer:
-        raise NotModelled(f"speculative_algorithm={settings['speculative_algorithm']} with recurrent or sparse layers, or of two widths ({model.id}): pools of such a draft have no formula", hint="leaving it out, or ngram")
-    if windowed(model, release) and settings["disable_radix_cache"] and release >= COUNTED_SINCE:
-        raise NotModelled(f"drafts with disable_radix_cache and windowed layers ({model.id}): the windows' pool grows with the tokens verified at once", hint="leaving disable_radix_cache out")
-    if settings["enable_lora"] and method != "ngram":
-        raise NotModelled("enable_lora with speculative decoding", hint="leaving one of them out")
-    if method == "mtp":
-        _check_mtp(job, release)
-    elif method == "standalone":
-        _check_draft(job, release)
-    elif (head := head_of(job)) is not None:
-        check_head(head, name=str(settings["speculative_draft_model_path"]), eagle3=method == "eagle3", target=model)
-        if settings["enable_dp_attention"]:
-            raise NotModelled("a head with enable_dp_attention", hint="leaving enable_dp_attention out")
-        if model.mtp_layers and model.model_type in MTP_FAMILIES:
-            raise NotModelled(f"a head for {model.id}, which drafts with its own layers", hint="speculative_algorithm=nextn without a draft")
-        draft_rank(job)
-
-
-def _check_words(job: Job, method: str) -> None:
-    """Settings that belong together."""
-    settings = job.deployment.settings
-    path = settings.get("speculative_draft_model_path")
-    if method in ("eagle3", "standalone") and path is None:
-        raise BadValue(f"speculative_algorithm={method} without speculative_draft_model_path", hint="--set speculative_draft_model_path=" + ("PATH/config.json of the head" if method == "eagle3" else "MODEL"))
-    if method == "ngram":
-        for name in ("speculative_draft_model_path", "speculative_num_steps", "speculative_eagle_topk"):
-            if settings.get(name) is not None:
-                raise BadValue(f"{name} with speculative_algorithm=ngram, which has no model", hint=f"leaving {name} out")
-        return
-    names = ("speculative_num_steps", "speculative_eagle_topk", "speculative_num_draft_tokens")
-    found = [name for name in names if settings.get(name) is not None]
-    if found and len(found) < len(names):
-        raise BadValue(f"{found[0]} without {next(name for name in names if name not in found)}: the server wants all three, or none", hint=", ".join(names))
-    plan = plan_of(job)
-    if found and plan.topk == 1 and int(settings["speculative_num_draft_tokens"]) != plan.tokens:
-        raise BadValue(f"speculative_num_draft_tokens {settings['speculative_num_draft_tokens']}: the server makes it speculative_num_steps + 1 where speculative_eagle_topk is 1",
-                       hint=f"speculative_num_draft_tokens={plan.tokens}")  # fmt: skip
-    if plan.topk > 1 and settings.get("attention_backend") == "trtllm_mha":
-        raise Unsupported("trtllm_mha backend only supports topk = 1 for speculative decoding.", hint="speculative_eagle_topk=1")
-
-
-def _check_mtp(job: Job, release: Release) -> None:
-    model, scheme = job.model, job.scheme
-    if model.model_type not in MTP_FAMILIES or not model.mtp_layers:
-        raise NotModelled(f"speculative_algorithm={job.deployment.settings['speculative_algorithm']} without a draft for {model.id}",
-                          allowed=f"models with num_nextn_predict_layers of {', '.join(MTP_FAMILIES)}", hint="speculative_draft_model_path of a head, standalone or ngram")  # fmt: skip
-    if release < MTP_FAMILIES[model.model_type]:
-        raise NotModelled(f"MTP layers of {model.model_type} in sglang {job.deployment.engine_version}", allowed=f"{'.'.join(map(str, MTP_FAMILIES[model.model_type]))} or later", hint="a later --engine-version")
-    if scheme.family != "plain" and scheme.name not in (*MTP_SCHEMES, "nvfp4"):
-        raise NotModelled(f"MTP layers in {scheme.name}: whether a checkpoint quantizes them differs", allowed=f"16 bits, {', '.join(MTP_SCHEMES)}, nvfp4", hint="--quant bf16")
-
-
-def _check_draft(job: Job, release: Release) -> None:
-    draft = draft_job(job)
-    assert draft is not None
-    spec = draft.model
-    if spec.model_type not in FAMILIES or spec.mla or spec.num_experts or spec.recurrent or spec.vision_parameters or spec.by_layer or spec.sliding_window:
-        raise NotModelled(f"a draft of {spec.model_type}", hint="a dense model of the target's family without windows or a tower")
-    check_family(spec, release, job.deployment.engine_version)
-    if job.model.mla:
-        raise NotModelled("a draft model beside latent attention: two kinds of cache", hint="speculative_algorithm=nextn or ngram")
-    if spec.vocab_size != job.model.vocab_size:
-        raise NotModelled(f"a draft with a vocabulary of {spec.vocab_size:,} beside {job.model.vocab_size:,}: their tokens are not the same", hint="a small model of the same family")
-    rank_of(draft)
 
 
 @lru_cache(maxsize=32)

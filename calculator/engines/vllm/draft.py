@@ -7,7 +7,7 @@ from dataclasses import replace
 from calculator.architectures import build_inventory
 from calculator.architectures.inventory import Inventory
 from calculator.engines.base import Job
-from calculator.engines.eagle import HEAD_SOURCE, STATES, head_groups, head_stored
+from calculator.engines.eagle import HEAD_SOURCE, STATES, head_groups, head_stored, load_medusa, medusa_groups
 from calculator.engines.ranks import element_bytes, kv_element_bytes, rank_of, ranks_of, shares_of
 from calculator.engines.vllm import profile, weights
 from calculator.engines.vllm.deployment import HISTORY, batch_limits, version_of
@@ -20,6 +20,7 @@ from calculator.engines.vllm.speculative import (
     draft_job,
     draft_layers,
     draft_row,
+    drafted,
     head_of,
     method_of,
 )
@@ -33,6 +34,7 @@ from calculator.units import MIB
 REJECTION_SOURCE = "vllm v0.19.0 v1/worker/gpu_model_runner.py L5609-5632; v1/sample/rejection_sampler.py L60-150"
 PASS_SOURCE = "vllm v0.19.0 v1/worker/gpu_model_runner.py L5488-5526; v1/spec_decode/eagle.py L1486-1536"
 MTP_SOURCE = "vllm v0.19.0 model_executor/models/deepseek_mtp.py, glm4_moe_mtp.py; v1/spec_decode/eagle.py L1322-1460: embedding and head are the target's"
+MEDUSA_SOURCE = "vllm v0.11.0 and v0.19.0 model_executor/models/medusa.py; v0.19.0 config/speculative.py: as many heads as num_speculative_tokens"
 SHARED_SOURCE = "vllm v0.14.0 v1/spec_decode/eagle.py load_model; v0.19.0 eagle.py _maybe_share_embeddings, _maybe_share_lm_head"
 PASS_NOTE = "the dummy batch drafts one token a sequence, whatever num_speculative_tokens is"
 BUFFERS = "draft buffers"
@@ -45,6 +47,8 @@ def lines_of(job: Job) -> list[Line]:
     method = method_of(job)
     if method == "mtp":
         return _mtp_lines(job)
+    if method == "medusa":
+        return _medusa_lines(job)
     if head_of(job) is not None:
         return _head_lines(job)
     draft = draft_job(job)
@@ -104,6 +108,17 @@ def _head_lines(job: Job) -> list[Line]:
         mine.append(Line("weights", "attention scales", 7 * 512 * n, Formula("7 × 512 (allocated bytes of a scalar) × {L} (layers)", {"L": n}), weights.SCALES_SOURCE, device=share.device))
         mine.append(Line("weights", "allocator rounding", 0, Formula("0"), weights.ROUNDING_SOURCE, basis="modelled", low=0, high=12 * n * MIB, device=share.device, note="up to 1 MiB a matrix"))
         lines += [replace(line, name=f"{line.name}, draft", source=f"{line.source}; {HEAD_SOURCE}") for line in mine]
+    return lines
+
+
+def _medusa_lines(job: Job) -> list[Line]:
+    """Medusa's blocks and heads on each rank, for num_speculative_tokens."""
+    groups = medusa_groups(load_medusa(str(job.deployment.settings["speculative_model"])), heads=drafted(job), ranks=ranks_of(job))
+    stored, lines = head_stored(groups, compute_dtype(job.model, job.scheme)), []
+    for share in shares_of(job):
+        mine = weight_lines(job.scheme._replace(storage=None), stored, device=share.device, tied=False)
+        mine.append(Line("weights", "allocator rounding", 0, Formula("0"), weights.ROUNDING_SOURCE, basis="modelled", low=0, high=drafted(job) * MIB, device=share.device, note="up to 1 MiB a matrix"))
+        lines += [replace(line, name=f"{line.name}, draft", source=f"{line.source}; {MEDUSA_SOURCE}") for line in mine]
     return lines
 
 

@@ -12,7 +12,7 @@ from functools import lru_cache
 
 from calculator.catalog import Model, load_model
 from calculator.engines.base import Job
-from calculator.engines.eagle import Head, check_head, load_head
+from calculator.engines.eagle import Head, check_head, load_head, load_medusa, name_of
 from calculator.engines.ranks import kv_element_bytes, rank_of, ranks_of, replicas_of
 from calculator.engines.releases import Release
 from calculator.engines.settings import Setting, Text
@@ -26,12 +26,12 @@ from calculator.spec import ModelSpec
 SPECULATIVE_SOURCE = "vllm v0.19.0 config/speculative.py L200-640; v1/spec_decode/eagle.py L1246-1460, draft_model.py L17-90"
 SCHEDULER_SOURCE = "vllm v0.19.0 v1/core/sched/scheduler.py L213-222: num_lookahead_tokens"
 SETTINGS: dict[str, Setting] = {
-    "speculative_method": Setting(None, ("ngram", "draft_model", "mtp", "eagle", "eagle3", "medusa", "mlp_speculator", "suffix"), "method of speculative_config; draft_model where a model is named; medusa, mlp_speculator and suffix have no formula"),
-    "speculative_model": Setting(None, Text(400, "qwen3-0.6b"), "draft model of speculative_config, in its own 16-bit checkpoint; config.json of a head (eagle, eagle3)"),
+    "speculative_method": Setting(None, ("ngram", "draft_model", "mtp", "eagle", "eagle3", "medusa", "mlp_speculator", "suffix"), "method of speculative_config; draft_model where a model is named; mlp_speculator and suffix have no formula"),
+    "speculative_model": Setting(None, Text(400, "qwen3-0.6b"), "draft model of speculative_config, in its own 16-bit checkpoint; of a head (eagle, eagle3, medusa) its config.json, or its id where it is known"),
     "num_speculative_tokens": Setting(None, range(1, 129), "tokens drafted a step; MTP's default is its layers"),
     "draft_tensor_parallel_size": Setting(None, range(1, 1025), "ranks of the draft model: those of the target"),
 }  # fmt: skip
-SINCE: dict[str, Release] = {**dict.fromkeys(("ngram", "mtp", "eagle", "eagle3"), (0, 14, 0)), "draft_model": (0, 16, 0)}  # first source read that has it, and the rejection sampler below
+SINCE: dict[str, Release] = {**dict.fromkeys(("ngram", "mtp", "eagle", "eagle3", "medusa"), (0, 14, 0)), "draft_model": (0, 16, 0)}  # first source read that has it, and the rejection sampler below
 HEADS = ("eagle", "eagle3")
 MTP_FAMILIES = ("deepseek_v3", "glm4_moe")  # an MTP layer is a layer like the last; v0.14.0 models/deepseek_mtp.py, glm4_moe_mtp.py
 MTP_HEAD_SHARED: Release = (0, 16, 0)  # before, shared_head.head stays a matrix of the layer: v0.16.0 v1/spec_decode/eagle.py L1506-1519
@@ -65,7 +65,7 @@ def draft_job(job: Job) -> Job | None:
     """The draft model, or a head's layers, as a job on the target's ranks; None without one."""
     if method_of(job) not in ("draft_model", *HEADS):
         return None
-    spec, scheme, stored = _stored(str(job.deployment.settings["speculative_model"]), compute_dtype(job.model, job.scheme))
+    spec, scheme, stored = _stored(str(job.deployment.settings["speculative_model"]), compute_dtype(job.model, job.scheme), method_of(job) in HEADS)
     own = {name: value for name, value in job.deployment.settings.items() if name not in SETTINGS}
     own |= {"enable_expert_parallel": False, "language_model_only": False}
     return replace(job, model=spec, scheme=scheme, stored=stored, hf_id=None, published=False, from_headers=False,
@@ -74,8 +74,8 @@ def draft_job(job: Job) -> Job | None:
 
 def draft_checkpoint(job: Job) -> str:
     """What the server is told to draft with: the Hugging Face id; "" for no model of its own."""
-    if head_of(job) is not None:
-        return str(job.deployment.settings["speculative_model"]).removesuffix("/config.json")
+    if method_of(job) in (*HEADS, "medusa"):
+        return name_of(str(job.deployment.settings["speculative_model"]))
     if method_of(job) != "draft_model":
         return ""
     model = _model(str(job.deployment.settings["speculative_model"]))
@@ -138,6 +138,9 @@ def check(job: Job) -> None:
         _check_mtp(job)
     elif method == "draft_model":
         _check_draft(job, release)
+    elif method == "medusa":
+        if (found := load_medusa(str(s["speculative_model"]))).hidden_size != model.hidden_size or found.vocab_size > model.vocab_size:
+            raise BadValue(f"Medusa's heads of {found.hidden_size} and {found.vocab_size:,} tokens beside a target of {model.hidden_size} and {model.vocab_size:,}", hint="the target's own heads")
     elif (head := head_of(job)) is not None:
         if model.mla:
             raise NotModelled("a head beside latent attention: two kinds of cache", hint="speculative_method=mtp or ngram")
@@ -147,9 +150,9 @@ def check(job: Job) -> None:
 def _check_words(job: Job, method: str) -> None:
     """Fields of speculative_config that belong together."""
     s = job.deployment.settings
-    if method in ("draft_model", *HEADS) and not s.get("speculative_model"):
+    if method in ("draft_model", "medusa", *HEADS) and not s.get("speculative_model"):
         raise Unsupported("num_speculative_tokens was provided but without speculative model.", hint="--set speculative_model=MODEL" if method == "draft_model" else "--set speculative_model=PATH/config.json of the head")
-    if method not in ("draft_model", *HEADS):
+    if method not in ("draft_model", "medusa", *HEADS):
         for name in ("speculative_model", "draft_tensor_parallel_size"):
             if s.get(name) is not None:
                 raise BadValue(f"{name} with speculative_method={method}, which has no model of its own", hint=f"leaving {name} out")
@@ -198,7 +201,7 @@ def _model(name: str) -> Model:
 
 
 @lru_cache(maxsize=32)
-def _stored(name: str, dtype: str) -> tuple[ModelSpec, Scheme, Stored]:
-    """A draft and its tensors in the target's type."""
-    spec, scheme = _model(name).spec, parse(_DTYPES[dtype], engine="vllm")
+def _stored(name: str, dtype: str, head: bool) -> tuple[ModelSpec, Scheme, Stored]:
+    """A draft, or a head's layers, and their tensors in the target's type."""
+    spec, scheme = load_head(name).spec if head else _model(name).spec, parse(_DTYPES[dtype], engine="vllm")
     return spec, scheme, quantize(spec, scheme)

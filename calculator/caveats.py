@@ -13,6 +13,7 @@ from calculator.engines.partial import whole_rows_bytes
 from calculator.engines.transformers.placement import layers_on_gpus
 from calculator.ledger import Ledger
 from calculator.quantization import quantize, stored_nbytes
+from calculator.quantization.conventions import NOTE
 from calculator.quantization.gguf import quantizer_of
 from calculator.quantization.gguf_types import NEEDS_IMATRIX
 from calculator.steps import Peak
@@ -43,6 +44,8 @@ def caveats(model: Model, job: Job, peak: Peak, ledger: Ledger) -> tuple[str, ..
         counted = "is counted, and the pass of the largest images at start-up" if encoded else "is counted, what it computes with is not"
         where = "is a file of its own (mmproj) and not counted" if job.scheme.recipe else counted
         found.append(f"{job.model.id} has a vision tower of {job.model.vision_parameters:,} parameters: it {where}")
+    if job.scheme.assumed:
+        found.append(f"{job.scheme.name} of {job.model.id}: {NOTE}")
     if model.record.get("own"):
         found.append(f"{job.model.id} is your own, from {model.record['file']}")
     found += _card_warnings(job)

@@ -173,7 +173,7 @@ def resolve(
     spec = model.spec
     wanted = engines.canonical(engine) if engine is not None else None
     scheme, own = _scheme(model, quant, wanted)
-    if wanted == "vllm":
+    if splits_tensors(wanted):
         scheme = published(spec, scheme)
     wanted = wanted or ("llama.cpp" if scheme.recipe else "transformers")
     engines.check_runs(scheme, wanted)

@@ -158,8 +158,13 @@ def test_recurrent_models_quantized_by_others_are_the_size_that_vllm_prints(tmp_
 
 @pytest.mark.parametrize("quant", ["nvfp4", "gptq-int4-g128", "awq-int4-g128", "fp8-per-channel"])
 @pytest.mark.parametrize("id", ["qwen3.6-27b", "qwen3.6-35b-a3b", "kimi-linear-48b-a3b-instruct", "granite-4.0-h-small"])
-def test_a_format_of_a_recurrent_model_that_is_only_named_is_between_what_publishers_leave(id, quant):
-    found = estimate(id, quant=quant, context=8192, engine="vllm", partial=True)
+@pytest.mark.parametrize("engine", ["vllm", "sglang"])
+def test_a_format_of_a_recurrent_model_that_is_only_named_is_between_what_publishers_leave(engine, id, quant):
+    try:
+        found = estimate(id, quant=quant, context=8192, engine=engine, partial=True)
+    except CalculatorError:
+        assert engine == "sglang"
+        return
     line = next(x for x in found.ledger.lines if x.name == "linear layers")
     assert line.low <= line.nbytes <= line.high
     assert line.low < line.high

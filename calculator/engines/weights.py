@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Literal
 
+from calculator.engines.base import Job
 from calculator.ledger import Basis, Formula, Line
 from calculator.quantization import Scheme, Stored, StoredGroup
+from calculator.quantization.conventions import NOTE, ends
+from calculator.quantization.conventions import SOURCE as CONVENTIONS
 
 _PLACES = {"embedding": "embedding", "output": "output head", "norm": "norms and biases", "bias": "norms and biases",
            "ssm": "recurrent layers' small tensors", "router": "routers", "position": "embedding", "layer_embedding": "embedding by layer", "small": "norms and biases",
@@ -29,6 +33,20 @@ def weight_lines(scheme: Scheme, stored: Stored, *, device: int | Literal["host"
         lines.append(Line("weights", "output head", 0, Formula("0"), "config tie_word_embeddings", device=device,
                           note="tied to the embedding"))  # fmt: skip
     return lines
+
+
+def banded(job: Job, lines: list[Line], held: Callable[[Job], Stored]) -> list[Line]:
+    """Lines of a format that is only named, from the least to the most that publishers leave in 16 bits; `held` is what a device has of a job."""
+    if not job.scheme.assumed:
+        return lines
+    names = ("linear layers", "output head")
+    least, most = ({line.name: line.nbytes for line in weight_lines(scheme, held(replace(job, scheme=scheme)), device=0, tied=True)}
+                   for scheme in ends(job.model, job.scheme))  # fmt: skip
+    made = []
+    for line in lines:
+        low, high = (min(line.nbytes, least.get(line.name, 0)), max(line.nbytes, most.get(line.name, 0))) if line.name in names else (line.nbytes, line.nbytes)
+        made.append(replace(line, basis="modelled", low=low, high=high, source=CONVENTIONS, note=NOTE) if low < high else line)
+    return made
 
 
 def stored_formula(groups: list[StoredGroup], nbytes: Callable[[StoredGroup], int] | None = None) -> Formula:

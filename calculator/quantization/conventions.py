@@ -2,7 +2,8 @@
 
 Qwen's own GPTQ: experts or feed-forward alone (config.json of Qwen3.5-27B-GPTQ-Int4, 35B-A3B-GPTQ-Int4: dynamic "-:.*attn.*",
 "-:.*shared_expert.*"). llm-compressor's NVFP4 and FP8 examples of Qwen3.5: all but linear_attn. NVIDIA's and Unsloth's NVFP4 of the
-27B: attention in FP8, and NVIDIA's head in NVFP4 (vllm-project/recipes#606, sgl-project/sglang#27906). INT4 of experts: these alone
+27B: attention in FP8, and NVIDIA's head in NVFP4 (vllm-project/recipes#606, sgl-project/sglang#27906). NVIDIA's of Nemotron 3: shared
+experts and Mamba's matrices in FP8, attention and latent projections in 16 bits (NVIDIA-NeMo/Nemotron#257). INT4 of experts: these alone
 (4-bit Qwen3-Next on two L40S prints 22.53 GiB a rank). INT4 of dense models: all but the gates in_proj_a and in_proj_b, too narrow
 for the kernels (RedHatAI/Qwen3.8-27B-INT4: 18.12 GiB of checkpoint with its MTP layer).
 """
@@ -32,6 +33,9 @@ def published(model: ModelSpec, scheme: Scheme) -> Scheme:
     integers = scheme.name.startswith(("awq-", "w4a16-", "w8a16-"))
     if scheme.name.startswith("gptq-") or (integers and model.num_experts):
         apart = _in("", recurrent + attention + shared)
+    elif scheme.name == "nvfp4" and model.model_type == "nemotron_h" and model.num_experts:
+        narrow = [g for g in groups if g.name.endswith((".in_proj.weight", ".out_proj.weight")) or "shared" in g.name]
+        apart = (*_in("fp8", narrow), *_in("", [g for g in recurrent + attention if g not in narrow]))
     elif scheme.name == "nvfp4" and model.recurrent.kind == "delta" and not model.num_experts:
         apart = (*_in("", gates), *_in("fp8", [g for g in recurrent + attention if g not in gates]), *_head(model))
     elif model.recurrent.kind == "delta" and integers:

@@ -14,10 +14,11 @@ from calculator.units import GIB
 
 ENGINES = ("vllm", "sglang")
 # logs beyond 1 %, all within the band: repacking moves matrices into larger blocks, which is not simulated (the first two); a GB10
-# rounds nothing up; scales of bitsandbytes partly in 8 bits; experts of 0.26 that take what Marlin's scales would
+# rounds nothing up; scales of bitsandbytes partly in 8 bits; experts of 0.26 that take what Marlin's scales would; a format that is
+# only named, of a publisher who leaves all but the experts in 16 bits
 BEYOND = {
     ("qwen3-0.6b", "gptq-int4-g128"), ("meta-llama-3.1-405b-instruct", "awq-int4-g128"), ("qwen2.5-14b-instruct", "fp8-per-channel"),
-    ("mistral-7b-instruct-v0.3", "bnb-nf4"), ("phi-4", "bnb-nf4"), ("qwen3.6-35b-a3b", "fp8-block"),
+    ("mistral-7b-instruct-v0.3", "bnb-nf4"), ("phi-4", "bnb-nf4"), ("qwen3.6-35b-a3b", "fp8-block"), ("qwen3.5-122b-a10b", "nvfp4"),
 }  # fmt: skip
 
 

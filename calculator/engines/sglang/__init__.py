@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, ClassVar
 
 from calculator.engines.base import Dynamic, Job, Pool
@@ -51,7 +52,7 @@ from calculator.engines.sglang.pool import (
 from calculator.engines.sglang.ranks import attention_groups, check_ranks, held, rank_spec
 from calculator.engines.sglang.states import PADDING, draft_state_line, drafted, slot_bytes, slots_a_request, state_line
 from calculator.engines.sglang.steps import COPIES, STEPS_SOURCE, prefill
-from calculator.engines.weights import weight_lines
+from calculator.engines.weights import banded, weight_lines
 from calculator.errors import BadValue, NotModelled, Unsupported
 from calculator.ledger import Formula, Ledger, Line
 from calculator.quantization import experts_in_mxfp4
@@ -140,7 +141,8 @@ class Sglang(Server):
         symbols = {"P": positions, "d": width}
         lines = []
         for share in shares_of(job):
-            lines += weight_lines(job.scheme, held(job, share), device=share.device, tied=model.tie_word_embeddings)
+            mine = weight_lines(job.scheme, held(job, share), device=share.device, tied=model.tie_word_embeddings)
+            lines += banded(job, mine, partial(held, share=share))
             lines.append(Line("weights", "rotary cos and sin", 4 * symbols["P"] * symbols["d"],
                               Formula("4 × {P} (positions) × {d} (rotary width)", symbols), ROPE_SOURCE, device=share.device,
                               note="one table, shared by the layers" if positions else "none: made in each pass"))  # fmt: skip

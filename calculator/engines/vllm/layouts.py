@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from calculator.engines.base import Job
 from calculator.engines.mxfp4 import mxfp4_extra, rocm_extra
-from calculator.engines.ranks import element_bytes, held_by
+from calculator.engines.ranks import element_bytes
 from calculator.engines.vllm.deployment import HISTORY
 from calculator.engines.vllm.families import family_of
 from calculator.engines.vllm.latent import latent_mode
 from calculator.engines.vllm.rocm import architecture_of, on_rocm
-from calculator.engines.weights import weight_lines
 from calculator.errors import Unsupported
 from calculator.ledger import Formula, Line
 from calculator.parallelism import Share
 from calculator.quantization import Stored, experts_in_mxfp4
-from calculator.quantization.conventions import NOTE, ends
-from calculator.quantization.conventions import SOURCE as CONVENTIONS
 from calculator.spec import ModelSpec
 
 DECAY_SOURCE = "vllm v0.19.0 model_executor/layers/mamba/mamba_mixer.py: A of float32, -exp(A_log)"
@@ -88,18 +83,6 @@ def absorbed_line(job: Job, rank: ModelSpec, share: Share) -> Line | None:
 def _rocm_align(job: Job) -> int:
     wide = HISTORY.covered(job.deployment.engine_version) >= WIDE_SINCE or architecture_of(job.gpu) == "gfx950"
     return 256 if wide else 128
-
-
-def banded(job: Job, share: Share, lines: list[Line]) -> list[Line]:
-    """Lines of weights whose format is only named, from the least to the most that publishers leave in 16 bits."""
-    names = ("linear layers", "output head")
-    sizes = [{line.name: line.nbytes for line in weight_lines(scheme, held_by(replace(job, scheme=scheme), share), device=share.device, tied=True)}
-             for scheme in ends(job.model, job.scheme)]  # fmt: skip
-    made = []
-    for line in lines:
-        low, high = (min(line.nbytes, sizes[0].get(line.name, 0)), max(line.nbytes, sizes[1].get(line.name, 0))) if line.name in names else (line.nbytes, line.nbytes)
-        made.append(replace(line, basis="modelled", low=low, high=high, source=CONVENTIONS, note=NOTE) if low < high else line)
-    return made
 
 
 def padded_line(job: Job, rank: ModelSpec, share: Share) -> Line | None:

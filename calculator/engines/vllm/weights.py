@@ -14,13 +14,13 @@ from calculator.engines.vllm.deployment import HISTORY, batch_limits, length_of,
 from calculator.engines.vllm.families import DEEP_LAYERS, family_of, image_buffer_elements, rotary_rows, rotary_width
 from calculator.engines.vllm.formats import plugin_note
 from calculator.engines.vllm.latent import absorbed_pair_line
-from calculator.engines.vllm.layouts import absorbed_line, banded, decay_line, padded_line, router_line
+from calculator.engines.vllm.layouts import absorbed_line, decay_line, padded_line, router_line
 from calculator.engines.vllm.offload import SOURCE as OFFLOAD_SOURCE
 from calculator.engines.vllm.offload import budget_of, left_on_gpu, offloaded
 from calculator.engines.vllm.rocm import left_behind, on_rocm, padding_line, segments_line
 from calculator.engines.vllm.sparse import choice_line
 from calculator.engines.vllm.tensors import layers_made
-from calculator.engines.weights import weight_lines
+from calculator.engines.weights import banded, weight_lines
 from calculator.ledger import Formula, Line
 from calculator.parallelism import Share
 from calculator.quantization import Stored, experts_in_mxfp4
@@ -78,9 +78,7 @@ def _lines_on(job: Job, share: Share) -> list[Line]:
         mine = [replace(line, basis="modelled", low=line.nbytes - saved, high=line.nbytes, note=f"{line.note}; {BNB_NOTE}") if line.name == "linear layers" else line for line in mine]
     if said := plugin_note(job):
         mine = [replace(line, note=f"{line.note}; {said}") if line.name == "linear layers" else line for line in mine]
-    if job.scheme.assumed:
-        mine = banded(job, share, mine)
-    lines = mine
+    lines = banded(job, mine, lambda j: held_by(j, share))
     lines.append(Line("weights", "rotary cos and sin", sum(rows) * width * element,
                       Formula("{P} (positions) × {d} (head_dim) × {e}", {"P": sum(rows), "d": width, "e": element}),
                       ROPE_SOURCE, device=share.device,

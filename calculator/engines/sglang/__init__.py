@@ -14,7 +14,7 @@ from calculator.engines.ranks import (
 from calculator.engines.records import record, record_line
 from calculator.engines.server import Server
 from calculator.engines.settings import COUNT, Real, Setting
-from calculator.engines.sglang import draft, draft_checks, speculative
+from calculator.engines.sglang import draft, draft_checks, sparse, speculative
 from calculator.engines.sglang.adapters import check_lora
 from calculator.engines.sglang.attention import (
     BACKENDS,
@@ -126,6 +126,7 @@ class Sglang(Server):
             raise BadValue(f"chunked_prefill_size {chunk_of(job):,} is no multiple of page_size {page_of(job)}", hint="page_size=1")
         check_format(job)
         check_backend(job)
+        sparse.check_sparse(job)
         check_ranks(job)
         check_lora(job)
         draft_checks.check(job)
@@ -172,7 +173,12 @@ class Sglang(Server):
                 lines.append(states)
             symbols = {"B": count, "S": slots, "R": row_bytes(job), "L": full, "W": near, "r": f"{ratio:g}", "C": cell_bytes(job, share)}
             template = "{B} × {S} (tokens) × {C} (bytes of {L} layers and {r} of {W} with a window)" if near else "{B} × {S} (tokens) × {R} (bytes a layer) × {L} (layers)"
-            lines.append(Line("kv_cache", "KV slots", count * slots * symbols["C"], Formula(template, symbols), MLA_SOURCE if mla else POOL_SOURCE, device=share.device, note=note))  # type: ignore[operator, arg-type]
+            if keys := sparse.key_layers(job, share):
+                symbols["C"] = row_bytes(job) * full
+                own = {"B": count, "S": slots, "k": sparse.key_bytes(job), "L": keys}
+                lines.append(Line("kv_cache", "indexer keys", count * slots * own["k"] * keys, Formula("{B} × {S} (tokens) × {k} (bytes) × {L} (layers)", own), sparse.KEYS_SOURCE,
+                                  device=share.device, note=note if keys == full else "the other layers take the choice of the one before"))  # fmt: skip
+            lines.append(Line("kv_cache", "KV slots", count * slots * symbols["C"], Formula(template, symbols), sparse.SPARSE_SOURCE if job.model.indexer else MLA_SOURCE if mla else POOL_SOURCE, device=share.device, note=note))  # type: ignore[operator, arg-type]
         return lines + draft.cache_lines(job)
 
     def activation_lines(self, job: Job, phase: str) -> list[Line]:  # noqa: ARG002

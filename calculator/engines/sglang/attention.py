@@ -5,6 +5,7 @@ from __future__ import annotations
 from calculator.engines.base import Job
 from calculator.engines.releases import Release
 from calculator.engines.sglang.deployment import HISTORY
+from calculator.engines.sglang.sparse import PAGE
 from calculator.errors import Unsupported
 from calculator.units import MIB
 
@@ -33,6 +34,8 @@ def backend_of(job: Job) -> str:
         return ""
     release, major, model = HISTORY.covered(job.deployment.engine_version), int(job.gpu.compute_capability.split(".")[0]), job.model
     hopper, blackwell = major == 9 and release >= (0, 4, 5), major == 10
+    if model.indexer:
+        return "nsa"
     if model.mla:
         if hopper:
             return "fa3"
@@ -64,6 +67,8 @@ def check_backend(job: Job) -> None:
 def page_of(job: Job) -> int:
     """page_size in force: as set, or the 64 tokens that a backend insists on. Source: PAGE_SOURCE."""
     page, backend = int(job.deployment.settings["page_size"]), backend_of(job)
+    if job.model.indexer:
+        return PAGE
     pages = {"trtllm_mha": (16, 32, 64), "trtllm_mla": (32, 64)}.get(backend)
     return 64 if pages and page not in pages else page
 

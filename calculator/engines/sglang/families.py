@@ -44,6 +44,7 @@ FAMILIES: dict[str, Family] = {
     "llama4_text": Family((0, 4, 5)),
     "gpt_oss": Family((0, 5, 1), dp_attention=True),
     "deepseek_v2": _MOE, "deepseek_v3": _MOE, "kimi_k2": _MOE, "glm4_moe_lite": _MOE._replace(since=(0, 5, 7)),
+    "deepseek_v32": _MOE._replace(since=(0, 5, 3), bound="the pass of sparse attention"), "glm_moe_dsa": _MOE._replace(since=(0, 5, 9), bound="the pass of sparse attention"),
     "qwen3_next": Family((0, 5, 3), rotary=(1, 4), bound=_STATES), "qwen3_5_text": Family((0, 5, 9), rotary=(1, 4), bound=_STATES),
     "qwen3_5_moe_text": Family((0, 5, 9), rotary=(1, 4), bound=_STATES), "nemotron_h": Family((0, 5, 6), table=False, bound=_STATES),
     "gemma4_text": Family((0, 5, 10), bound="the pass of layers of two widths"),

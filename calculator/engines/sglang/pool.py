@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from calculator.engines.base import Job, Pool
 from calculator.engines.ranks import kv_element_bytes, shares_of
+from calculator.engines.sglang import sparse
 from calculator.engines.sglang.attention import page_of
 from calculator.engines.sglang.defaults import chunk_of, sees_images, static_fraction
 from calculator.engines.sglang.deployment import HISTORY, card_mib, context_length, version_of
@@ -47,6 +48,8 @@ def row_bytes(job: Job, *, near: bool = False) -> int:
     2 x K x d x e        K the rank's KV heads;  latent attention: (kv_lora_rank + rope) x e                derived
     """
     rank, e = rank_spec(job), kv_element_bytes(job)
+    if rank.indexer:
+        return sparse.row_bytes(job)
     if rank.mla:
         return (rank.mla.kv_lora_rank + rank.mla.qk_rope_head_dim) * e
     own = None if near else rank.by_layer
@@ -65,9 +68,11 @@ def layers_of(job: Job, share: Share) -> tuple[int, int]:
 def cell_bytes(job: Job, share: Share) -> int:
     """What the pool takes for one token on one GPU [bytes].
 
-    row x (layers that keep all + swa_full_tokens_ratio x windowed layers)                                  derived
+    row x (layers that keep all + swa_full_tokens_ratio x windowed layers) + key x layers with an indexer   derived
     """
     full, near = layers_of(job, share)
+    if job.model.indexer:
+        return row_bytes(job) * full + sparse.key_bytes(job) * sparse.key_layers(job, share)
     if near and window_tokens(job) is not None:
         return row_bytes(job) * full
     return row_bytes(job) * full + round(row_bytes(job, near=True) * near * float(job.deployment.settings["swa_full_tokens_ratio"]))

@@ -37,6 +37,7 @@ _STATES = "the pass of recurrent layers"
 FAMILIES: dict[str, Family] = {
     "llama": Family(), "mistral": Family(), "qwen2": Family(), "phi3": Family(), "mixtral": Family(), "qwen3": Family(), "qwen3_moe": _MOE,
     "gemma": Family(), "gemma2": Family(), "gemma3_text": Family((0, 4, 4), table=False), "granite": Family(), "olmo2": Family(), "cohere": Family(),
+    "ministral3": Family((0, 5, 7)), "olmo": Family(), "stablelm": Family(rotary=(1, 4)), "hunyuan_v1_dense": Family((0, 4, 9)), "hunyuan_v1_moe": Family((0, 4, 9)),
     "glm4": Family((0, 4, 8), rotary=(1, 2)), "ernie4_5": Family((0, 4, 10)),
     "olmoe": Family(), "qwen2_moe": _MOE, "phimoe": Family((0, 4, 10)), "granitemoe": Family((0, 4, 10)),
     "glm4_moe": _MOE._replace(since=(0, 4, 10), rotary=(1, 2)),

@@ -82,6 +82,37 @@ def test_mamba_2_keeps_a_state_for_every_block_until_0_27():
     assert found.kv_bytes_per_token == added // block_size(found.job)
 
 
+MTP = {"speculative_method": "mtp"}
+
+
+@pytest.mark.parametrize(
+    ("model", "version", "context", "gib", "options", "tokens", "concurrency"),
+    [
+        ("qwen3.6-27b", "0.23.1", 262144, 48.60, {"kv_dtype": "fp8", "settings": MTP | {"num_speculative_tokens": 2, "enable_prefix_caching": True}}, 1_394_129, "5.32"),
+        ("qwen3.6-35b-a3b", "0.25.1", 262144, 74.23, {"settings": MTP | {"num_speculative_tokens": 3}}, 3_366_051, "12.84"),  # prints 74.22
+        ("qwen3.6-27b", "0.25.1", 262144, 80.17, {"settings": MTP | {"num_speculative_tokens": 3}}, 1_191_213, "4.54"),
+    ],
+)  # fmt: skip
+def test_an_mtp_layer_attends_and_drafted_tokens_have_states_of_their_own(model, version, context, gib, options, tokens, concurrency):
+    """Logs that were there before the formula, which no comparison has changed."""
+    found = pool(model, gib, engine_version=version, context=context, **options)
+    assert (found.tokens, f"{found.max_concurrency:.2f}") == (tokens, concurrency)
+
+
+def test_the_refusal_names_the_longest_sequence_that_the_engine_finds():
+    """A log on the way to 0.27: 7.0 GiB is needed of 6.42, the estimated maximum model length is 177600."""
+    found = pool("qwen3.8-27b", 6.42, engine_version="0.27.0", context=196608, kv_dtype="fp8", settings=MTP | {"num_speculative_tokens": 2, "enable_prefix_caching": True})
+    assert "(7.00 GiB KV cache is needed" in found.warnings[0]
+    assert "the estimated maximum model length is 177600." in found.warnings[0]
+
+
+def test_an_mtp_layer_is_in_16_bits_beside_a_format_that_leaves_modules_out():
+    """Logs of NVIDIA's 27B in NVFP4 print 19.78 GiB without and 20.57 with it; RedHat's 35B 21.86 and 23.45."""
+    for model, more in (("qwen3.6-27b", 20.57 - 19.78), ("qwen3.6-35b-a3b", 23.45 - 21.86)):
+        without, drafting = (run(model, quant="nvfp4", context=4096, engine_version="0.25.1", settings=s).ledger.component_bytes("weights") for s in ({}, MTP | {"num_speculative_tokens": 2}))
+        assert (drafting - without) / GIB == pytest.approx(more, abs=0.02)
+
+
 def test_a_state_for_each_of_max_num_seqs_or_no_start_since_0_20():
     """A log of 0.29.0 on an RTX PRO 6000: max_num_seqs (1024) exceeds available Mamba cache blocks (635)."""
     def start(**options):

@@ -43,6 +43,7 @@ from calculator.engines.vllm.deployment import (
     version_of,
 )
 from calculator.engines.vllm.draft import peaks
+from calculator.engines.vllm.drafted import method_of
 from calculator.engines.vllm.encoders import cache_line, check_encoder, encodes, makes_no_pool
 from calculator.engines.vllm.families import FAMILIES, check_family
 from calculator.engines.vllm.formats import check_format
@@ -225,7 +226,7 @@ class Vllm(Server):
             notes.append(said)
         elif job.model.vision_parameters and job.deployment.settings["skip_mm_profiling"]:
             notes.append("no images: skip_mm_profiling")
-        if speculative.method_of(job):
+        if method_of(job):
             sources += [draft.REJECTION_SOURCE, draft.PASS_SOURCE]
             notes.append(draft.PASS_NOTE)
         lines = []

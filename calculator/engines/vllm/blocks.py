@@ -14,7 +14,7 @@ from calculator.engines.vllm.hybrid import block_size, group_size, states
 from calculator.engines.vllm.latent import early_row
 from calculator.engines.vllm.second_runner import second_runner
 from calculator.engines.vllm.sparse import token_bytes
-from calculator.engines.vllm.speculative import draft_block_bytes, lookahead
+from calculator.engines.vllm.speculative import draft_block_bytes, draft_layers, lookahead
 from calculator.parallelism import Share
 from calculator.spec import ModelSpec
 from calculator.units import ceil_div
@@ -49,13 +49,13 @@ def groups_of(job: Job) -> Groups:
 
     Source: GROUPS_SOURCE; v0.11.0 config/__init__.py L518-529; before 0.9, and in the V0 engine, windowed layers keep everything.
     """
-    return _groups(job.model, version_of(job).hybrid)
+    return _groups(job.model, version_of(job).hybrid, draft_layers(job) if job.model.recurrent else 0)
 
 
 @lru_cache(maxsize=256)
-def _groups(model: ModelSpec, hybrid: bool) -> Groups:
+def _groups(model: ModelSpec, hybrid: bool, drafting: int) -> Groups:
     if model.recurrent:
-        full, recurrent, size = group_size(model)
+        full, recurrent, size = group_size(model, drafting)
         return Groups(full, 0, size, recurrent)
     caching = caching_layers(model)
     full = caching // model.full_every if model.full_every else caching
@@ -104,7 +104,7 @@ def layers_of_block(job: Job, share: Share) -> int:
     if groups.tables == 1:
         return len(share.layers)
     if groups.recurrent:
-        return groups.size
+        return groups.size - draft_layers(job)
     every = job.model.full_every
     kinds: tuple[list[int], list[int]] = ([], [])
     for layer in range(caching_layers(job.model)):

@@ -11,10 +11,11 @@ import shlex
 from calculator.engines.base import Job
 from calculator.engines.ranks import ranks_of, replicas_of, stages_of
 from calculator.engines.vllm.deployment import HISTORY, batch_limits, before_ampere, length_of
+from calculator.engines.vllm.drafted import drafted, method_of
 from calculator.engines.vllm.graphs import flags_of
 from calculator.engines.vllm.hybrid import block_size
 from calculator.engines.vllm.images import limits_of
-from calculator.engines.vllm.speculative import draft_checkpoint, drafted, method_of
+from calculator.engines.vllm.speculative import draft_checkpoint
 from calculator.quantization import compute_dtype
 
 ON_LOAD = {"fp8": "fp8", "bnb-nf4": "bitsandbytes"}  # formats that the engine makes of a 16-bit checkpoint

@@ -11,6 +11,7 @@ from calculator.engines.eagle import HEAD_SOURCE, STATES, head_groups, head_stor
 from calculator.engines.ranks import element_bytes, kv_element_bytes, rank_of, ranks_of, shares_of
 from calculator.engines.vllm import profile, weights
 from calculator.engines.vllm.deployment import HISTORY, batch_limits, version_of
+from calculator.engines.vllm.drafted import drafted, method_of
 from calculator.engines.vllm.hybrid import block_size
 from calculator.engines.vllm.layouts import absorbed_line, router_line
 from calculator.engines.vllm.speculative import (
@@ -20,20 +21,18 @@ from calculator.engines.vllm.speculative import (
     draft_job,
     draft_layers,
     draft_row,
-    drafted,
     head_of,
-    method_of,
 )
 from calculator.engines.weights import weight_lines
 from calculator.ledger import Formula, Line
 from calculator.quantization import Stored, compute_dtype
 from calculator.quantization.hf import quantize
 from calculator.steps import Buffer, Peak, Step
-from calculator.units import MIB
+from calculator.units import MIB, ceil_div
 
 REJECTION_SOURCE = "vllm v0.19.0 v1/worker/gpu_model_runner.py L5609-5632; v1/sample/rejection_sampler.py L60-150"
 PASS_SOURCE = "vllm v0.19.0 v1/worker/gpu_model_runner.py L5488-5526; v1/spec_decode/eagle.py L1486-1536"
-MTP_SOURCE = "vllm v0.19.0 model_executor/models/deepseek_mtp.py, glm4_moe_mtp.py; v1/spec_decode/eagle.py L1322-1460: embedding and head are the target's"
+MTP_SOURCE = "vllm v0.19.0 model_executor/models/deepseek_mtp.py, glm4_moe_mtp.py, qwen3_next_mtp.py, qwen3_5_mtp.py; v1/spec_decode/eagle.py L1322-1460: embedding and head are the target's"
 MEDUSA_SOURCE = "vllm v0.11.0 and v0.19.0 model_executor/models/medusa.py; v0.19.0 config/speculative.py: as many heads as num_speculative_tokens"
 SHARED_SOURCE = "vllm v0.14.0 v1/spec_decode/eagle.py load_model; v0.19.0 eagle.py _maybe_share_embeddings, _maybe_share_lm_head"
 PASS_NOTE = "the dummy batch drafts one token a sequence, whatever num_speculative_tokens is"
@@ -65,7 +64,8 @@ def _mtp_stored(job: Job) -> Stored:
     whole = {g.name: g for g in build_inventory(job.model).mtp if g.role == "router"}
     held = [whole.get(g.name, g) for g in build_inventory(rank_of(job)).mtp if g.role != "embedding" and not (shared and g.role == "output")]
     held = [replace(g, role="projection") if g.name.endswith("eh_proj.weight") else g for g in held]
-    storage = None if job.scheme.apart and job.scheme.name != "fp8-block" else job.scheme.storage  # who leaves modules out leaves these: copied from the base
+    held = [replace(g, role="projection", shape=(ceil_div(g.shape[0], ranks_of(job)), g.shape[1])) if g.name == "mtp.fc.weight" else g for g in held]
+    storage = None if job.scheme.apart is not None and job.scheme.name != "fp8-block" else job.scheme.storage  # who leaves modules out leaves these: copied from the base
     return quantize(Inventory(tuple(held), tied=False), storage, dtype=compute_dtype(job.model, job.scheme), label=job.scheme.name.upper())
 
 
@@ -169,7 +169,8 @@ def peaks(job: Job, length: int, *, samples: bool = True) -> tuple[int, Peak, in
     found = [peak]
     tokens, sequences = batch_limits(job, length)
     if draft_layers(job):
-        _, own, own_high = profile.peaks(draft_job(job) or job, length, samples=False)
+        blind = replace(job, deployment=replace(job.deployment, settings={**job.deployment.settings, "language_model_only": True}))  # a draft sees no images
+        _, own, own_high = profile.peaks(draft_job(job) or blind, length, samples=False)
         outputs = 1 + (STATES if method_of(job) == "eagle3" else 0)
         kept = Buffer("target's outputs", outputs * element_bytes(job) * tokens * job.model.hidden_size, f"{outputs} × " * (outputs > 1) + "{e} × {T} × {t}")
         step = Step("draft's pass", (*own.step.buffers, kept))

@@ -16,10 +16,11 @@ from calculator.engines.records import Record, record
 from calculator.engines.releases import Release
 from calculator.engines.settings import COUNT, Setting, Text
 from calculator.engines.vllm.deployment import HISTORY, batch_limits, length_of, version_of
+from calculator.engines.vllm.drafted import drafted, method_of
 from calculator.engines.vllm.encoders import makes_no_pool
 from calculator.engines.vllm.rocm import on_rocm
 from calculator.engines.vllm.second_runner import second_runner
-from calculator.engines.vllm.speculative import draft_layers, drafted, method_of
+from calculator.engines.vllm.speculative import draft_layers
 from calculator.errors import BadValue, NotModelled
 from calculator.ledger import Formula, Line
 from calculator.parallelism import Share

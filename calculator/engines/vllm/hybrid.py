@@ -12,6 +12,7 @@ from calculator.engines.base import Job
 from calculator.engines.ranks import element_bytes, kv_element_bytes, rank_of, stages_of
 from calculator.engines.releases import Release
 from calculator.engines.vllm.deployment import HISTORY, version_of
+from calculator.engines.vllm.drafted import drafted
 from calculator.errors import NotModelled, Unsupported
 from calculator.spec import ModelSpec
 from calculator.units import align_up, ceil_div
@@ -57,7 +58,7 @@ def check_hybrid(job: Job) -> None:
 def state_bytes(job: Job) -> int:
     """State of one sequence in one recurrent layer on a rank [bytes].
 
-    bytes = (k - 1) c e + s a      k inputs of the convolution, the last one not kept; c channels, s elements of state
+    bytes = (k - 1 + n) c e + s a      k inputs of the convolution, the last one not kept, n drafted tokens; c channels, s elements of state
 
     a is 4 in Kimi Delta Attention, else mamba_ssm_cache_dtype: as set, as the config says, or the model's own type; 4 in Nemotron-H
     whose config says nothing, since WIDE_STATES. 286 blocks of Nemotron Nano 9B v2 (0.11.0, RTX 4090) are of 2.           derived
@@ -67,7 +68,7 @@ def state_bytes(job: Job) -> int:
     asked = DTYPES.get(str(job.deployment.settings.get("mamba_ssm_cache_dtype")), 0)
     own = 4 if job.model.model_type == "nemotron_h" and HISTORY.covered(job.deployment.engine_version) >= WIDE_STATES else element_bytes(job)
     each = 4 if state.kind == "kda" else asked or state.state_bytes or own
-    return max(state.conv_kernel - 1, 0) * state.conv_channels * element_bytes(job) + state.state_elements * each
+    return max(state.conv_kernel - 1 + drafted(job), 0) * state.conv_channels * element_bytes(job) + state.state_elements * each
 
 
 def row_bytes(job: Job) -> int:
@@ -130,12 +131,14 @@ def block_size(job: Job) -> int:
     return max(align_up(given, unit), least)
 
 
-def group_size(model: ModelSpec) -> tuple[int, int, int]:
+def group_size(model: ModelSpec, drafting: int = 0) -> tuple[int, int, int]:
     """Groups of layers that attend, groups of recurrent ones, layers of a group: the smaller kind, or the larger where it is hardly more.
+
+    `drafting` layers of a draft attend too.
 
     Source: vllm v0.19.0 v1/core/kv_cache_utils.py _get_kv_cache_groups_uniform_page_size: one group each below a quarter more.
     """
-    attends, others = len(model.attention_layers), len(model.recurrent_layers)
+    attends, others = len(model.attention_layers) + drafting, len(model.recurrent_layers)
     small, large = sorted((attends, others))
     size = large if large < 1.25 * small else small
     if not size:
@@ -146,7 +149,8 @@ def group_size(model: ModelSpec) -> tuple[int, int, int]:
 def states(job: Job, context: int) -> int:
     """Blocks that a sequence keeps in a group of recurrent layers.
 
-    1;  with prefixes the state at the last whole block beside its own, and one saved within a pass;  or one for every block
+    1;  with prefixes the state at the last whole block beside its own, and one saved within a pass;  or one for every block;
+    and one for each drafted token
 
     Qwen3.8 27B on 0.29 keeps 17 blocks of 784 tokens for 8,192: 11, and 2 in each of 3 groups (its log: 652 blocks, 38.35 x).
 
@@ -154,4 +158,4 @@ def states(job: Job, context: int) -> int:
     """
     if keeps_all(job):
         return ceil_div(context, block_size(job))
-    return 2 + bool(_checkpoints(job)) if keeps_prefixes(job) else 1
+    return drafted(job) + (2 + bool(_checkpoints(job)) if keeps_prefixes(job) else 1)

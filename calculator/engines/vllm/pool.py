@@ -48,6 +48,20 @@ def refusal(*, blocks: int, longest: int, context: int, pool: int, needed: int, 
             f"KV cache ({longest}). {advice}")  # fmt: skip
 
 
+def longest_of(job: Job, blocks: int, size: int) -> int:
+    """The longest sequence that so many blocks hold [tokens]: what the engine's own search finds.
+
+    Source: vllm v0.19.0 v1/core/kv_cache_utils.py _estimate_max_model_len_from_groups.
+    """
+    if groups_of(job).tables == 1:
+        return blocks * size
+    low, high = 0, length_of(job)
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if blocks_for(job, middle, middle) <= blocks else (low, middle - 1)
+    return low
+
+
 def pool_of(job: Job, taken_by: Callable[[Job], Ledger]) -> Pool | None:
     """What is left for blocks on the tightest GPU, or kv_pool_bytes.
 
@@ -73,7 +87,7 @@ def pool_of(job: Job, taken_by: Callable[[Job], Ledger]) -> Pool | None:
         stages.append((max(bounds[0], 0) // block_of(job, share), bounds))
     blocks, (point, low, high) = min(stages)
     many = concurrency(blocks, block_size=size, context=length, needed=blocks_for(job, length), in_blocks=version.in_blocks)
-    said = refusal(blocks=blocks, longest=blocks // groups_of(job).tables * size, context=length, pool=point, needed=for_one(job), in_gib=version.v1)
+    said = refusal(blocks=blocks, longest=longest_of(job, blocks, size), context=length, pool=point, needed=for_one(job), in_gib=version.v1)
     tokens = int(many * length) if version.tokens_by_length else blocks // groups_of(job).tables * size
     copies = replicas_of(job)
     of_each = f"tokens and sequences of the pool are those of each of {copies} copies"

@@ -17,6 +17,7 @@ from calculator.engines.ranks import kv_element_bytes, rank_of, ranks_of, replic
 from calculator.engines.releases import Release
 from calculator.engines.settings import Setting, Text
 from calculator.engines.vllm.deployment import HISTORY, version_of
+from calculator.engines.vllm.drafted import drafted, method_of
 from calculator.engines.vllm.families import FAMILIES, check_family
 from calculator.engines.vllm.hybrid import block_size
 from calculator.errors import BadValue, NotModelled, Unsupported
@@ -33,22 +34,11 @@ SETTINGS: dict[str, Setting] = {
 }  # fmt: skip
 SINCE: dict[str, Release] = {**dict.fromkeys(("ngram", "mtp", "eagle", "eagle3", "medusa"), (0, 14, 0)), "draft_model": (0, 16, 0)}  # first source read that has it, and the rejection sampler below
 HEADS = ("eagle", "eagle3")
-MTP_FAMILIES = ("deepseek_v3", "glm4_moe")  # an MTP layer is a layer like the last; v0.14.0 models/deepseek_mtp.py, glm4_moe_mtp.py
+MTP_HYBRIDS = ("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text")  # a layer that attends; v0.14.0 models/qwen3_next_mtp.py, v0.19.0 qwen3_5_mtp.py
+MTP_FAMILIES = ("deepseek_v3", "glm4_moe", *MTP_HYBRIDS)  # an MTP layer is a layer like the last; v0.14.0 models/deepseek_mtp.py, glm4_moe_mtp.py
 MTP_HEAD_SHARED: Release = (0, 16, 0)  # before, shared_head.head stays a matrix of the layer: v0.16.0 v1/spec_decode/eagle.py L1506-1519
 MTP_SCHEMES = ("fp8-block",)  # beside plain ones: as DeepSeek publishes it, its MTP layer too
 _DTYPES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
-
-
-def method_of(job: Job) -> str:
-    """The method, "" for none."""
-    s = job.deployment.settings
-    return str(s.get("speculative_method") or ("draft_model" if s.get("speculative_model") else ""))
-
-
-def drafted(job: Job) -> int:
-    """Tokens drafted a step: as set; of MTP its layers."""
-    given = job.deployment.settings.get("num_speculative_tokens")
-    return int(given or (job.model.mtp_layers if method_of(job) == "mtp" else 0))
 
 
 def lookahead(job: Job) -> int:
@@ -127,7 +117,8 @@ def check(job: Job) -> None:
     if job.deployment.gpus > ranks_of(job):
         raise NotModelled("speculative decoding over pipeline stages: the last one holds the draft", hint=f"--set tensor_parallel_size={job.deployment.gpus}")
     model = job.model
-    if model.recurrent or model.vision_parameters or model.indexer or model.by_layer or (model.sliding_window and model.full_every):
+    hybrid = method == "mtp" and model.model_type in MTP_HYBRIDS
+    if ((model.recurrent or model.vision_parameters) and not hybrid) or model.indexer or model.by_layer or (model.sliding_window and model.full_every):
         raise NotModelled(f"speculative decoding with recurrent, windowed or sparse layers or a vision tower ({model.id}): no log to hold it against", hint="leaving it out")
     if s["runner"] == "pooling":
         raise BadValue("speculative decoding of a pooling model, which generates nothing", hint="leaving one of them out")
@@ -171,7 +162,7 @@ def _check_mtp(job: Job) -> None:
         raise NotModelled(f"MTP layers of {model.id}", allowed=f"models with num_nextn_predict_layers of {', '.join(MTP_FAMILIES)}", hint="speculative_method=draft_model or ngram")
     if drafted(job) > model.mtp_layers and drafted(job) % model.mtp_layers:
         raise Unsupported(f"num_speculative_tokens:{drafted(job)} must be divisible by n_predict={model.mtp_layers}", hint=f"num_speculative_tokens={model.mtp_layers}")
-    if scheme.family != "plain" and scheme.name not in MTP_SCHEMES:
+    if scheme.family != "plain" and scheme.name not in MTP_SCHEMES and not (model.recurrent and scheme.apart is not None):
         raise NotModelled(f"MTP layers in {scheme.name}: whether a checkpoint quantizes them differs", allowed=f"16 bits, {', '.join(MTP_SCHEMES)}", hint="--quant bf16")
 
 

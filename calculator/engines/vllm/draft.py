@@ -12,6 +12,7 @@ from calculator.engines.ranks import element_bytes, kv_element_bytes, rank_of, r
 from calculator.engines.vllm import profile, weights
 from calculator.engines.vllm.deployment import HISTORY, batch_limits, version_of
 from calculator.engines.vllm.drafted import drafted, method_of
+from calculator.engines.vllm.forward import SORT_BELOW
 from calculator.engines.vllm.hybrid import block_size
 from calculator.engines.vllm.layouts import absorbed_line, router_line
 from calculator.engines.vllm.speculative import (
@@ -194,7 +195,7 @@ def _rejection(job: Job, peak: Peak, tokens: int, sequences: int) -> Peak:
         Buffer("bonus logits", e * cells, "{e} × {B} × {V}"),
         Buffer("bonus logits kept, target logits twice", 12 * cells, "12 × {B} × {V}"),
     ]
-    if version_of(job).sampler == "sort" or sequences < profile.SORT_BELOW:
+    if version_of(job).sampler == "sort" or sequences < SORT_BELOW:
         buffers.append(Buffer("sorted values and indices, radix sort", 32 * cells, "32 × {B} × {V}"))
     else:
         buffers.append(Buffer("probabilities, noise and its reciprocal", 12 * cells, "12 × {B} × {V}"))

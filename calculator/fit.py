@@ -108,13 +108,13 @@ def shortfall(estimated: Estimate, gpu: GpuSpec) -> str:
     if held.verdict == "does_not_fit":
         if device.headroom_bytes < 0:
             return f"{needs}, usable {gib(device.usable_bytes)}: {gib(-device.headroom_bytes)} short"
-        return f"{needs}, usable {gib(device.usable_bytes)}: {_why_refused(estimated, gpu)}"
+        return f"{needs}, usable {gib(device.usable_bytes)}: {why_refused(estimated, gpu)}"
     usable = usable_memory(gpu)
     sure = f" (at least {gib(usable.low_value)})" if usable.low_value < usable.value == device.usable_bytes else ""
     return f"is tight: {needs}, up to {gib(device.high_bytes)}, usable {gib(device.usable_bytes)}{sure}"
 
 
-def _why_refused(estimated: Estimate, gpu: GpuSpec) -> str:
+def why_refused(estimated: Estimate, gpu: GpuSpec) -> str:
     """What stops a start where all lines have room."""
     pool = estimated.engine.pool(replace(estimated.job, gpu=gpu)) if isinstance(estimated.engine, Reserves) else None
     said = next(iter(pool.warnings), "") if pool and pool.refused else ""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
 from calculator.catalog import Model, load_gpus, load_model, model_ids, user_models
 from calculator.engines import ENGINES, canonical, load
+from calculator.engines.base import Reserves
 from calculator.engines.llama_cpp.overrides import HELD
 from calculator.engines.settings import parse_settings
 from calculator.errors import BadValue, CalculatorError, NotModelled, Unsupported
@@ -31,6 +32,7 @@ from calculator.units import gib, tokens
 OBJECTIVES = ("smallest", "speed", "headroom", "price")
 MIN_CONTEXT = 1024
 WIDTH = 4  # bits a weight
+SEQUENCES = (128, 64, 32, 16, 8)  # max_num_seqs that are tried where the default asks for too many states
 COUNTS, RANK_COUNTS = (2, 3, 4, 6, 8), (2, 4, 8)  # cards of one machine; those that heads can mostly be divided by
 PLACES = {"fit", "n_gpu_layers", "tensor_split", "override_tensor", "n_cpu_moe"}  # where the user has placed tensors already
 
@@ -228,8 +230,18 @@ def _experts_on_host(asked: Estimate, gpu: GpuSpec, options: dict[str, Any]) -> 
     return f"fit=1: {what} on the host, {gib(fitted.ledger.host_bytes)} of its memory", changed
 
 
+def _fewer_states(asked: Estimate, gpu: GpuSpec) -> tuple[int, ...]:
+    """Smaller max_num_seqs, where vLLM wants more states of recurrent layers than its pool may hold."""
+    pool = asked.engine.pool(replace(asked.job, gpu=gpu)) if isinstance(asked.engine, Reserves) else None
+    if pool is None or not asked.model.spec.recurrent or "max_num_seqs" in asked.job.deployment.settings or not any("max_num_seqs" in w for w in pool.warnings):
+        return ()
+    return tuple(n for n in SEQUENCES if n >= asked.job.workload.sequences)
+
+
 def _changes(asked: Estimate, gpu: GpuSpec, options: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     model, engine = asked.model, asked.engine.name
+    for fewer in _fewer_states(asked, gpu):
+        yield f"max_num_seqs {fewer}", {**options, "settings": {**(options.get("settings") or {}), "max_num_seqs": str(fewer)}}
     quantized = {"llama.cpp": ("q8_0", "q4_0"), "vllm": ("fp8",), "sglang": ("fp8",)}.get(engine, ("int8", "int4"))
     for kind in quantized:
         if asked.job.deployment.kv_dtype not in quantized:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from calculator.catalog import Model
 from calculator.engines import canonical
+from calculator.engines.base import Reserves
 from calculator.errors import BadValue, CalculatorError, NotModelled
 from calculator.estimate import Estimate, estimate
 from calculator.fit import ORDER, Verdict, fit, shortfall
@@ -124,6 +125,8 @@ def largest_sequences(model: Model, gpu: GpuSpec, options: dict[str, Any], *, ve
 
     first = run(1)
     limit = LLAMA_CPP_MAX_SEQUENCES if first.engine.name == "llama.cpp" else MAX_COUNT
+    if isinstance(first.engine, Reserves) and first.pool is None:  # nothing is kept between passes: the batch is the limit
+        limit = int(first.engine.resolved_settings(first.job)["max_num_seqs"])
     value = largest(lambda n: _holds_next(run, n, gpu, verdict), 1, limit)
     if value is None:
         return Solution("sequences", None, _why(first, gpu), False, None)

@@ -206,3 +206,16 @@ def test_servers_are_given_as_many_cards_as_a_machine_has():
     (best,) = [c for c in found.candidates if c.estimate.job.deployment.quant == "bf16"]
     assert (best.gpu.name, best.count, best.changes) == ("H200 SXM 141GB", 8, ("8 x H200 SXM 141GB, tensor parallel 8",))
     assert next(r for r in found.rejected if r.gpu == "RTX 4090").reason.endswith("up to 8 cards; context 1k")
+
+
+def test_fewer_sequences_rescue_a_card_whose_pool_has_too_few_states():
+    """vLLM wants a state of the recurrent layers for each of max_num_seqs; 256 are its default here."""
+    (found,) = recommend(load_model("qwen3.6-35b-a3b"), {"engine": "vllm", "quant": "nvfp4", "context": "32k"}, gpus=[load_gpu("rtx 5090")]).candidates
+    assert found.changes == ("max_num_seqs 64",)
+    assert found.fit.verdict == "fits"
+    assert "--max-num-seqs 64" in (found.estimate.start_command or "")
+
+
+def test_an_encoder_runs_as_many_at_once_as_a_batch_holds():
+    (found,) = recommend(load_model("bge-m3"), {"engine": "vllm"}, gpus=[load_gpu("rtx 5090")]).candidates
+    assert found.max_sequences == 256

@@ -13,7 +13,7 @@ from calculator import charts
 from calculator.catalog import Model
 from calculator.errors import CalculatorError
 from calculator.estimate import Estimate, estimate
-from calculator.fit import fit
+from calculator.fit import fit, why_refused
 from calculator.report.text import pool_text
 from calculator.ui import controls, state, tables
 from calculator.units import gib, tokens
@@ -103,6 +103,8 @@ def verdict(estimated: Estimate, rows: Sequence[dict[str, Any]]) -> None:
     room = f"headroom {gib(spare)}" if spare >= 0 else f"**{gib(-spare)} short**"
     if spare < 0 and held.verdict == "tight":  # a server runs fewer sequences at once than asked
         room = f"{gib(-spare)} short of all at once: **some sequences queue**"
+    if spare >= 0 and held.verdict == "does_not_fit":
+        room = why_refused(estimated, job.gpu)
     box = {"fits": st.success, "tight": st.warning, "does_not_fit": st.error}[held.verdict]
     box(
         f"**{word}** · {what} on **{many}{job.gpu.name}**: needs {gib(device.required_bytes)} "

@@ -118,7 +118,7 @@ def why_refused(estimated: Estimate, gpu: GpuSpec) -> str:
     """What stops a start where all lines have room."""
     pool = estimated.engine.pool(replace(estimated.job, gpu=gpu)) if isinstance(estimated.engine, Reserves) else None
     said = next(iter(pool.warnings), "") if pool and pool.refused else ""
-    return said.partition(". ")[0] if "max_num_seqs" in said else "what is left for the cache holds no sequence"
+    return f"{said.partition('. ')[0]} (--set max_num_seqs=N lowers it)" if "max_num_seqs" in said else "what is left for the cache holds no sequence"
 
 
 def fit_together(estimates: Sequence[Estimate], gpu: GpuSpec) -> Fit:

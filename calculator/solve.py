@@ -127,6 +127,8 @@ def largest_sequences(model: Model, gpu: GpuSpec, options: dict[str, Any], *, ve
     limit = LLAMA_CPP_MAX_SEQUENCES if first.engine.name == "llama.cpp" else MAX_COUNT
     if isinstance(first.engine, Reserves) and first.pool is None:  # nothing is kept between passes: the batch is the limit
         limit = int(first.engine.resolved_settings(first.job)["max_num_seqs"])
+    elif verdict == "tight" and first.pool is not None:  # any number queues
+        limit = max(1, int(first.pool.max_concurrency))
     value = largest(lambda n: _holds_next(run, n, gpu, verdict), 1, limit)
     if value is None:
         return Solution("sequences", None, _why(first, gpu), False, None)

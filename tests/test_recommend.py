@@ -219,3 +219,11 @@ def test_fewer_sequences_rescue_a_card_whose_pool_has_too_few_states():
 def test_an_encoder_runs_as_many_at_once_as_a_batch_holds():
     (found,) = recommend(load_model("bge-m3"), {"engine": "vllm"}, gpus=[load_gpu("rtx 5090")]).candidates
     assert found.max_sequences == 256
+
+
+def test_what_only_queues_has_the_concurrency_of_its_pool():
+    found = recommend(load_model("qwen3.6-27b"), {"engine": "vllm", "settings": {"max_num_seqs": "256"}}, gpus=[load_gpu("h100")]).candidates
+    tight = [c for c in found if c.fit.verdict == "tight"]
+    assert all(c.max_sequences == int(c.estimate.pool.max_concurrency) for c in tight)
+    assert found
+    assert all((c.max_sequences or 0) < 1024 for c in found)

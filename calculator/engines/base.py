@@ -29,8 +29,8 @@ class Job:
 
     @property
     def checkpoint(self) -> str:
-        """What a server is told to load: the Hugging Face id; the name here for a file, or for a quantization that somebody has to make."""
-        return self.hf_id or self.model.id
+        """What a server is told to load: the Hugging Face id; the name here for a folder, or for a quantization that somebody has to make."""
+        return self.hf_id or self.model.id.removesuffix("/config.json")
 
     @property
     def weights_basis(self) -> Basis:

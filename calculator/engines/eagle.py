@@ -59,11 +59,19 @@ def load_head(name: str) -> Head:
     config = head_config(name)
     inner = next((config[k] for k in ("transformer_layer_config", "model") if isinstance(config.get(k), dict)), config)
     spec = model_from_config(inner, id=name[-80:])
-    config = {**inner, **{k: config[k] for k in ("draft_vocab_size", "target_hidden_size") if config.get(k)}}
+    config = {**inner, **{k: config[k] for k in ("draft_vocab_size", "target_hidden_size") if config.get(k) is not None}}
     if spec.model_type not in TYPES or spec.mla or spec.num_experts or spec.vision_parameters or spec.recurrent or spec.by_layer:
         raise NotModelled(f"a head of {spec.model_type}", allowed=f"config.json of a head of type {', '.join(TYPES)}", hint="a dense head")
-    own = config.get("draft_vocab_size")
-    return Head(spec, int(own or 0), int(config.get("target_hidden_size") or spec.hidden_size), bool(config.get("bias")))
+    return Head(spec, _whole(config, "draft_vocab_size", name) or 0, _whole(config, "target_hidden_size", name) or spec.hidden_size, bool(config.get("bias")))
+
+
+def _whole(config: dict[str, Any], field: str, name: str) -> int | None:
+    value = config.get(field)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 2**24:
+        raise BadValue(f"{name[-80:]}: {field} {str(value)[:30]!r} is not a whole number from 1", hint="the head's config.json as published")
+    return value
 
 
 def head_config(name: str) -> dict[str, Any]:
@@ -105,7 +113,7 @@ def load_medusa(name: str) -> Medusa:
     layers = next((v for k, v in config.items() if "num" in k and "layers" in k), 1)
     vocabulary = config.get("truncated_vocab_size") or config.get("vocab_size")
     width = config.get("hidden_size")
-    if config.get("model_type") != "medusa" or not all(isinstance(n, int) and 0 < n < 2**24 for n in (width, layers, vocabulary)):
+    if config.get("model_type") != "medusa" or not all(isinstance(n, int) and not isinstance(n, bool) and 0 < n < most for n, most in ((width, 2**20), (layers, 33), (vocabulary, 2**24))):
         raise BadValue(f"{name[-80:]} is no config of Medusa's heads", hint='config.json with "model_type": "medusa", hidden_size and vocab_size')
     return Medusa(int(width), int(layers), int(vocabulary), bool(config.get("original_lm_head")), bool(config.get("medusa_fc_bias")))  # type: ignore[arg-type]
 
@@ -131,7 +139,9 @@ def check_head(head: Head, *, name: str, eagle3: bool, target: ModelSpec) -> Non
         raise Unsupported("EAGLE3 currently only supports 1 layer", hint="a head of one layer")
     if head.target_hidden_size != target.hidden_size:
         raise BadValue(f"a head for states of {head.target_hidden_size} beside a target of {target.hidden_size}", hint="the target's own head")
-    if spec.vocab_size != target.vocab_size and not head.draft_vocab_size:
+    if head.draft_vocab_size > spec.vocab_size:
+        raise BadValue(f"{name[-80:]}: draft_vocab_size {head.draft_vocab_size:,} of {spec.vocab_size:,} tokens", hint="the head's config.json as published")
+    if spec.vocab_size != target.vocab_size:
         raise BadValue(f"a head for {spec.vocab_size:,} tokens beside a target of {target.vocab_size:,}", hint="the target's own head")
 
 

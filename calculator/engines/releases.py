@@ -12,7 +12,7 @@ V = TypeVar("V")
 
 def numbers(version: str) -> Release | None:
     """A version as numbers, its fourth number and post, dev, rc or local part left out; None for no version."""
-    match = re.fullmatch(r"v?(\d{1,2})\.(\d{1,2})(?:\.(\d{1,3})(?:\.\d{1,2})?)?(?:[.]?(?:post|dev|rc)\d{0,4}.{0,40}|[+].{0,40})?", version.strip())
+    match = re.fullmatch(r"v?(\d{1,2})\.(\d{1,2})(?:\.(\d{1,3})(?:\.\d{1,2})?)?(?:[.]?(?:post|dev|rc)\d{0,4}.{0,40}|[+].{0,40})?", version.strip(), re.ASCII)
     return (int(match[1]), int(match[2]), int(match[3] or 0)) if match else None
 
 

@@ -85,7 +85,7 @@ def pool_text(pool: Pool, *, devices: int) -> str:
     each = " a GPU" if devices > 1 else ""
     if pool.nbytes <= 0:
         return f"no memory is left for a cache pool: {gib(-pool.nbytes)}{each} short"
-    band = f" ({gib(pool.low)} - {gib(pool.high)})" if pool.low != pool.high else ""
+    band = f" ({gib(max(pool.low, 0))} - {gib(pool.high)})" if pool.low != pool.high else ""
     return f"cache pool {gib(pool.nbytes)}{each}{band}: {pool.tokens:,} tokens, {pool.max_concurrency:.2f} sequences of this context at once"
 
 

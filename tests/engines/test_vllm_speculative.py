@@ -166,6 +166,31 @@ def test_a_head_is_the_same_by_name_and_in_the_configs_that_wrap_it(wrapped, tmp
     assert name in found.start_command
 
 
+@pytest.mark.parametrize(
+    ("target", "changed", "said"),
+    [
+        ("llama-3.1-8b", {"draft_vocab_size": "x"}, "draft_vocab_size 'x' is not a whole number"),
+        ("llama-3.1-8b", {"draft_vocab_size": [1]}, "is not a whole number"),
+        ("llama-3.1-8b", {"draft_vocab_size": -1}, "is not a whole number"),
+        ("llama-3.1-8b", {"draft_vocab_size": True}, "is not a whole number"),
+        ("llama-3.1-8b", {"draft_vocab_size": 200_000}, "draft_vocab_size 200,000 of 128,256 tokens"),
+        ("llama-3.1-8b", {"target_hidden_size": 1.5}, "target_hidden_size '1.5' is not a whole number"),
+        ("qwen3-8b", {}, "a head for 128,256 tokens beside a target of 151,936"),
+    ],
+)
+def test_a_head_of_another_target_or_with_a_typo_is_refused_in_one_line(target, changed, said, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(HEAD | changed))
+    with pytest.raises(BadValue) as error:
+        run(target, {"speculative_method": "eagle3", "speculative_model": str(tmp_path), "num_speculative_tokens": 3})
+    assert said in str(error.value)
+
+
+def test_medusa_of_ten_million_layers_is_no_config(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "medusa", "hidden_size": 4096, "vocab_size": 128256, "num_hidden_layers": 10**7}))
+    with pytest.raises(BadValue, match="no config of Medusa's heads"):
+        run("llama-3.1-8b", {"speculative_method": "medusa", "speculative_model": str(tmp_path), "num_speculative_tokens": 3})
+
+
 @pytest.mark.parametrize("record", published_heads().values(), ids=lambda r: r["id"])
 def test_a_published_head_has_a_source_and_a_layer(record):
     head = load_head(record["id"])

@@ -20,7 +20,7 @@ def start_command(job: Job, chosen: Mapping[str, str | int | bool | float]) -> s
     """`sglang.launch_server` with the flags of this deployment; `chosen`: settings with the server's choices filled in."""
     settings, scheme = job.deployment.settings, job.scheme
     words = ["SGLANG_ALLOW_OVERWRITE_LONGER_CONTEXT_LEN=1"] if settings["allow_overwrite_longer_context_len"] else []
-    words += ["python", "-m", "sglang.launch_server", "--model-path", job.checkpoint if scheme.family == "plain" or (job.published and job.hf_id is not None) else f"{job.model.id}-{scheme.name}",
+    words += ["python", "-m", "sglang.launch_server", "--model-path", job.checkpoint if scheme.family == "plain" or job.published else f"{job.model.id}-{scheme.name}",
               "--dtype", compute_dtype(job.model, scheme), "--tensor-parallel-size", str(ranks_of(job))]  # fmt: skip
     if (stages := job.deployment.gpus // ranks_of(job)) > 1:
         words += ["--pipeline-parallel-size", str(stages)]

@@ -82,5 +82,5 @@ def check_ranks(job: Job) -> None:
     rank = rank_spec(job)
     if job.scheme.name == "fp8-block" and rank.num_experts and rank.expert_intermediate_size % 128:
         raise Unsupported(f"The output_size of gate's and up's weight = {rank.expert_intermediate_size} is not divisible by weight quantization block_n = 128.",
-                          hint="a smaller --tp, or --set ep_size")  # fmt: skip
+                          hint="a smaller --tp, or --set ep_size" if rank.expert_intermediate_size < job.model.expert_intermediate_size else "--quant fp8 or bf16")  # fmt: skip
     pipeline_stages(model.num_hidden_layers, job.deployment.gpus // tp)

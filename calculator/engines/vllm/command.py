@@ -37,7 +37,7 @@ def start_command(job: Job) -> str | None:
     if (v1 := settings.get("use_v1")) is not None:
         words.append(f"VLLM_USE_V1={int(bool(v1))}")
     scheme = job.scheme
-    made = scheme.family == "plain" or scheme.name in ON_LOAD or (job.published and job.hf_id is not None)
+    made = scheme.family == "plain" or scheme.name in ON_LOAD or job.published
     tokens, sequences = batch_limits(job, length_of(job))
     dtype = compute_dtype(job.model, scheme)
     if dtype == "bfloat16" and before_ampere(job):

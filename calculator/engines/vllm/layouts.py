@@ -34,7 +34,7 @@ def check_blocks(job: Job, rank: ModelSpec) -> None:
     width = rank.expert_intermediate_size
     if job.scheme.name == "fp8-block" and width % 128:
         raise Unsupported(f"The output_size of gate's and up's weight = {width} is not divisible by weight quantization block_n = 128.",
-                          hint="a smaller --tp, or --set enable_expert_parallel=1")  # fmt: skip
+                          hint="a smaller --tp, or --set enable_expert_parallel=1" if rank.expert_intermediate_size < job.model.expert_intermediate_size else "--quant fp8 or bf16")  # fmt: skip
 
 
 def decay_line(job: Job, rank: ModelSpec, share: Share) -> Line | None:

@@ -95,6 +95,7 @@ _RECIPES = {
     for name in (*gguf_types.RECIPES, *gguf_types.WIDE_OUTER)
 }
 # a plain type by its Hugging Face name, run by llama.cpp
+_USUAL = {"gptq": "gptq-int4-g128", "awq": "awq-int4-g128", "int4": "awq-int4-g128", "w4a16": "w4a16-g128", "bnb": "bnb-nf4", "fp4": "nvfp4"}  # what people mean
 _GGUF_ALIASES = {"fp32": "f32", "fp16": "f16"}
 
 
@@ -217,7 +218,8 @@ def _parametrized(wanted: str) -> Scheme:
         if 2.0 <= budget <= 8.0:
             return Scheme(f"exl2-{budget}", "exl2", ("transformers",), exl2.RULE, exl2.SOURCE, bits=budget)
         raise UnknownName(f"quantization {wanted[:40]!r} is out of range", allowed="exl2-2.0 to exl2-8.0")
-    near = nearest(wanted, (*CATALOG, *gguf_types.WIDE_OUTER))
+    usual = _USUAL.get(wanted)
+    near = (usual,) if usual else nearest(wanted, (*CATALOG, *gguf_types.WIDE_OUTER))
     hint = f"{', '.join(near)}, or vram quants" if near else "vram quants lists all"
     raise UnknownName(f"quantization {wanted[:40]!r} is not known", hint=hint)
 

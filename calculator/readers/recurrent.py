@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from calculator.architectures import Architecture
 from calculator.errors import NotModelled, UnreadableFile
+from calculator.readers.untrusted import quoted
 from calculator.spec import LayerKind, Recurrent
 
 _HINT = "the model's own config.json, as published"
@@ -103,10 +104,15 @@ def state(config: Mapping[str, Any], row: Architecture, id: str) -> dict[str, An
     return found
 
 
+_STATE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+
+
 def _state_bytes(config: Mapping[str, Any]) -> int:
     """Bytes of an element of the state, as the config asks for it: every published Qwen3.5 says float32."""
     said = config.get("mamba_ssm_dtype") or config.get("mamba_ssm_cache_dtype") or ("float32" if str(config["model_type"]).startswith("qwen3_5") else "")
-    return {"float32": 4, "float16": 2, "bfloat16": 2}.get(str(said), 0)
+    if said and str(said) not in _STATE_BYTES:
+        raise UnreadableFile(f"the recurrent state's type {quoted(str(said))} in config.json", allowed=", ".join(_STATE_BYTES), hint="the config.json as published")
+    return _STATE_BYTES.get(str(said), 0)
 
 
 def _layers(config: Mapping[str, Any], count: int, id: str) -> list[Any]:

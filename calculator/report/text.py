@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import islice
 
 from calculator.audit import Audit
-from calculator.engines.base import Pool
+from calculator.engines.base import Pool, Reserves
 from calculator.estimate import Estimate
 from calculator.fit import Fit, fit
 from calculator.ledger import COMPONENTS, Line, alike, places
@@ -108,8 +108,8 @@ def compare_text(estimates: Sequence[Estimate], together: Fit | None = None) -> 
     heads = [chr(ord("A") + i) if i < 26 else str(i) for i in range(len(estimates))]
     out = [f"{head}  {describe(e)}" for head, e in zip(heads, estimates, strict=True)]
     rows = [(NAMES[c], *(gib(e.ledger.component_bytes(c)) for e in estimates)) for c in COMPONENTS]
-    rows.append(("total", *(gib(e.total_bytes) for e in estimates)))
-    rows.append(("low - high", *(f"{gib(e.ledger.low_bytes)} - {gib(e.ledger.high_bytes)}" for e in estimates)))
+    rows.append(("total", *(f"more than {gib(e.total_bytes)}" if e.partial else gib(e.total_bytes) for e in estimates)))
+    rows.append(("low - high", *("-" if e.partial else f"{gib(e.ledger.low_bytes)} - {gib(e.ledger.high_bytes)}" for e in estimates)))
     rows.append(("cache a token", *(f"{e.kv_bytes_per_token:,} B" for e in estimates)))
     rows.append(("host", *(gib(e.ledger.host_bytes) for e in estimates)))
     if any(e.job.gpu for e in estimates):
@@ -121,6 +121,8 @@ def compare_text(estimates: Sequence[Estimate], together: Fit | None = None) -> 
             f"together on {d.gpu} {d.index}: {VERDICTS[d.verdict] if all(e.decides(d.verdict) for e in estimates) else 'not known'}, {gib(d.required_bytes)} (up to {gib(d.high_bytes)}) of {gib(d.usable_bytes)}"
             for d in together.devices
         ]
+        if any(isinstance(e.engine, Reserves) for e in estimates):
+            out.append("a server counts with the share that it reserves, whatever its workload needs of it")
     return "\n".join(out)
 
 

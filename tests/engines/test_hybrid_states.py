@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from calculator.architectures import ARCHITECTURES
-from calculator.catalog import Model
+from calculator.catalog import Model, load_model
 from calculator.engines.vllm.hybrid import state_bytes
 from calculator.errors import CalculatorError
 from calculator.estimate import estimate
@@ -185,3 +185,15 @@ def test_vllm_keeps_states_whose_type_no_config_has_in_the_type_of_its_release()
 
     assert state("0.19.0") == state("0.22.0", mamba_ssm_cache_dtype="float16")
     assert state("0.22.0") == state("0.19.0", mamba_ssm_cache_dtype="float32")
+
+
+@pytest.mark.parametrize("said", ["int1", ["float32"], {}])
+def test_a_state_of_an_unknown_type_is_refused(said):
+    config = dict(load_model("qwen3.5-9b").record["config"])
+    text = config.get("text_config", config)
+    changed = {**config, **({"text_config": {**text, "mamba_ssm_dtype": said}} if "text_config" in config else {"mamba_ssm_dtype": said})}
+    if said == {}:
+        assert model_from_config(changed, id="x").recurrent.state_bytes == 4  # nothing said: as every published one
+        return
+    with pytest.raises(CalculatorError, match="recurrent state's type"):
+        model_from_config(changed, id="x")

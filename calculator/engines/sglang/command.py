@@ -32,7 +32,7 @@ def start_command(job: Job, chosen: Mapping[str, str | int | bool | float]) -> s
             if settings.get(name) is None:
                 continue
             value = float(settings[name])
-        words += [f"--{name.replace('_', '-')}", f"{value:g}" if isinstance(value, float) else str(value)]
+        words += [f"--{name.replace('_', '-')}", f"{value:.9g}" if isinstance(value, float) else str(value)]
     if (limit := settings.get("max_total_tokens")) is not None:
         words += ["--max-total-tokens", str(limit)]
     words += _drafting(job)

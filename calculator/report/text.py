@@ -8,7 +8,7 @@ from itertools import islice
 from calculator.audit import Audit
 from calculator.engines.base import Pool, Reserves
 from calculator.estimate import Estimate
-from calculator.fit import Fit, fit
+from calculator.fit import Fit, fit, why_refused
 from calculator.ledger import COMPONENTS, Line, alike, places
 from calculator.recommend import Recommendation
 from calculator.solve import Solution
@@ -51,6 +51,8 @@ def estimate_text(estimated: Estimate, *, explain: bool) -> str:
     beside = f" and {gib(held.binding.beside_bytes)} beside it" if held and held.binding.beside_bytes else ""
     usable = f", usable {gib(held.binding.usable_bytes)} a GPU{beside}" if held else ""
     out = [f"{verdict}{describe(estimated)}", f"{indent}{needs}{usable}", ""]
+    if held and gpu and held.verdict == "does_not_fit" and held.binding.headroom_bytes >= 0:  # the bytes alone would fit
+        out.insert(2, f"{indent}{why_refused(estimated, gpu)}")
 
     rows = []
     for component in COMPONENTS:

@@ -9,6 +9,7 @@ from calculator.engines.vllm.hybrid import block_size, group_size
 from calculator.errors import CalculatorError
 from calculator.estimate import estimate
 from calculator.fit import fit
+from calculator.report.text import estimate_text
 from calculator.units import GIB
 
 
@@ -209,3 +210,8 @@ def test_a_gated_delta_layer_of_0_11_0_projects_inside_what_is_not_run():
     assert peak("0.11.0").step.name == "experts"
     assert peak("0.14.0").step.name in ("experts", "recurrent layer")
     assert peak("0.14.0").nbytes >= peak("0.11.0").nbytes
+
+
+def test_the_headline_says_why_what_would_fit_by_its_bytes_does_not():
+    found = run("qwen3.6-27b", gpu="H100 SXM5 80GB", context=8192)
+    assert "max_num_seqs (1024) exceeds available Mamba cache blocks" in estimate_text(found, explain=False).splitlines()[2]

@@ -91,7 +91,7 @@ def _fit_reserving(estimated: Estimate, engine: Reserves, gpu: GpuSpec, pool: Po
         verdict = judge(part.total_bytes - beside.total_bytes - cache + needed, part.high_bytes - beside.high_bytes - cache + needed, usable)
         if verdict == "fits" and not given and sum(line.high_bytes for line in beside.lines if line.name != "CUDA context") > pool.room:
             verdict = "tight"
-        if pool.nbytes < one or pool.crowded or pool.refused:
+        if pool.nbytes < one or pool.crowded or pool.refusal:
             verdict = "does_not_fit"
         elif verdict == "fits" and pool.queues:
             verdict = "tight"
@@ -117,8 +117,7 @@ def shortfall(estimated: Estimate, gpu: GpuSpec) -> str:
 def why_refused(estimated: Estimate, gpu: GpuSpec) -> str:
     """What stops a start where all lines have room."""
     pool = estimated.engine.pool(replace(estimated.job, gpu=gpu)) if isinstance(estimated.engine, Reserves) else None
-    said = next(iter(pool.warnings), "") if pool and pool.refused else ""
-    return f"{said.partition('. ')[0]} (--set max_num_seqs=N lowers it)" if "max_num_seqs" in said else "what is left for the cache holds no sequence"
+    return (pool.refusal.partition(". ")[0] if pool else "") or "what is left for the cache holds no sequence"
 
 
 def fit_together(estimates: Sequence[Estimate], gpu: GpuSpec) -> Fit:

@@ -233,7 +233,7 @@ def _experts_on_host(asked: Estimate, gpu: GpuSpec, options: dict[str, Any]) -> 
 def _fewer_states(asked: Estimate, gpu: GpuSpec) -> tuple[int, ...]:
     """Smaller max_num_seqs, where vLLM wants more states of recurrent layers than its pool may hold."""
     pool = asked.engine.pool(replace(asked.job, gpu=gpu)) if isinstance(asked.engine, Reserves) else None
-    if pool is None or not asked.model.spec.recurrent or "max_num_seqs" in asked.job.deployment.settings or not any("max_num_seqs" in w for w in pool.warnings):
+    if pool is None or not pool.short_of_states or "max_num_seqs" in asked.job.deployment.settings:
         return ()
     return tuple(n for n in SEQUENCES if n >= asked.job.workload.sequences)
 

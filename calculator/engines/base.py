@@ -140,8 +140,10 @@ class Pool(NamedTuple):
     """Slots of recurrent states on each GPU, where layers have them."""
     crowded: bool = False
     """What is sure to be allocated beside the share finds no room on the card."""
-    refused: bool = False
-    """The engine says so at start-up; its words are the first warning."""
+    refusal: str = ""
+    """What the engine says at start-up where it refuses; the first warning too."""
+    short_of_states: bool = False
+    """It wants a state of recurrent layers for each of its sequences, and may not have them."""
 
 
 @runtime_checkable

@@ -11,7 +11,7 @@ from calculator.engines.base import Job
 from calculator.engines.releases import Release
 from calculator.engines.vllm.deployment import HISTORY
 from calculator.errors import Unsupported
-from calculator.quantization import experts_alone
+from calculator.quantization import experts_in_mxfp4
 
 HQQ_UNTIL: Release = (0, 15, 0)
 BNB_PLUGIN_SINCE: Release = (0, 28, 0)
@@ -31,7 +31,7 @@ def check_format(job: Job) -> None:
     for prefix, (method, since) in _SINCE.items():
         if name.startswith(prefix) and release < since:
             raise Unsupported(f"Unknown quantization method: {method} (vllm has it since {'.'.join(map(str, since[:2]))}, and this is {version})", hint="a later --engine-version")
-    if name == "mxfp4" and not experts_alone(job.model, job.scheme) and release < DENSE_MXFP4:
+    if name == "mxfp4" and not experts_in_mxfp4(job.model, job.scheme) and release < DENSE_MXFP4:
         raise Unsupported(f"mxfp4 of linear layers in vllm {version}, which has it for experts", allowed="0.14 or later", hint="a later --engine-version, or --quant nvfp4")
 
 

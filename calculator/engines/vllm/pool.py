@@ -100,7 +100,7 @@ def pool_of(job: Job, taken_by: Callable[[Job], Ledger]) -> Pool | None:
     reserved = ledger.total_bytes + given * job.deployment.gpus if given else usable.value * job.deployment.gpus
     room = total.low_value - (usable.high or usable.value) if total else 0
     return Pool(point, low, high, blocks, tokens, many, usable, reserved, room, queues=bool(warned) and not said,
-                warnings=warned + ((of_each,) if copies > 1 else ()), refused=bool(said))  # fmt: skip
+                warnings=warned + ((of_each,) if copies > 1 else ()), refusal=said, short_of_states=bool(too_many(job, least)))  # fmt: skip
 
 
 def for_one(job: Job) -> int:

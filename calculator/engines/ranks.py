@@ -60,6 +60,11 @@ def rank_of(job: Job) -> ModelSpec:
     return split(job.model, ranks_of(job), vocab_multiple=VOCAB_MULTIPLE)
 
 
+def row_elements(rank: ModelSpec) -> int:
+    """Elements that a token adds to a layer's cache on one rank: keys and values, or the compressed row and a rotary key, whole on each."""
+    return rank.mla.kv_lora_rank + rank.mla.qk_rope_head_dim if rank.mla else 2 * rank.num_key_value_heads * rank.head_dim
+
+
 def divides_tokens(job: Job) -> bool:
     """Whether the ranks of a copy divide their tokens before the experts, so that shared experts are whole on each of them.
 

@@ -7,21 +7,19 @@ static fraction leaves. Since 0.5.14 weights of both come first, and the bytes o
 
 from __future__ import annotations
 
-from dataclasses import replace
-from functools import lru_cache
 from typing import NamedTuple
 
-from calculator.catalog import Model, load_model
 from calculator.engines.base import Job
+from calculator.engines.drafts import as_draft, draft_checkpoint_of, draft_model
 from calculator.engines.eagle import Head, load_head, name_of
-from calculator.engines.ranks import VOCAB_MULTIPLE, kv_element_bytes, rank_of, ranks_of
+from calculator.engines.ranks import VOCAB_MULTIPLE, kv_element_bytes, rank_of, ranks_of, row_elements
 from calculator.engines.releases import Release
 from calculator.engines.settings import Setting, Text
 from calculator.engines.sglang.deployment import HISTORY
 from calculator.engines.sglang.families import windowed
 from calculator.engines.sglang.ranks import attention_groups, rank_spec
 from calculator.parallelism import tensor_rank
-from calculator.quantization import Scheme, Stored, compute_dtype, parse, quantize
+from calculator.quantization import compute_dtype
 from calculator.quantization.hf import DTYPE_BYTES
 from calculator.spec import ModelSpec
 from calculator.units import align_up
@@ -51,7 +49,6 @@ WINDOWS_COUNTED_SINCE: Release = (0, 5, 15)  # v0.5.15 srt/model_executor/pool_c
 OVERWRITES_UNTIL: Release = (0, 5, 2)  # a draft's shorter context is lengthened by default: v0.5.0rc2 srt/configs/model_config.py L170, v0.5.2 L186
 REQUESTS = 48  # max_running_requests where nobody sets it
 NGRAM_TOKENS = 12
-_DTYPES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 _SHORT: dict[str, Release] = {**dict.fromkeys(("deepseek_v2", "deepseek_v3", "kimi_k2"), (0, 4, 7)), "gpt_oss": (0, 5, 2)}  # three steps by default, since
 
 
@@ -128,9 +125,7 @@ def draft_job(job: Job) -> Job | None:
     """A whole draft model as a job on the target's ranks; None without one."""
     if method_of(job) != "standalone":
         return None
-    spec, scheme, stored = _stored(str(job.deployment.settings["speculative_draft_model_path"]), compute_dtype(job.model, job.scheme))
-    own = {name: value for name, value in job.deployment.settings.items() if name not in SETTINGS} | {"ep_size": 1, "enable_lora": False}
-    return replace(job, model=spec, scheme=scheme, stored=stored, hf_id=None, published=False, from_headers=False, deployment=replace(job.deployment, settings=own))
+    return as_draft(job, draft_model(str(job.deployment.settings["speculative_draft_model_path"])).spec, ep_size=1, enable_lora=False)
 
 
 def draft_name(job: Job) -> str:
@@ -140,8 +135,7 @@ def draft_name(job: Job) -> str:
         return ""
     if method_of(job) != "standalone":
         return name_of(str(given))
-    model = _model(str(given))
-    return str(model.record.get("hf_id") or model.spec.id)
+    return draft_checkpoint_of(str(given))
 
 
 def draft_rank(job: Job) -> ModelSpec | None:
@@ -169,8 +163,7 @@ def draft_cell(job: Job) -> int:
     rank = draft_rank(job)
     if rank is None:
         return 0
-    row = rank.mla.kv_lora_rank + rank.mla.qk_rope_head_dim if rank.mla else 2 * rank.num_key_value_heads * rank.head_dim
-    return row * kv_element_bytes(job) * draft_layers(job)
+    return row_elements(rank) * kv_element_bytes(job) * draft_layers(job)
 
 
 def passing_bytes(job: Job) -> int:
@@ -188,15 +181,3 @@ def passing_bytes(job: Job) -> int:
     if head is None:
         return e * h * (whole + divided)
     return e * head.spec.hidden_size * ((whole if head.shares_embedding else 0) + (0 if head.draft_vocab_size and method == "eagle3" else divided))
-
-
-@lru_cache(maxsize=32)
-def _model(name: str) -> Model:
-    return load_model(name)
-
-
-@lru_cache(maxsize=32)
-def _stored(name: str, dtype: str) -> tuple[ModelSpec, Scheme, Stored]:
-    """A draft and its tensors in the target's type."""
-    spec, scheme = _model(name).spec, parse(_DTYPES[dtype], engine="sglang")
-    return spec, scheme, quantize(spec, scheme)

@@ -6,7 +6,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from calculator.engines.base import Job
-from calculator.engines.ranks import kv_element_bytes, rank_of, stages_of
+from calculator.engines.ranks import kv_element_bytes, rank_of, row_elements, stages_of
 from calculator.engines.releases import Release
 from calculator.engines.vllm.by_layer import caching_layers
 from calculator.engines.vllm.deployment import HISTORY, batch_limits, length_of, version_of
@@ -77,13 +77,6 @@ def block_bytes(rank: ModelSpec, layers: int, *, block_size: int, element_bytes:
     Equals every printed pair of pool and tokens in the tests.                                        derived
     """
     return block_size * max(rows_of(rank)) * element_bytes * layers
-
-
-def row_elements(rank: ModelSpec) -> int:
-    """Elements that a token adds to a layer's cache on one rank. Source: BLOCK_SOURCE, LATENT_SOURCE."""
-    if rank.mla:
-        return rank.mla.kv_lora_rank + rank.mla.qk_rope_head_dim
-    return 2 * rank.num_key_value_heads * rank.head_dim
 
 
 def rows_of(rank: ModelSpec) -> tuple[int, int]:

@@ -14,7 +14,7 @@ from calculator.engines.vllm.deployment import HISTORY, batch_limits, version_of
 from calculator.engines.vllm.drafted import drafted, method_of
 from calculator.engines.vllm.forward import SORT_BELOW
 from calculator.engines.vllm.hybrid import block_size
-from calculator.engines.vllm.layouts import absorbed_line, router_line
+from calculator.engines.vllm.layouts import absorbed_line, router_line, scales_line
 from calculator.engines.vllm.speculative import (
     MTP_HEAD_SHARED,
     SPECULATIVE_SOURCE,
@@ -77,9 +77,8 @@ def _mtp_lines(job: Job) -> list[Line]:
         mine = weight_lines(job.scheme, stored, device=share.device, tied=False)
         behind = share._replace(layers=range(n))
         mine += [line for line in (router_line(job, share, stored), absorbed_line(job, rank, behind)) if line]
-        mine.append(Line("weights", "attention scales", 7 * 512 * n, Formula("7 × 512 (allocated bytes of a scalar) × {L} (layers)", {"L": n}), weights.SCALES_SOURCE, device=share.device))
-        mine.append(Line("weights", "allocator rounding", 0, Formula("0"), weights.ROUNDING_SOURCE, basis="modelled", low=0, high=12 * n * MIB, device=share.device,
-                         note="up to 1 MiB a matrix"))  # fmt: skip
+        mine.append(scales_line(n, share.device))
+        mine.append(_rounding(12 * n, share.device))
         lines += [replace(line, name=f"{line.name}, draft", source=f"{line.source}; {MTP_SOURCE}") for line in mine]
     return lines
 
@@ -106,8 +105,8 @@ def _head_lines(job: Job) -> list[Line]:
         mine.append(Line("weights", "rotary cos and sin", e * positions * width, Formula("{e} × {P} (positions) × {d} (rotary width)", {"e": e, "P": positions, "d": width}), weights.ROPE_SOURCE, device=share.device,
                          basis="modelled", low=0, high=e * max(positions, job.model.max_position_embeddings) * width, note="one with the target's where base, scaling and positions are the same"))  # fmt: skip
         n = spec.num_hidden_layers
-        mine.append(Line("weights", "attention scales", 7 * 512 * n, Formula("7 × 512 (allocated bytes of a scalar) × {L} (layers)", {"L": n}), weights.SCALES_SOURCE, device=share.device))
-        mine.append(Line("weights", "allocator rounding", 0, Formula("0"), weights.ROUNDING_SOURCE, basis="modelled", low=0, high=12 * n * MIB, device=share.device, note="up to 1 MiB a matrix"))
+        mine.append(scales_line(n, share.device))
+        mine.append(_rounding(12 * n, share.device))
         lines += [replace(line, name=f"{line.name}, draft", source=f"{line.source}; {HEAD_SOURCE}") for line in mine]
     return lines
 
@@ -118,9 +117,14 @@ def _medusa_lines(job: Job) -> list[Line]:
     stored, lines = head_stored(groups, compute_dtype(job.model, job.scheme)), []
     for share in shares_of(job):
         mine = weight_lines(job.scheme._replace(storage=None), stored, device=share.device, tied=False)
-        mine.append(Line("weights", "allocator rounding", 0, Formula("0"), weights.ROUNDING_SOURCE, basis="modelled", low=0, high=drafted(job) * MIB, device=share.device, note="up to 1 MiB a matrix"))
+        mine.append(_rounding(drafted(job), share.device))
         lines += [replace(line, name=f"{line.name}, draft", source=f"{line.source}; {MEDUSA_SOURCE}") for line in mine]
     return lines
+
+
+def _rounding(matrices: int, device: int) -> Line:
+    """What the allocator may not split off."""
+    return Line("weights", "allocator rounding", 0, Formula("0"), weights.ROUNDING_SOURCE, basis="modelled", low=0, high=matrices * MIB, device=device, note="up to 1 MiB a matrix")
 
 
 def _shared(name: str, nbytes: int, device: int) -> Line:

@@ -9,6 +9,7 @@ from calculator.engines.ranks import element_bytes, held_by, rank_of, replicas_o
 from calculator.engines.releases import Release
 from calculator.engines.vllm.allocator import MAX_SPLIT, unsplit
 from calculator.engines.vllm.deployment import HISTORY, version_of
+from calculator.engines.vllm.layouts import scales_line
 from calculator.engines.weights import weight_lines
 from calculator.errors import BadValue, NotModelled, Unsupported
 from calculator.ledger import Formula, Line
@@ -91,8 +92,7 @@ def _lines_on(job: Job, share: Share) -> list[Line]:
         lines.append(Line("weights", "rotary cos and sin", tables * model.max_position_embeddings * model.head_dim * size,
                           Formula("{n} (tables) × {P} (positions) × {d} (head_dim) × {e}", symbols), SOURCE, device=share.device))  # fmt: skip
     if version_of(job).v1:
-        lines.append(Line("weights", "attention scales", 7 * 512 * len(share.layers), Formula("7 × 512 (allocated bytes of a scalar) × {L} (layers)", {"L": len(share.layers)}),
-                          "vllm v0.19.0 model_executor/layers/attention/attention.py: q, k, v and probability scales and ranges", device=share.device))  # fmt: skip
+        lines.append(scales_line(len(share.layers), share.device))
     point = _unsplit(rank, size, rotary_tables(model, release), MAX_SPLIT if version_of(job).loads_unsplit else 0)
     lines.append(Line("weights", "allocator rounding", point, Formula("{n}", {"n": point}), "pytorch c10/cuda/CUDACachingAllocator.cpp should_split", basis="modelled",
                       low=0, high=point + 4 * 2**20, device=share.device, note="simulated over the tensors in the order in which they are made; none where segments expand"))  # fmt: skip

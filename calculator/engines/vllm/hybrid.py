@@ -9,7 +9,7 @@ from __future__ import annotations
 from math import lcm
 
 from calculator.engines.base import Job
-from calculator.engines.ranks import element_bytes, kv_element_bytes, rank_of, stages_of
+from calculator.engines.ranks import element_bytes, kv_element_bytes, rank_of, row_elements, stages_of
 from calculator.engines.releases import Release
 from calculator.engines.vllm.deployment import HISTORY, version_of
 from calculator.engines.vllm.drafted import drafted
@@ -73,9 +73,7 @@ def state_bytes(job: Job) -> int:
 
 def row_bytes(job: Job) -> int:
     """What a token adds to one layer that attends on a rank [bytes]."""
-    rank = rank_of(job)
-    elements = rank.mla.kv_lora_rank + rank.mla.qk_rope_head_dim if rank.mla else 2 * rank.num_key_value_heads * rank.head_dim
-    return elements * kv_element_bytes(job)
+    return row_elements(rank_of(job)) * kv_element_bytes(job)
 
 
 def keeps_prefixes(job: Job) -> bool:

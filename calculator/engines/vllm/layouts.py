@@ -16,6 +16,7 @@ from calculator.quantization import Stored, experts_in_mxfp4
 from calculator.spec import ModelSpec
 
 DECAY_SOURCE = "vllm v0.19.0 model_executor/layers/mamba/mamba_mixer.py: A of float32, -exp(A_log)"
+SCALES_SOURCE = "vllm v0.19.0 model_executor/layers/attention/attention.py: q, k, v and probability scales and ranges"
 ROUTER_SOURCE = "vllm v0.19.0 model_executor/models/glm4_moe.py L147, ernie45_moe.py L167, minimax_m2.py L117: params_dtype float32"
 ABSORBED_SOURCE = "vllm v0.11.0 v1/attention/backends/mla/common.py L985-1074, v0.8.5 L735-761: W_UK_T and W_UV are views of kv_b dequantized to 16 bits"
 MXFP4_SOURCE = (
@@ -50,6 +51,11 @@ def decay_line(job: Job, rank: ModelSpec, share: Share) -> Line | None:
     symbols = {"x": 4 - size, "I": state.inner, "s": state.state_size, "L": len(set(rank.recurrent_layers) & set(share.layers))}
     return Line("weights", "decay in float32", symbols["x"] * symbols["I"] * symbols["s"] * symbols["L"],
                 Formula("{x} (bytes more) × {I} (inner width) × {s} (state) × {L} (layers)", symbols), DECAY_SOURCE, device=share.device)  # fmt: skip
+
+
+def scales_line(layers: int, device: int) -> Line:
+    """q, k, v and probability scales and ranges of each layer that attends: seven scalars, as the allocator rounds them."""
+    return Line("weights", "attention scales", 7 * 512 * layers, Formula("7 × 512 (allocated bytes of a scalar) × {L} (layers)", {"L": layers}), SCALES_SOURCE, device=device)
 
 
 def router_line(job: Job, share: Share, held: Stored) -> Line | None:

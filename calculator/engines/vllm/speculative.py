@@ -7,13 +7,10 @@ The layers of either are more layers of the target's one group of cache blocks.
 
 from __future__ import annotations
 
-from dataclasses import replace
-from functools import lru_cache
-
-from calculator.catalog import Model, load_model
 from calculator.engines.base import Job
+from calculator.engines.drafts import as_draft, draft_checkpoint_of, draft_model
 from calculator.engines.eagle import Head, check_head, load_head, load_medusa, name_of
-from calculator.engines.ranks import kv_element_bytes, rank_of, ranks_of, replicas_of
+from calculator.engines.ranks import kv_element_bytes, rank_of, ranks_of, replicas_of, row_elements
 from calculator.engines.releases import Release
 from calculator.engines.settings import Setting, Text
 from calculator.engines.vllm.deployment import HISTORY, version_of
@@ -21,8 +18,6 @@ from calculator.engines.vllm.drafted import drafted, method_of
 from calculator.engines.vllm.families import FAMILIES, check_family
 from calculator.engines.vllm.hybrid import block_size
 from calculator.errors import BadValue, NotModelled, Unsupported
-from calculator.quantization import Scheme, Stored, compute_dtype, parse, quantize
-from calculator.spec import ModelSpec
 
 SPECULATIVE_SOURCE = "vllm v0.19.0 config/speculative.py L200-640; v1/spec_decode/eagle.py L1246-1460, draft_model.py L17-90"
 SCHEDULER_SOURCE = "vllm v0.19.0 v1/core/sched/scheduler.py L213-222: num_lookahead_tokens"
@@ -38,7 +33,6 @@ MTP_HYBRIDS = ("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text")  # a layer that
 MTP_FAMILIES = ("deepseek_v3", "glm4_moe", *MTP_HYBRIDS)  # an MTP layer is a layer like the last; v0.14.0 models/deepseek_mtp.py, glm4_moe_mtp.py
 MTP_HEAD_SHARED: Release = (0, 16, 0)  # before, shared_head.head stays a matrix of the layer: v0.16.0 v1/spec_decode/eagle.py L1506-1519
 MTP_SCHEMES = ("fp8-block",)  # beside plain ones: as DeepSeek publishes it, its MTP layer too
-_DTYPES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 
 
 def lookahead(job: Job) -> int:
@@ -55,11 +49,9 @@ def draft_job(job: Job) -> Job | None:
     """The draft model, or a head's layers, as a job on the target's ranks; None without one."""
     if method_of(job) not in ("draft_model", *HEADS):
         return None
-    spec, scheme, stored = _stored(str(job.deployment.settings["speculative_model"]), compute_dtype(job.model, job.scheme), method_of(job) in HEADS)
-    own = {name: value for name, value in job.deployment.settings.items() if name not in SETTINGS}
-    own |= {"enable_expert_parallel": False, "language_model_only": False}
-    return replace(job, model=spec, scheme=scheme, stored=stored, hf_id=None, published=False, from_headers=False,
-                   deployment=replace(job.deployment, settings=own))  # fmt: skip
+    name = str(job.deployment.settings["speculative_model"])
+    spec = load_head(name).spec if method_of(job) in HEADS else draft_model(name).spec
+    return as_draft(job, spec, enable_expert_parallel=False, language_model_only=False)
 
 
 def draft_checkpoint(job: Job) -> str:
@@ -68,8 +60,7 @@ def draft_checkpoint(job: Job) -> str:
         return name_of(str(job.deployment.settings["speculative_model"]))
     if method_of(job) != "draft_model":
         return ""
-    model = _model(str(job.deployment.settings["speculative_model"]))
-    return str(model.record.get("hf_id") or model.spec.id)
+    return draft_checkpoint_of(str(job.deployment.settings["speculative_model"]))
 
 
 def draft_layers(job: Job) -> int:
@@ -84,7 +75,7 @@ def draft_layers(job: Job) -> int:
 def draft_row(job: Job) -> int:
     """Elements that a token adds to a layer of the draft on one rank."""
     draft = draft_job(job)
-    return _row(rank_of(draft or job))
+    return row_elements(rank_of(draft or job))
 
 
 def draft_block_bytes(job: Job) -> int:
@@ -179,20 +170,3 @@ def _check_draft(job: Job, release: Release) -> None:
         raise Unsupported(f"Target and draft model should have the same vocabulary size. Target model vocab_size={job.model.vocab_size}. "
                           f"Draft model vocab_size={spec.vocab_size}.", hint="a small model of the same family")  # fmt: skip
     rank_of(draft)
-
-
-def _row(rank: ModelSpec) -> int:
-    """Elements that a token adds to a layer: keys and values, or the compressed row."""
-    return rank.mla.kv_lora_rank + rank.mla.qk_rope_head_dim if rank.mla else 2 * rank.num_key_value_heads * rank.head_dim
-
-
-@lru_cache(maxsize=32)
-def _model(name: str) -> Model:
-    return load_model(name)
-
-
-@lru_cache(maxsize=32)
-def _stored(name: str, dtype: str, head: bool) -> tuple[ModelSpec, Scheme, Stored]:
-    """A draft, or a head's layers, and their tensors in the target's type."""
-    spec, scheme = load_head(name).spec if head else _model(name).spec, parse(_DTYPES[dtype], engine="vllm")
-    return spec, scheme, quantize(spec, scheme)

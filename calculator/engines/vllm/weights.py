@@ -14,7 +14,7 @@ from calculator.engines.vllm.deployment import HISTORY, batch_limits, length_of,
 from calculator.engines.vllm.families import DEEP_LAYERS, family_of, image_buffer_elements, rotary_rows, rotary_width
 from calculator.engines.vllm.formats import plugin_note
 from calculator.engines.vllm.latent import absorbed_pair_line
-from calculator.engines.vllm.layouts import absorbed_line, decay_line, padded_line, router_line
+from calculator.engines.vllm.layouts import absorbed_line, decay_line, padded_line, router_line, scales_line
 from calculator.engines.vllm.offload import SOURCE as OFFLOAD_SOURCE
 from calculator.engines.vllm.offload import budget_of, left_on_gpu, offloaded
 from calculator.engines.vllm.rocm import left_behind, on_rocm, padding_line, segments_line
@@ -30,7 +30,6 @@ from calculator.units import MIB, align_up, ceil_div
 
 IMAGES_SOURCE = "vllm v0.19.0 model_executor/models/qwen3_vl.py L1503-1509: deepstack_input_embeds"
 ROPE_SOURCE = "vllm v0.19.0 model_executor/layers/rotary_embedding/base.py, _compute_cos_sin_cache"
-SCALES_SOURCE = "vllm v0.19.0 model_executor/layers/attention/attention.py: q, k, v and probability scales and ranges"
 ROUNDING_SOURCE = "pytorch c10/cuda/CUDACachingAllocator.cpp should_split: up to 1 MiB of a block is not split off"
 FP8_MARLIN_SOURCE = "vllm v0.6.6 model_executor/layers/quantization/utils/marlin_utils_fp8.py prepare_fp8_layer_for_marlin; marlin_utils.py"
 LORA_SOURCE = "vllm v0.11.0 lora/layers/base_linear.py L36-80, column_parallel_linear.py L190-223, vocal_parallel_embedding.py, logits_processor.py"
@@ -90,9 +89,7 @@ def _lines_on(job: Job, share: Share) -> list[Line]:
     lines += lines_by_layer(job, share, stored)
     lines += [line for line in (router_line(job, share, held), absorbed_line(job, rank, share), absorbed_pair_line(job, rank, share), padded_line(job, rank, share), padding_line(job, share, held), choice_line(job, share), decay_line(job, rank, share)) if line]
     if version_of(job).v1:
-        lines.append(Line("weights", "attention scales", 7 * 512 * len(share.layers),
-                          Formula("7 × 512 (allocated bytes of a scalar) × {L} (layers)", {"L": len(share.layers)}),
-                          SCALES_SOURCE, device=share.device))  # fmt: skip
+        lines.append(scales_line(len(share.layers), share.device))
     if job.deployment.settings["enable_lora"]:
         lines.append(_lora_line(job, rank, share))
     if by_marlin(job):

@@ -121,12 +121,12 @@ class Ledger:
         return Ledger(tuple(line for line in self.lines if line.device == device))
 
 
-def alike(lines: Iterable[Line]) -> list[tuple[Line, list[int | Literal["host"]]]]:
-    """Lines that several devices hold alike, as tensor-parallel ranks do, once; with the devices."""
-    found: dict[tuple[object, ...], tuple[Line, list[int | Literal["host"]]]] = {}
+def alike(lines: Iterable[Line], same: Callable[[Line], object] | None = None) -> list[tuple[Line, list[int | Literal["host"]]]]:
+    """Lines that several devices hold alike, as tensor-parallel ranks do, once; with the devices. `same`: what of a line has to be equal, else all."""
+    found: dict[object, tuple[Line, list[int | Literal["host"]]]] = {}
     for line in lines:
-        same = (line.component, line.name, line.nbytes, line.low_bytes, line.high_bytes, line.basis, str(line.formula), line.source, line.note, line.device == "host")
-        found.setdefault(same, (line, []))[1].append(line.device)
+        key = same(line) if same else (line.component, line.name, line.nbytes, line.low_bytes, line.high_bytes, line.basis, str(line.formula), line.source, line.note, line.device == "host")
+        found.setdefault(key, (line, []))[1].append(line.device)
     return list(found.values())
 
 

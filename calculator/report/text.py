@@ -195,15 +195,11 @@ def _number(value: str | float | int | None) -> str:
 
 
 def _rows(lines: Sequence[Line], devices: int) -> list[tuple[str, str, str, str]]:
-    """A row a line; what several GPUs hold alike, as tensor-parallel ranks do, in one row."""
-    shown: dict[tuple[str, str, str, str], list[int]] = {}
-    for line in lines:
-        assert line.device != "host"
-        shown.setdefault((line.name, gib(line.nbytes), line.basis, _band(line)), []).append(line.device)
-    rows = []
-    for (name, size, basis, band), on in shown.items():
-        where = f" [{places(on)}]"
-        rows.append((f"  {name}{where if devices > 1 else ''}", f"{len(on)} x {size}" if len(on) > 1 else size, basis, band))
+    """A row a line; what several GPUs hold alike to the shown digit, as tensor-parallel ranks do, in one row."""
+    rows: list[tuple[str, str, str, str]] = []
+    for line, on in alike(lines, lambda line: (line.name, gib(line.nbytes), line.basis, _band(line))):
+        where = f" [{places(on)}]" if devices > 1 else ""
+        rows.append((f"  {line.name}{where}", f"{len(on)} x {gib(line.nbytes)}" if len(on) > 1 else gib(line.nbytes), line.basis, _band(line)))
     return rows
 
 

@@ -33,6 +33,7 @@ CHROMIUM = next((path for name in NAMES if (path := shutil.which(name))), None)
 ARGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
         "--disable-background-networking", "--disable-component-update", "--disable-sync"]  # fmt: skip
 TOTAL = "[data-testid=stMetricValue]"
+SLOW = 30_000  # milliseconds: a busy machine draws the charts long after the total
 
 pytestmark = [pytest.mark.browser, pytest.mark.skipif(CHROMIUM is None, reason="no chromium on the PATH")]
 
@@ -62,6 +63,7 @@ def address() -> Iterator[str]:
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     """One headless Chromium."""
+    playwright.expect.set_options(timeout=SLOW)
     with playwright.sync_playwright() as p:
         browser = p.chromium.launch(executable_path=CHROMIUM, args=ARGS)
         yield browser
@@ -70,12 +72,13 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def page(browser: Any, address: str) -> Iterator[Any]:
-    """A page that has drawn its first total; it asks nobody but its own server."""
+    """A page whose script has run to its end; it asks nobody but its own server."""
     page = browser.new_page(viewport={"width": 1400, "height": 1000})
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url))
     page.goto(address)
     _expect_total(page, estimate("llama-3.2-1b").total_bytes)
+    page.locator("[data-testid=stApp][data-test-script-state=notRunning]").wait_for(timeout=SLOW)
     yield page
     page.close()
     elsewhere = {url for url in asked if not url.startswith((address, "data:", "blob:", address.replace("http", "ws")))}
@@ -105,7 +108,7 @@ def test_the_charts_are_drawn(page: Any) -> None:
     lines = [n for n in estimate("llama-3.2-1b").ledger.on_devices if n.nbytes]
     playwright.expect(page.locator(".st-key-bar .barlayer .point")).to_have_count(len(lines))
     playwright.expect(page.locator(".st-key-bar .legendtext")).to_have_count(len(COMPONENTS) + 1)  # and the band
-    assert page.locator(".st-key-curve .scatterlayer .js-line").count() > 40
+    playwright.expect(page.locator(".st-key-curve .scatterlayer .js-line").nth(40)).to_be_attached()
 
 
 @pytest.mark.skipif("UPDATE_SCREENSHOTS" not in os.environ, reason="UPDATE_SCREENSHOTS is not set")
@@ -130,7 +133,7 @@ def choose(page: Any, key: str, text: str) -> None:
 
 
 def _expect_total(page: Any, nbytes: int) -> None:
-    playwright.expect(page.locator(TOTAL)).to_have_text(gib(nbytes), timeout=30_000)
+    playwright.expect(page.locator(TOTAL)).to_have_text(gib(nbytes), timeout=SLOW)
 
 
 def _wait_until_up(server: subprocess.Popen[bytes], url: str) -> None:

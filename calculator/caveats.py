@@ -36,6 +36,8 @@ def caveats(model: Model, job: Job, peak: Peak, ledger: Ledger) -> tuple[str, ..
         found.append(f"{job.deployment.engine}: the total is a lower bound, without {missing[0].note}")
     if job.deployment.engine == "llama.cpp" and (said := builds.described(job.deployment.engine_version)):
         found.append(said)
+    if job.scheme.declared_cache and job.deployment.kv_dtype == "fp8":
+        found.append(f"the cache is fp8, as the checkpoint's config.json declares and {job.deployment.engine} {job.deployment.engine_version} keeps it")
     found += _map_warnings(job)
     found += _file_warnings(model, job)
     if job.model.vision_parameters:

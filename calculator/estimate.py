@@ -195,7 +195,7 @@ def resolve(
     if "tensor_parallel_size" in filled:
         filled["tensor_parallel_size"] = tensor_split(spec, max(gpus // int(chosen.get("data_parallel_size", 1)), 1))
     filled |= {**(presets.preset(chosen, version, spec, scheme, workload, card, gpus) if presets else {}), **chosen}
-    kv_dtype = runner.resolve_kv_dtype(spec, scheme, kv_dtype, filled)
+    kv_dtype = runner.resolve_kv_dtype(spec, scheme, kv_dtype, filled, version)
     if total := filled.get("total_memory_bytes"):
         card = with_total(card, int(total))
     gpus = max(gpus, int(filled.get("tensor_parallel_size", 1)) * int(filled.get("data_parallel_size", 1)))

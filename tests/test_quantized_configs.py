@@ -170,11 +170,3 @@ def test_a_format_of_a_recurrent_model_that_is_only_named_is_between_what_publis
     assert line.low < line.high
     assert line.basis == "modelled"
     assert "config.json decides" in line.note
-
-
-@pytest.mark.parametrize("said", [{"kv_cache_scheme": {"num_bits": 8, "type": "float"}}, {"quantization": {"kv_cache_quant_algo": "FP8"}}, {}])
-def test_a_cache_type_that_the_checkpoint_brings_is_a_warning(said, tmp_path):
-    config = dict(load_model("qwen3-0.6b").record["config"]) | {"quantization_config": {"quant_method": "awq", "bits": 4, "group_size": 128, "zero_point": True, **said}}
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    warnings = estimate(str(tmp_path), engine="vllm", context=4096).warnings
-    assert any("8-bit cache" in w for w in warnings) == bool(said)

@@ -85,21 +85,11 @@ def model_and_checkpoint(config: Config, header: Header | None, *, id: str) -> t
     whole = config.whole if header is None else {k: v for k, v in config.whole.items() if k != "vision_config"}  # the header counts the tower
     spec = model_from_config(whole, id=id)
     beside = tuple(f"{name.removesuffix('_config')} tower: not in the decoder's dimensions" + ("" if header else ", not counted") for name in config.beside)
-    beside += _cache_note(config.quantization or {})
     if header is not None:
         return config.whole, spec, checkpoint_of(header, spec, _scheme(config.quantization, spec, header, id=id), warnings=beside)
     if config.quantization is not None:
         return config.whole, spec, declared(config.quantization, spec, warnings=beside)
     return config.whole, spec, Checkpoint(parse(QUANT_NAMES[spec.dtype]), warnings=beside) if beside else None
-
-
-def _cache_note(quantization: dict[str, Any]) -> tuple[str, ...]:
-    """A cache type that a checkpoint brings scales for. Source: vllm v0.14.0 utils/torch_utils.py L301, resolve_kv_cache_dtype_string."""
-    inner = quantization.get("quantization")
-    parts = (quantization, inner) if isinstance(inner, dict) else (quantization,)
-    if not any(part.get(key) for part in parts for key in ("kv_cache_scheme", "kv_cache_quant_algo")):
-        return ()
-    return ("its config.json has scales for an 8-bit cache, which vllm since 0.14 keeps unless it is told otherwise: --kv-dtype fp8 sizes that",)
 
 
 def declared(quantization: dict[str, Any], spec: ModelSpec, *, warnings: tuple[str, ...] = ()) -> Checkpoint:

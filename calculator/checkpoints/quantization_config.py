@@ -38,7 +38,24 @@ def scheme_of(config: Config, model: ModelSpec, *, id: str) -> Scheme:
     except CalculatorError as e:
         raise NotModelled(f"{id}: {method} as {name}: {e.given}", allowed=e.allowed, hint=_HEADERS) from None
     apart = apart_of(config, scheme, targets, model, id=id)
-    return scheme._replace(apart=apart, rule=f"{scheme.rule}; {_told(apart)}" if apart else scheme.rule)
+    return scheme._replace(apart=apart, rule=f"{scheme.rule}; {_told(apart)}" if apart else scheme.rule, declared_cache=declared_cache(config))
+
+
+def declared_cache(config: Config) -> str:
+    """The method whose config declares a cache of 8 bits, `modelopt-nvfp4` for one of 4; empty for none, and for what no server reads.
+
+    Source: vllm v0.33.0 utils/torch_utils.py L443-515, model_executor/layers/attention/attention.py L287; sglang v0.5.3
+    srt/model_executor/model_runner.py L1399, srt/layers/quantization/modelopt_quant.py L146-162, L598-620.
+    """
+    method, inner = str(config.get("quant_method", "")).lower(), config.get("quantization")
+    parts = (inner, config) if isinstance(inner, dict) else (config,)
+    said = next((part[key] for key in ("kv_cache_scheme", "kv_cache_quant_algo") for part in parts if part.get(key)), None)
+    if isinstance(said, dict):
+        said = f"{said.get('type')} {said.get('num_bits')}" if not said.get("dynamic") else None
+    kind = {"fp8": "fp8", "float 8": "fp8", "nvfp4": "nvfp4", "float 4": "nvfp4"}.get(str(said).lower())
+    if method.startswith("modelopt"):
+        return {"fp8": "modelopt", "nvfp4": "modelopt-nvfp4", None: ""}[kind]
+    return method if method == "compressed-tensors" and kind == "fp8" else ""
 
 
 def _told(apart: tuple[Apart, ...]) -> str:

@@ -73,7 +73,7 @@ class Engine(Protocol):
         """Phases to size; the largest counts."""
         ...
 
-    def resolve_kv_dtype(self, model: ModelSpec, scheme: Scheme, kv_dtype: str | None, settings: dict[str, Any]) -> str:
+    def resolve_kv_dtype(self, model: ModelSpec, scheme: Scheme, kv_dtype: str | None, settings: dict[str, Any], version: str) -> str:
         """The cache type, settled together with the settings. Raises Unsupported."""
         ...
 

@@ -80,9 +80,9 @@ class Partial:
         """The prompt's: without activations no other phase holds more, but for one token."""
         return ("prefill",)
 
-    def resolve_kv_dtype(self, model: ModelSpec, scheme: Scheme, kv_dtype: str | None, settings: dict[str, Any]) -> str:
+    def resolve_kv_dtype(self, model: ModelSpec, scheme: Scheme, kv_dtype: str | None, settings: dict[str, Any], version: str) -> str:
         """The engine's own."""
-        return self.inner.resolve_kv_dtype(model, scheme, kv_dtype, settings)
+        return self.inner.resolve_kv_dtype(model, scheme, kv_dtype, settings, version)
 
     def check(self, job: Job) -> None:
         """What the engine refuses, and caches that aren't known."""

@@ -10,6 +10,11 @@ Release = tuple[int, int, int]
 V = TypeVar("V")
 
 
+def dotted(release: Release) -> str:
+    """A release as its maker writes it."""
+    return ".".join(map(str, release))
+
+
 def numbers(version: str) -> Release | None:
     """A version as numbers, its fourth number and post, dev, rc or local part left out; None for no version."""
     match = re.fullmatch(r"v?(\d{1,2})\.(\d{1,2})(?:\.(\d{1,3})(?:\.\d{1,2})?)?(?:[.]?(?:post|dev|rc)\d{0,4}.{0,40}|[+].{0,40})?", version.strip(), re.ASCII)

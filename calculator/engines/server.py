@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from calculator.engines.base import Job
 from calculator.engines.ranks import rank_of, ranks_of, replicas_of, stages_of
-from calculator.engines.releases import History
+from calculator.engines.releases import History, Release, dotted
 from calculator.errors import BadValue, NotModelled, Unsupported
 from calculator.parallelism import pipeline_stages
 from calculator.quantization import Scheme, compute_dtype
@@ -25,6 +27,8 @@ class Server:
     """Whose cards it is modelled on."""
     too_old: str
     """What it says of an older one."""
+    declared_caches: Mapping[str, tuple[Release, Release | None]] = MappingProxyType({})
+    """Scheme.declared_cache -> the release since which an fp8 cache declared by such a checkpoint is kept, and until which nothing overrides it."""
 
     def covers(self, version: str) -> bool:
         """Releases between the modelled ones, by what was in force before them."""
@@ -34,12 +38,20 @@ class Server:
         """A prefill pass of the largest batch decides once: no decode pass holds more."""
         return ("prefill",)
 
-    def resolve_kv_dtype(self, model: ModelSpec, scheme: Scheme, kv_dtype: str | None, settings: dict[str, Any]) -> str:  # noqa: ARG002
-        """The model's own type, or fp8."""
+    def resolve_kv_dtype(self, model: ModelSpec, scheme: Scheme, kv_dtype: str | None, settings: dict[str, Any], version: str) -> str:  # noqa: ARG002
+        """The model's own type, or fp8: as asked for, or as the checkpoint's config declares."""
         own = KV_NAMES[compute_dtype(model, scheme)]
+        if kv_dtype is None and scheme.declared_cache == "modelopt-nvfp4":
+            raise NotModelled("the checkpoint declares a cache in NVFP4, which has no formula here", hint=f"--kv-dtype fp8 or {own}, which the server takes in its place")
         if kv_dtype not in (None, own, "fp8"):
             raise Unsupported(f"{self.name} keeps no {kv_dtype} cache for a {own} model", allowed=f"{own}, fp8")
-        return kv_dtype or own
+        since, until = self.declared_caches.get(scheme.declared_cache, (None, None))
+        release = self.history.covered(version)
+        declared = since is not None and release >= since
+        if declared and kv_dtype == own and until is not None and release < until:
+            raise Unsupported(f"{self.name} {version} keeps the fp8 cache that this checkpoint declares, whatever it is told",
+                              hint=f"--kv-dtype fp8, or --engine-version {dotted(until)}")  # fmt: skip
+        return kv_dtype or ("fp8" if declared else own)
 
     def check_card(self, job: Job) -> None:
         """Refuse cards that no log is known of, or that the engine has no kernels for."""

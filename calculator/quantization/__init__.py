@@ -47,6 +47,7 @@ class Scheme(NamedTuple):
     bits: float = 0.0  # EXL2 bits a weight
     apart: tuple[Apart, ...] | None = None  # what is stored otherwise; None where no config says
     assumed: bool = False  # `apart` is what publishers commonly do, not what this checkpoint says
+    declared_cache: str = ""  # the method whose config declares an fp8 cache: modelopt, compressed-tensors; modelopt-nvfp4 for a 4-bit one
 
 
 def _plain(name: str, dtype: str) -> Scheme:

@@ -48,7 +48,7 @@ class LlamaCpp:
         """Buffers are reserved once, for a full micro-batch."""
         return ("prefill",)
 
-    def resolve_kv_dtype(self, model: ModelSpec, scheme: Scheme, kv_dtype: str | None, settings: dict[str, Any]) -> str:  # noqa: ARG002
+    def resolve_kv_dtype(self, model: ModelSpec, scheme: Scheme, kv_dtype: str | None, settings: dict[str, Any], version: str) -> str:  # noqa: ARG002
         """f16 unless told otherwise; fills type_k and type_v. A quantized V needs flash attention."""
         if kv_dtype is not None and kv_dtype not in KV_TYPES:
             raise Unsupported(f"llama.cpp has no {kv_dtype} cache", allowed=", ".join(KV_TYPES))

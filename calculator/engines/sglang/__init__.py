@@ -26,7 +26,7 @@ from calculator.engines.sglang.attention import (
 )
 from calculator.engines.sglang.command import start_command
 from calculator.engines.sglang.defaults import chunk_of, prefill_tokens, static_fraction, whole_chunk
-from calculator.engines.sglang.deployment import HISTORY, VERSIONS, context_length, version_of
+from calculator.engines.sglang.deployment import DECLARED_CACHES, HISTORY, VERSIONS, context_length, version_of
 from calculator.engines.sglang.families import FAMILIES, check_family, family_of, rotary_elements
 from calculator.engines.sglang.formats import check_format
 from calculator.engines.sglang.layouts import extra_lines
@@ -70,6 +70,7 @@ class Sglang(Server):
     families = frozenset(FAMILIES)
     versions = VERSIONS
     history = HISTORY
+    declared_caches = DECLARED_CACHES
     oldest_card = (7, 5)
     too_old = "SGLang only supports sm75 and above."
     beside = ("CUDA context", "peak activation", "request table", "attention workspace", "kernel buffers", "CUDA graphs", "prefill graphs", draft.GRAPHS, *draft.OUTSIDE)

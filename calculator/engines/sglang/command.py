@@ -39,7 +39,7 @@ def start_command(job: Job, chosen: Mapping[str, str | int | bool | float]) -> s
     words += ["--attention-backend", str(settings["attention_backend"])] if settings.get("attention_backend") else []
     if job.deployment.kv_dtype == "fp8":
         words += ["--kv-cache-dtype", "fp8_e4m3"]
-    elif job.model.indexer:  # Blackwell takes 8 bits otherwise
+    elif job.model.indexer or job.scheme.declared_cache:  # Blackwell takes 8 bits otherwise; so does a checkpoint that declares them
         words += ["--kv-cache-dtype", "bfloat16"]
     for name in ("ep_size", "dp_size"):
         words += [f"--{name.replace('_', '-')}", str(settings[name])] if int(settings[name]) > 1 else []

@@ -37,6 +37,8 @@ SINCE: dict[Release, Version] = {
     (0, 5, 20): Version("chunk", 1, "breakable", wide_small_cards=True),
     (0, 5, 22): Version("chunk", 1, "breakable", wide_small_cards=True, graphs_to_requests=True),
 }
+# as in vllm/deployment.py. Source: v0.5.3 srt/model_executor/model_runner.py L1399 (not in v0.5.2); v0.5.4 srt/server_args.py L1789 takes bfloat16
+DECLARED_CACHES: dict[str, tuple[Release, Release | None]] = {"modelopt": ((0, 5, 3), (0, 5, 4))}
 UNIFIED_SINCE = (0, 5, 9)  # srt/utils/common.py L525-533 get_available_gpu_memory; v0.5.8 asks CUDA alone
 HISTORY = History(SINCE, newest=(0, 5, 23))
 

@@ -62,7 +62,7 @@ class Transformers:
         phase = job.deployment.settings.get("phase")
         return (str(phase),) if phase else ("prefill", "decode")
 
-    def resolve_kv_dtype(self, model: ModelSpec, scheme: Scheme, kv_dtype: str | None, settings: dict[str, Any]) -> str:
+    def resolve_kv_dtype(self, model: ModelSpec, scheme: Scheme, kv_dtype: str | None, settings: dict[str, Any], version: str) -> str:  # noqa: ARG002
         """The model's own type, or one of the quantized cache's."""
         return resolve_kv_dtype(model, scheme, kv_dtype, settings)
 

@@ -14,7 +14,15 @@ from calculator.engines.vllm.blocks import block_of, blocks_for
 from calculator.engines.vllm.cache import cache_lines, kv_bytes_per_token
 from calculator.engines.vllm.checks import check
 from calculator.engines.vllm.command import start_command
-from calculator.engines.vllm.deployment import HISTORY, VERSIONS, batch_limits, latent_block_size, length_of, version_of
+from calculator.engines.vllm.deployment import (
+    DECLARED_CACHES,
+    HISTORY,
+    VERSIONS,
+    batch_limits,
+    latent_block_size,
+    length_of,
+    version_of,
+)
 from calculator.engines.vllm.draft import peaks
 from calculator.engines.vllm.drafted import method_of
 from calculator.engines.vllm.encoders import encodes, makes_no_pool
@@ -47,6 +55,7 @@ class Vllm(Server):
     vendors = ("NVIDIA", "AMD")
     too_old = "vLLM needs compute capability 7.0 or higher;"  # v0.19.0 docs/getting_started/installation/gpu.cuda.inc.md L9
     families = frozenset(FAMILIES)
+    declared_caches = DECLARED_CACHES
     image_source = "vllm v0.11.0 v1/worker/gpu_model_runner.py L3325-3403: profile_run"
     settings: ClassVar[dict[str, Setting]] = SETTINGS
 

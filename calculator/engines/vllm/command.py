@@ -54,8 +54,8 @@ def start_command(job: Job) -> str | None:
         words += ["--data-parallel-size", str(replicas_of(job))]
     if job.deployment.kv_dtype == "fp8":
         words += ["--kv-cache-dtype", "fp8"]
-    elif job.model.indexer:  # 0.11 takes 8 bits otherwise
-        words += ["--kv-cache-dtype", "bfloat16"]
+    elif job.model.indexer or job.scheme.declared_cache:  # 0.11 takes 8 bits otherwise; so does a checkpoint that declares them
+        words += ["--kv-cache-dtype", dtype]
     if (cached := settings.get("enable_prefix_caching")) is not None:
         words.append("--enable-prefix-caching" if cached else "--no-enable-prefix-caching")
     if "mamba_ssm_cache_dtype" in settings:

@@ -17,6 +17,9 @@ WHOLE_ITEM_SINCE = (0, 22, 0)  # images that attend both ways aren't cut into ch
 WHOLE_ITEM = {"gemma4_text": 2496}  # tokens of the largest item, a video. Logs of 0.25.1, 0.27.1: batches of 2,496
 ENCODES_IN_V1 = (0, 10, 1)  # vllm#21270, encoders without a cache on the V1 engine: after 0.10.0
 POOLS_IN_V1 = (0, 9, 2)  # vllm#19964, a development build after 0.9.1, makes embeddings on the V1 engine
+# whose declared fp8 cache is kept since when, and until when nothing overrides it. Source: v0.14.0 utils/torch_utils.py L301
+# (not in v0.13.0), v0.15.0 attention/layer.py L199 (not in v0.14.1), v0.22.0 model_executor/layers/attention/attention.py L238
+DECLARED_CACHES: dict[str, tuple[Release, Release | None]] = {"modelopt": ((0, 14, 0), None), "compressed-tensors": ((0, 15, 0), (0, 22, 0))}
 LONG_CONTEXT = 32768  # vllm v0.6.6 engine/arg_utils.py L1081: chunked prefill beyond it
 
 

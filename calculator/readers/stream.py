@@ -12,7 +12,7 @@ from calculator.readers.untrusted import Source, quoted
 MAX_NAME = 2**12  # bytes of a key or a tensor's name; llama.cpp itself takes 63 of a tensor's
 MAX_TEXT = 2**16  # longer strings are stepped over
 MAX_KEPT = 8 * 2**20  # of all values together [bytes, about]
-MAX_STRINGS = 4_000_000  # of all arrays together: five times the largest tokenizer
+MAX_STRINGS = 1_600_000  # of all arrays together: twice the largest tokenizer, tokens and merges
 _CHUNK = 2**20
 _HINT = "another copy of the file"
 

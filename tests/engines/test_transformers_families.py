@@ -45,4 +45,4 @@ def test_the_size_alone_is_that_of_the_step_that_is_shown(model):
     for run, phase in ((steps.prefill, "prefill"), (steps.decode, "decode")):
         for tokens, sequences in ((1, 1), (5, 2), (4097, 1), (9000, 3)):
             peak = run(spec, how, tokens=tokens, sequences=sequences)
-            assert peak.nbytes == peak.step.nbytes == steps.nbytes(spec, how, phase, tokens=tokens, sequences=sequences)
+            assert peak.nbytes == peak.step.nbytes == steps.sizes(spec, how, phase)(tokens, sequences)

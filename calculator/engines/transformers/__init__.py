@@ -171,8 +171,10 @@ class Transformers:
         hold = self._cache_of(job, phase)
         shares, matrices = [(attending(model, share.layers), share.runs, share.main) for share in self._held(job)], self._matrices(job)
 
+        activations = steps.sizes(model, how, phase)
+
         def size(context: int, sequences: int) -> tuple[int, int]:
-            plain = steps.nbytes(model, how, phase, tokens=context, sequences=sequences)
+            plain = activations(context, sequences)
             hooked = _hooked(model, how, phase, matrices, plain, context, sequences) if matrices else None
             point = high = 8 * sequences * self._inputs(job, phase, context)
             for count, runs, main in shares:

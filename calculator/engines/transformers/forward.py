@@ -9,6 +9,7 @@ Source: transformers v5.23.0 models/llama/modeling_llama.py LlamaModel.forward a
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 
 from calculator.engines.transformers import rope
@@ -30,10 +31,20 @@ def peak(model: ModelSpec, how: Pass, phase: str, *, new: int, seen: int, sequen
     return Peak(phase, step_of(moment, symbols), nbytes, symbols)
 
 
-def nbytes(model: ModelSpec, how: Pass, *, decoding: bool, new: int, seen: int, sequences: int) -> int:
-    """The peak's size alone, for sweeps [bytes]."""
-    sizes = variables(model, how, new=new, seen=seen, sequences=sequences)
-    return _plan(model, how, course(model, sizes, decoding=decoding)).largest(sizes)[1]
+@lru_cache(maxsize=64)  # passes that differ in their weights' copies only share it
+def sizes(model: ModelSpec, how: Pass, *, decoding: bool) -> Callable[[int, int, int], int]:
+    """(new, seen, sequences) -> the peak's size alone, for sweeps [bytes]."""
+    plans: dict[Course, Plan] = {}
+
+    @lru_cache(maxsize=4096)
+    def nbytes(new: int, seen: int, sequences: int) -> int:
+        known = variables(model, how, new=new, seen=seen, sequences=sequences)
+        taken = course(model, known, decoding=decoding)
+        if taken not in plans:
+            plans[taken] = _plan(model, how, taken)
+        return plans[taken].largest(known)[1]
+
+    return nbytes
 
 
 @lru_cache(maxsize=4096)

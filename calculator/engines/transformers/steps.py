@@ -7,6 +7,7 @@ Source: transformers v5.23.0; every family checked against FakeTensor runs of it
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 
 from calculator.engines.transformers import forward
@@ -14,7 +15,7 @@ from calculator.engines.transformers.run import Pass
 from calculator.spec import ModelSpec
 from calculator.steps import Buffer, Peak, Step
 
-__all__ = ["Pass", "decode", "nbytes", "prefill", "softmax_bytes"]
+__all__ = ["Pass", "decode", "prefill", "sizes", "softmax_bytes"]
 
 
 def softmax_bytes(dtype: str) -> int:
@@ -40,12 +41,17 @@ def decode(model: ModelSpec, how: Pass, *, tokens: int, sequences: int) -> Peak:
     return _peak(model, how, "decode", new=1, seen=tokens + 1, sequences=sequences)
 
 
-def nbytes(model: ModelSpec, how: Pass, phase: str, *, tokens: int, sequences: int) -> int:
-    """The size of that peak alone, for sweeps [bytes]."""
-    new, seen = (tokens, tokens) if phase == "prefill" else (1, tokens + 1)
-    plain = _plain_nbytes(model, _plain(how), phase == "decode", new, seen, sequences)
-    step = _copied(model, how, phase, sequences, new, seen)
-    return plain if step is None else max(plain, step.nbytes)
+def sizes(model: ModelSpec, how: Pass, phase: str) -> Callable[[int, int], int]:
+    """(tokens, sequences) -> the size of that peak alone, for sweeps [bytes]."""
+    plain = forward.sizes(model, _plain(how), decoding=phase == "decode")
+
+    def nbytes(tokens: int, sequences: int) -> int:
+        new, seen = (tokens, tokens) if phase == "prefill" else (1, tokens + 1)
+        if not _copies(model, how, phase, sequences, new):
+            return plain(new, seen, sequences)
+        return max(plain(new, seen, sequences), sum(_copy_sizes(model, how, sequences, new, seen)))
+
+    return nbytes
 
 
 def _peak(model: ModelSpec, how: Pass, phase: str, *, new: int, seen: int, sequences: int) -> Peak:
@@ -68,33 +74,40 @@ def _plain_peak(model: ModelSpec, how: Pass, phase: str, new: int, seen: int, se
     return forward.peak(model, how, phase, new=new, seen=seen, sequences=sequences)
 
 
-@lru_cache(maxsize=32_768)  # passes that differ in their weights' copies only share it
-def _plain_nbytes(model: ModelSpec, how: Pass, decoding: bool, new: int, seen: int, sequences: int) -> int:
-    return forward.nbytes(model, how, decoding=decoding, new=new, seen=seen, sequences=sequences)
-
-
 def _copied(model: ModelSpec, how: Pass, phase: str, b: int, q: int, t: int) -> Step | None:
-    """The step where a weight's copy lives, if the format makes one in this pass and it isn't smaller than what the mlp holds in its place."""
+    """The step where a weight's copy lives, if it may be the largest."""
+    if not _copies(model, how, phase, b, q):
+        return None
+    name, buffers = _COPY_STEPS[how.copies == "int8"]
+    held = zip((*buffers, *_ALIVE), _copy_sizes(model, how, b, q, t), strict=True)
+    return Step(name, tuple(Buffer(buffer, nbytes, expression) for (buffer, expression), nbytes in held))
+
+
+def _copies(model: ModelSpec, how: Pass, phase: str, b: int, q: int) -> bool:
+    """Whether the format makes a copy in this pass, and none that is smaller than what the mlp holds in its place."""
     if how.copies == "never" or (how.copies == "prefill" and phase == "decode" and b <= 4):
-        return None
-    if how.copies != "int8" and how.copy_bytes * model.hidden_size <= b * q * how.element_bytes:
-        return None
-    return _copy_step(model, how, b, q, t)
+        return False
+    return how.copies == "int8" or how.copy_bytes * model.hidden_size > b * q * how.element_bytes
 
 
-def _copy_step(model: ModelSpec, how: Pass, b: int, q: int, t: int) -> Step:
-    """The largest matrix product of a format that copies weights, or whose products are wide."""
+# the largest matrix product of a format that copies weights, or whose products are wide: int32, their float16 form, and the cast; an int8 input
+_COPY_STEPS: dict[bool, tuple[str, tuple[tuple[str, str], ...]]] = {
+    False: ("up_proj, dequantized", (("dequantized weight", "{c} × {f} × {h}"), ("act(gate) and up", "2 × {f} × {n} × {e}"))),
+    True: ("up_proj, int8", (("act(gate), int32 and 16-bit up", "({e} + 6 + {i}) × {f} × {n}"), ("int8 input and scales", "({h} + 4) × {n}"))),
+}
+_ALIVE = (
+    ("residual stream and normed input", "({r} + 1) × {h} × {n} × {e}"), ("cos, sin and positions", "{p} × {q} × (2 × {R} × {e} + 8)"),
+    ("attention weights", "{H} × {n} × {T} × {e}"), ("mask", "{B} × {q} × {T} × {e}"),
+)  # fmt: skip
+
+
+def _copy_sizes(model: ModelSpec, how: Pass, b: int, q: int, t: int) -> tuple[int, ...]:
+    """Bytes of each buffer of that step, in their order."""
     n, e, h, f, d = b * q, how.element_bytes, model.hidden_size, model.intermediate_size, model.rotary_dim or model.head_dim
     r, eager, p = 3 if model.num_hidden_layers > 1 else 2, how.attention == "eager", b if how.own_positions else 1
-    alive = (
-        Buffer("residual stream and normed input", (r + 1) * h * n * e, "({r} + 1) × {h} × {n} × {e}"),
-        Buffer("cos, sin and positions", p * q * (2 * d * e + 8), "{p} × {q} × (2 × {R} × {e} + 8)"),
-        Buffer("attention weights", model.num_attention_heads * n * t * e if eager else 0, "{H} × {n} × {T} × {e}"),
-        Buffer("mask", b * q * t * e if eager else 0, "{B} × {q} × {T} × {e}"),
-    )
-    if how.copies == "int8":  # int32 products, their float16 form, and the cast; int8 copy of the input and its scales
-        cast = 2 if how.cast_int8 else 0
-        products = Buffer("act(gate), int32 and 16-bit up", (e + 6 + cast) * f * n, "({e} + 6 + {i}) × {f} × {n}")
-        return Step("up_proj, int8", (products, Buffer("int8 input and scales", (h + 4) * n, "({h} + 4) × {n}"), *alive))
-    copy = Buffer("dequantized weight", how.copy_bytes * f * h, "{c} × {f} × {h}")
-    return Step("up_proj, dequantized", (copy, Buffer("act(gate) and up", 2 * f * n * e, "2 × {f} × {n} × {e}"), *alive))
+    if how.copies == "int8":
+        first, second = (e + 6 + (2 if how.cast_int8 else 0)) * f * n, (h + 4) * n
+    else:
+        first, second = how.copy_bytes * f * h, 2 * f * n * e
+    attention, mask = (model.num_attention_heads * n * t * e, n * t * e) if eager else (0, 0)
+    return first, second, (r + 1) * h * n * e, p * q * (2 * d * e + 8), attention, mask

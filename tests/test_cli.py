@@ -185,6 +185,14 @@ def test_help_is_not_an_error(run):
     assert "--kv-dtype" in out
 
 
+def test_sweep_takes_what_an_estimate_takes(run):
+    options = ["--engine", "vllm", "--gpu", "A100 80GB PCIe", "--tp", "2", "--set", "max_num_seqs=16"]
+    rows = json.loads(run("sweep", "llama-3.1-8b", "--quants", "fp8", "--contexts", "4k,8k", "--json", *options)[1])["rows"]
+    each = [json.loads(run("estimate", "llama-3.1-8b", "--quant", "fp8", "--context", c, "--json", *options)[1])["total_bytes"] for c in ("4k", "8k")]
+    assert [row["total_bytes"] for row in rows] == each
+    assert run("sweep", "llama-3.1-8b", "--set", "nonsense=1")[0] == 2
+
+
 def test_sweep_writes_files(run, tmp_path):
     file = tmp_path / "new" / "grid.csv"
     status, out, _ = run("sweep", "tinyllama-1.1b", "--quants", "bf16", "--contexts", "1k,2k", "-o", str(file))

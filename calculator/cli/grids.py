@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from calculator.cli.group import vram
-from calculator.cli.options import json_option
+from calculator.cli.options import deployment_of, deployment_options, json_option
 from calculator.errors import BadValue
 
 
@@ -14,17 +16,17 @@ from calculator.errors import BadValue
 @click.option("--quants", help="Comma-separated; default: all that run.")
 @click.option("--contexts", default="1k:128k", help="1k:128k doubles, 1k:128k:1k steps, 1k,4k lists.")
 @click.option("--sequences", "sequences_", default="1", help="Like --contexts.")
-@click.option("--engine", metavar="E")
-@click.option("--kv-dtype", metavar="D")
+@deployment_options
+@click.option("--gpu", metavar="NAME", help="A catalog GPU, which a server's defaults follow from.")
 @click.option("--all-gpus", is_flag=True, help="Name the GPUs that hold each row.")
 @click.option("-o", "--output", metavar="FILE.csv|.parquet")
 @json_option
-def sweep(models: tuple[str, ...], quants: str | None, contexts: str, sequences_: str, engine: str | None,
-          kv_dtype: str | None, all_gpus: bool, output: str | None, as_json: bool) -> None:  # fmt: skip
+def sweep(models: tuple[str, ...], quants: str | None, contexts: str, sequences_: str, gpu: str | None,
+          all_gpus: bool, output: str | None, as_json: bool, **options: Any) -> None:  # fmt: skip
     """Totals over a grid of models, quantizations, contexts and sequences."""
     from calculator.commands.grids import run_sweep
 
-    run_sweep(models, quants, contexts, sequences_, {"engine": engine, "kv_dtype": kv_dtype}, all_gpus, output, as_json)
+    run_sweep(models, quants, contexts, sequences_, {"gpu": gpu, **deployment_of(None, options)}, all_gpus, output, as_json)
 
 
 @vram.command()

@@ -15,10 +15,19 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print one JS
 
 def workload_options(command: Command) -> Command:
     """The options that every estimate takes."""
+    command = deployment_options(command)
     for option in reversed((
         click.option("--quant", metavar="Q", help="Quantization: bf16, bnb-nf4, Q4_K_M ... (vram quants)."),
         click.option("--context", metavar="N", help="Tokens per sequence, prompt and output: 8192, 8k. Default 8k."),
         click.option("--sequences", metavar="N", default="1", help="Concurrent sequences. Default 1."),
+    )):  # fmt: skip
+        command = option(command)
+    return command
+
+
+def deployment_options(command: Command) -> Command:
+    """The options that say what it runs in, for one estimate or a whole grid."""
+    for option in reversed((
         click.option("--kv-dtype", metavar="D", help="Type of K and V: f16, q8_0, int4 ..."),
         click.option("--engine", metavar="E", help="transformers, llama.cpp, vllm or sglang. Default by quantization."),
         click.option("--engine-version", metavar="V", help="Version that the formulas describe."),
@@ -33,6 +42,11 @@ def workload_options(command: Command) -> Command:
 
 def options_of(model: Any, kw: dict[str, Any]) -> dict[str, Any]:
     """Keyword arguments of `estimate` from the options; everything numeric is checked here or there."""
+    return {**{name: kw[name] for name in ("quant", "context", "sequences")}, **deployment_of(model, kw)}
+
+
+def deployment_of(model: Any, kw: dict[str, Any]) -> dict[str, Any]:
+    """The same of the options that say what it runs in."""
     from calculator.estimate import check_tensor_parallel, splits_tensors
     from calculator.units import parse_count
 
@@ -48,7 +62,7 @@ def options_of(model: Any, kw: dict[str, Any]) -> dict[str, Any]:
             stages *= parse_count(settings.get(name, "1"), name=name, example="2")
     if gpus > 1 and stages > 1 and gpus != stages:
         raise BadValue(f"--gpus {gpus} and --pp {kw['pp']} contradict each other", hint="one of them")
-    names = ("quant", "context", "sequences", "kv_dtype", "engine", "engine_version")
+    names = ("kv_dtype", "engine", "engine_version")
     return {**{n: kw[n] for n in names}, "gpus": max(gpus, stages), "settings": settings}
 
 

@@ -65,7 +65,7 @@ def check_runs(scheme: Scheme, engine: str) -> None:
     if scheme.recipe:
         raise Unsupported(f"{engine} and GGUF files ({scheme.name}): what its layers hold of one has no formula here",
                           hint=f"--engine llama.cpp, or a format of {engine}'s own of that width: --quant {'fp8' if scheme.recipe in ('Q8_0', 'F16', 'BF16') else 'awq-int4-g128'}")  # fmt: skip
-    recipe = "--quant MXFP4_MOE, or " if (engine, scheme.name) == ("llama.cpp", "mxfp4") else ""  # the same blocks, in a GGUF file
+    recipe = f"--quant {'MXFP4_MOE' if scheme.name == 'mxfp4' else 'Q4_K_M'}, or " if engine == "llama.cpp" else ""  # mxfp4: the same blocks, in a GGUF file
     raise Unsupported(f"{engine} can't run {scheme.name}", hint=f"{recipe}--engine {' or '.join(scheme.engines)}")
 
 

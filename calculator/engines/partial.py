@@ -15,6 +15,7 @@ from calculator.engines.base import Dynamic, Encodes, Engine, Job, KnowsLess, La
 from calculator.engines.llama_cpp.settings import context_of
 from calculator.engines.settings import Setting
 from calculator.engines.transformers.placement import check_map
+from calculator.engines.transformers.settings import unknown_share
 from calculator.engines.transformers.small import NAMES as HELD_BESIDE
 from calculator.errors import NotModelled
 from calculator.formats import FORMATS
@@ -103,9 +104,9 @@ class Partial:
         if settings["cache_implementation"] != "dynamic":
             raise NotModelled(f"{what}: only a dynamic cache has a formula", hint="leaving cache_implementation and --kv-dtype out")
         if model.recurrent and job.scheme.family != "plain" and not job.from_headers:
-            raise NotModelled(f"{job.scheme.name} of a model with recurrent layers: what each library leaves unquantized differs", hint="--quant bf16, or a GGUF recipe")
+            raise unknown_share(job.scheme, "recurrent layers")
         if model.num_experts and job.scheme.family != "plain" and not as_published(model, job.scheme):
-            raise NotModelled(f"{job.scheme.name} of a model with experts: what each library leaves unquantized differs", hint="--quant bf16, or a GGUF recipe")
+            raise unknown_share(job.scheme, "experts")
         if model.sliding_window and not model.full_every and job.workload.context > model.sliding_window:
             raise NotModelled(f"{what} beyond its window of {model.sliding_window:,} tokens", hint=f"--context {model.sliding_window}")
 

@@ -27,6 +27,13 @@ SETTINGS: dict[str, Setting] = {
 }
 
 
+def unknown_share(scheme: Scheme, kind: str) -> NotModelled:
+    """What each library quantizes of a model with this kind of layers isn't known; the servers' own rules are."""
+    servers = [name for name in ("vllm", "sglang") if name in scheme.engines]
+    others = f"--engine {' or '.join(servers)}, " if servers else ""
+    return NotModelled(f"{scheme.name} of a model with {kind}: what each library leaves unquantized differs", hint=f"{others}--quant bf16, or a GGUF recipe")
+
+
 def resolve_kv_dtype(model: ModelSpec, scheme: Scheme, kv_dtype: str | None, settings: dict[str, Any]) -> str:
     """The model's own type, or one of the quantized cache's. A quantized type selects that cache."""
     own = KV_NAMES[compute_dtype(model, scheme)]
@@ -58,8 +65,7 @@ def check(job: Job) -> None:
     if model.num_experts and compute_dtype(model, job.scheme) != "bfloat16":
         raise NotModelled(f"{model.model_type} in {job.scheme.name}: torch's grouped product of experts takes bfloat16 only", hint="--quant bf16")
     if model.num_experts and job.scheme.family != "plain":
-        raise NotModelled(f"{job.scheme.name} of a model with experts: what each library leaves unquantized differs",
-                          hint="--quant bf16, or a GGUF recipe")  # fmt: skip
+        raise unknown_share(job.scheme, "experts")
     mixed = architecture(model.model_type).windows == "use_sliding_window"  # its later layers see everything
     if mixed and model.sliding_window and job.workload.context > model.sliding_window:
         raise NotModelled(f"{model.model_type} in transformers beyond its window of {model.sliding_window:,} tokens",

@@ -117,7 +117,10 @@ def shortfall(estimated: Estimate, gpu: GpuSpec) -> str:
 def why_refused(estimated: Estimate, gpu: GpuSpec) -> str:
     """What stops a start where all lines have room."""
     pool = estimated.engine.pool(replace(estimated.job, gpu=gpu)) if isinstance(estimated.engine, Reserves) else None
-    return (pool.refusal.partition(". ")[0] if pool else "") or "what is left for the cache holds no sequence"
+    if pool is None or not pool.refusal:
+        return "what is left for the cache holds no sequence"
+    fewer = f"; try --set max_num_seqs={1 << pool.blocks.bit_length() - 1}" if pool.short_of_states and pool.blocks else ""
+    return pool.refusal.partition(". ")[0] + fewer
 
 
 def fit_together(estimates: Sequence[Estimate], gpu: GpuSpec) -> Fit:

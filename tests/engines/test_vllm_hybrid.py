@@ -214,4 +214,6 @@ def test_a_gated_delta_layer_of_0_11_0_projects_inside_what_is_not_run():
 
 def test_the_headline_says_why_what_would_fit_by_its_bytes_does_not():
     found = run("qwen3.6-27b", gpu="H100 SXM5 80GB", context=8192)
-    assert "max_num_seqs (1024) exceeds available Mamba cache blocks" in estimate_text(found, explain=False).splitlines()[2]
+    why = estimate_text(found, explain=False).splitlines()[2]
+    assert "max_num_seqs (1024) exceeds available Mamba cache blocks" in why
+    assert not run("qwen3.6-27b", gpu="H100 SXM5 80GB", context=8192, settings={"max_num_seqs": int(why.rpartition("max_num_seqs=")[2])}).pool.refusal

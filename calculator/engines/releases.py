@@ -10,7 +10,7 @@ Release = tuple[int, int, int]
 V = TypeVar("V")
 
 
-def dotted(release: Release) -> str:
+def dotted(release: tuple[int, ...]) -> str:
     """A release as its maker writes it."""
     return ".".join(map(str, release))
 

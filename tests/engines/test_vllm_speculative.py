@@ -72,6 +72,13 @@ def test_an_mtp_layer_shares_the_embedding_and_since_0_16_the_head(version, head
     assert size(found, "KV blocks, draft") * spec.num_hidden_layers == size(found, "KV blocks") * spec.mtp_layers
 
 
+def test_an_mtp_layer_of_latent_attention_and_experts_comes_with_its_release():
+    with pytest.raises(NotModelled, match="allowed: 0.16.0 or later"):
+        run("glm-4.7-flash", MTP, gpu="H200 SXM", engine_version="0.14.1")
+    found = run("glm-4.7-flash", MTP, gpu="H200 SXM")
+    assert size(found, "KV blocks, draft") * load_model("glm-4.7-flash").spec.num_hidden_layers == size(found, "KV blocks")
+
+
 @pytest.mark.parametrize("tp", [1, 2, 8])
 def test_the_ranks_parts_of_an_mtp_layer_sum_to_the_layer_and_what_each_keeps_whole(tp):
     whole, split = (run("glm-4.5-air", {"tensor_parallel_size": n, **MTP}, gpu="H200 SXM", gpus=n) for n in (1, tp))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from calculator.engines.base import Job
 from calculator.engines.eagle import check_head
 from calculator.engines.ranks import rank_of, ranks_of
-from calculator.engines.releases import Release
+from calculator.engines.releases import Release, dotted
 from calculator.engines.sglang.deployment import context_length
 from calculator.engines.sglang.families import FAMILIES, check_family, windowed
 from calculator.engines.sglang.speculative import (
@@ -35,12 +35,12 @@ def check(job: Job) -> None:
         raise BadValue(f"{given[0]} without speculative_algorithm", hint="--set speculative_algorithm=nextn, eagle, eagle3, standalone or ngram")
     release = release_of(job)
     if release < SINCE[method]:
-        raise NotModelled(f"speculative_algorithm={settings['speculative_algorithm']} in sglang {version}", allowed=f"{'.'.join(map(str, SINCE[method]))} or later", hint="a later --engine-version")
+        raise NotModelled(f"speculative_algorithm={settings['speculative_algorithm']} in sglang {version}", allowed=f"{dotted(SINCE[method])} or later", hint="a later --engine-version")
     _check_words(job, method)
     if job.deployment.gpus > ranks_of(job):
         if release < (0, 5, 18):
-            raise Unsupported("Pipeline parallelism is not compatible with overlap schedule, speculative decoding, mixed chunked prefill.", hint=f"--set tensor_parallel_size={job.deployment.gpus}")
-        raise NotModelled("speculative decoding over pipeline stages: which hold the draft hasn't been read", hint=f"--set tensor_parallel_size={job.deployment.gpus}")
+            raise Unsupported("Pipeline parallelism is not compatible with overlap schedule, speculative decoding, mixed chunked prefill.", hint=f"--gpus {ranks_of(job)}, or --tp {job.deployment.gpus} where the heads allow it")
+        raise NotModelled("speculative decoding over pipeline stages: which hold the draft hasn't been read", hint=f"--gpus {ranks_of(job)}, or --tp {job.deployment.gpus} where the heads allow it")
     if method in ("standalone", "ngram") and settings["enable_dp_attention"]:
         raise Unsupported(f"Currently {method} speculative decoding does not support dp attention.", hint="leaving enable_dp_attention out")
     if (model.recurrent and method not in ("mtp", "ngram")) or model.by_layer or model.indexer:
@@ -103,7 +103,7 @@ def _check_mtp(job: Job, release: Release) -> None:
         raise NotModelled(f"speculative_algorithm={job.deployment.settings['speculative_algorithm']} without a draft for {model.id}",
                           allowed=f"models with num_nextn_predict_layers of {', '.join(MTP_FAMILIES)}", hint="speculative_draft_model_path of a head, standalone or ngram")  # fmt: skip
     if release < MTP_FAMILIES[model.model_type]:
-        raise NotModelled(f"MTP layers of {model.model_type} in sglang {job.deployment.engine_version}", allowed=f"{'.'.join(map(str, MTP_FAMILIES[model.model_type]))} or later", hint="a later --engine-version")
+        raise NotModelled(f"MTP layers of {model.model_type} in sglang {job.deployment.engine_version}", allowed=f"{dotted(MTP_FAMILIES[model.model_type])} or later", hint="a later --engine-version")
     if scheme.family != "plain" and scheme.name not in (*MTP_SCHEMES, "nvfp4"):
         raise NotModelled(f"MTP layers in {scheme.name}: whether a checkpoint quantizes them differs", allowed=f"16 bits, {', '.join(MTP_SCHEMES)}, nvfp4", hint="--quant bf16")
 

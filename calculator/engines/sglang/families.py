@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from calculator.engines.releases import Release
+from calculator.engines.releases import Release, dotted
 from calculator.errors import NotModelled
 from calculator.spec import ModelSpec
 
@@ -66,7 +66,7 @@ def check_family(model: ModelSpec, release: Release, version: str) -> None:
     since = max(family_of(model).since, TOWERS_SINCE.get(model.tower.kind, (0, 0)) if model.tower else (0, 0))
     if release < since:
         name = f"{model.model_type}{' with a vision tower' if model.tower else ''}"
-        raise NotModelled(f"sglang {version} has no {name}", allowed=f"{'.'.join(map(str, since))} or later", hint="a later --engine-version")
+        raise NotModelled(f"sglang {version} has no {name}", allowed=f"{dotted(since)} or later", hint="a later --engine-version")
 
 
 def tower_left_out(model: ModelSpec, release: Release) -> bool:

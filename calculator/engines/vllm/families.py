@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from calculator.engines.releases import Release
+from calculator.engines.releases import Release, dotted
 from calculator.errors import NotModelled, Unsupported
 from calculator.spec import ModelSpec
 
@@ -83,7 +83,7 @@ def check_family(model: ModelSpec, release: Release, version: str) -> None:
         since = max(since, TOWERS_SINCE.get(model.model_type, since))
     if release < since:
         name = f"{model.model_type}{' with a vision tower' if model.vision_parameters else ''}"
-        raise NotModelled(f"vllm {version} has no {name}", allowed=f"{'.'.join(map(str, since))} or later", hint="a later --engine-version")
+        raise NotModelled(f"vllm {version} has no {name}", allowed=f"{dotted(since)} or later", hint="a later --engine-version")
 
 
 def rotary_width(model: ModelSpec) -> int:

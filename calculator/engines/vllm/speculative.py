@@ -11,7 +11,7 @@ from calculator.engines.base import Job
 from calculator.engines.drafts import as_draft, draft_checkpoint_of, draft_model
 from calculator.engines.eagle import Head, check_head, load_head, load_medusa, name_of
 from calculator.engines.ranks import kv_element_bytes, rank_of, ranks_of, replicas_of, row_elements
-from calculator.engines.releases import Release
+from calculator.engines.releases import Release, dotted
 from calculator.engines.settings import Setting, Text
 from calculator.engines.vllm.deployment import HISTORY, version_of
 from calculator.engines.vllm.drafted import drafted, method_of
@@ -30,7 +30,9 @@ SETTINGS: dict[str, Setting] = {
 SINCE: dict[str, Release] = {**dict.fromkeys(("ngram", "mtp", "eagle", "eagle3", "medusa"), (0, 14, 0)), "draft_model": (0, 16, 0)}  # first source read that has it, and the rejection sampler below
 HEADS = ("eagle", "eagle3")
 MTP_HYBRIDS = ("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text")  # a layer that attends; v0.14.0 models/qwen3_next_mtp.py, v0.19.0 qwen3_5_mtp.py
-MTP_FAMILIES = ("deepseek_v3", "glm4_moe", *MTP_HYBRIDS)  # an MTP layer is a layer like the last; v0.14.0 models/deepseek_mtp.py, glm4_moe_mtp.py
+MTP_FAMILIES: dict[str, Release] = {  # an MTP layer is a layer like the last; v0.14.0 models/deepseek_mtp.py, glm4_moe_mtp.py, v0.16.0 glm4_moe_lite_mtp.py
+    **dict.fromkeys(("deepseek_v3", "glm4_moe", *MTP_HYBRIDS), (0, 14, 0)), "glm4_moe_lite": (0, 16, 0),
+}  # fmt: skip
 MTP_HEAD_SHARED: Release = (0, 16, 0)  # before, shared_head.head stays a matrix of the layer: v0.16.0 v1/spec_decode/eagle.py L1506-1519
 MTP_SCHEMES = ("fp8-block",)  # beside plain ones: as DeepSeek publishes it, its MTP layer too
 
@@ -101,12 +103,12 @@ def check(job: Job) -> None:
         raise NotModelled(f"vllm with speculative_method={method}: its head's weights, cache and pass have no formula yet", allowed=", ".join(SINCE), hint="speculative_method=draft_model")
     release = HISTORY.covered(version)
     if release < SINCE[method] or not version_of(job).v1:
-        raise NotModelled(f"speculative_method={method} in vllm {version}", allowed=f"{'.'.join(map(str, SINCE[method]))} or later", hint="a later --engine-version")
+        raise NotModelled(f"speculative_method={method} in vllm {version}", allowed=f"{dotted(SINCE[method])} or later", hint="a later --engine-version")
     _check_words(job, method)
     if replicas_of(job) > 1:
         raise NotModelled("speculative decoding with data_parallel_size: no log to hold it against", hint="leaving one of them out")
     if job.deployment.gpus > ranks_of(job):
-        raise NotModelled("speculative decoding over pipeline stages: the last one holds the draft", hint=f"--set tensor_parallel_size={job.deployment.gpus}")
+        raise NotModelled("speculative decoding over pipeline stages: the last one holds the draft", hint=f"--gpus {ranks_of(job)}, or --tp {job.deployment.gpus} where the heads allow it")
     model = job.model
     hybrid = method == "mtp" and model.model_type in MTP_HYBRIDS
     if ((model.recurrent or model.vision_parameters) and not hybrid) or model.indexer or model.by_layer or (model.sliding_window and model.full_every):
@@ -151,6 +153,8 @@ def _check_mtp(job: Job) -> None:
     model, scheme = job.model, job.scheme
     if model.model_type not in MTP_FAMILIES or not model.mtp_layers:
         raise NotModelled(f"MTP layers of {model.id}", allowed=f"models with num_nextn_predict_layers of {', '.join(MTP_FAMILIES)}", hint="speculative_method=draft_model or ngram")
+    if HISTORY.covered(job.deployment.engine_version) < MTP_FAMILIES[model.model_type]:
+        raise NotModelled(f"MTP layers of {model.model_type} in vllm {job.deployment.engine_version}", allowed=f"{dotted(MTP_FAMILIES[model.model_type])} or later", hint="a later --engine-version")
     if drafted(job) > model.mtp_layers and drafted(job) % model.mtp_layers:
         raise Unsupported(f"num_speculative_tokens:{drafted(job)} must be divisible by n_predict={model.mtp_layers}", hint=f"num_speculative_tokens={model.mtp_layers}")
     if scheme.family != "plain" and scheme.name not in MTP_SCHEMES and not (model.recurrent and scheme.apart is not None):

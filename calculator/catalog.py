@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -20,6 +21,7 @@ from calculator.readers.user_models import user_folder as user_folder
 from calculator.readers.user_models import user_model_files, user_record
 from calculator.slices import part_of
 from calculator.spec import GpuSpec, ModelSpec, Quantity
+from calculator.units import GIB
 
 _CLIP = 80
 
@@ -102,12 +104,28 @@ def load_gpus() -> tuple[GpuSpec, ...]:
 def load_gpu(name: str) -> GpuSpec:
     """A GPU by name or alias; an ambiguous short name ("h100") is the alias of the commonest card.
 
-    "H100 MIG 3g.40gb" is a slice, "H100:0.5" a share of its memory. Raises UnknownName with the nearest names.
+    "RTX 4090 24GB" says its memory too. "H100 MIG 3g.40gb" is a slice, "H100:0.5" a share of its memory.
+    Raises UnknownName with the nearest names.
     """
     index = _gpu_index()
-    if key(name) not in index and (part := part_of(name, load_gpu)) is not None:
-        return part
+    if key(name) not in index:
+        if (sized := _with_memory(name)) is not None:
+            return sized
+        if (part := part_of(name, load_gpu)) is not None:
+            return part
     return _gpu(lookup(name, index, kind="GPU", known=[r["name"] for r in _gpu_records()], listing="vram gpus"))
+
+
+def _with_memory(name: str) -> GpuSpec | None:
+    """The card whose name is followed by the memory that it is sold with; None where it isn't. Raises UnknownName for another size."""
+    match = re.fullmatch(r"(.{1,80}?)[ _-]*\(?(\d{1,3}) ?gi?b\)?", name.strip(), re.IGNORECASE)
+    if match is None or (record := _gpu_index().get(key(match[1]))) is None:
+        return None
+    card, size = _gpu(record), int(match[2])
+    for other in (card, *map(load_gpu, siblings(card, match[1]))):
+        if size in (round(other.memory_sold_bytes.value / GIB), round(other.memory_sold_bytes.value / 10**9)):
+            return other
+    raise UnknownName(f"GPU {name!r}: {card.name} has {card.memory_sold_bytes.value / GIB:.0f} GB", hint=f"{card.name}, or vram gpus")
 
 
 def siblings(gpu: GpuSpec, name: str) -> list[str]:

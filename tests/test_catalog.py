@@ -7,7 +7,7 @@ import pytest
 
 from calculator.catalog import load_gpu, load_gpus, load_model, model_ids, siblings
 from calculator.datafiles import DATA
-from calculator.errors import CalculatorError
+from calculator.errors import CalculatorError, UnknownName
 from calculator.names import key
 from calculator.readers.inputs import GpuInput, check_model
 
@@ -69,6 +69,16 @@ def test_at_least_forty_gpus_with_plausible_numbers():
 def test_gpu_names_and_aliases_are_unique():
     names = [key(n) for gpu in load_gpus() for n in {key(gpu.name): 1, **{key(a): 1 for a in gpu.aliases}}]
     assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize(("said", "card"), [("RTX 4090 24GB", "RTX 4090"), ("NVIDIA L40S (48 GB)", "L40S"), ("H100 94gb", "H100 NVL 94GB"), ("A100 40 GB", "A100 SXM4 40GB")])
+def test_a_card_s_memory_may_follow_its_name(said, card):
+    assert load_gpu(said).name == card
+
+
+def test_another_memory_than_the_card_s_is_refused():
+    with pytest.raises(UnknownName, match="RTX 4090 has 24 GB"):
+        load_gpu("RTX 4090 48GB")
 
 
 def test_an_ambiguous_gpu_takes_the_commonest_and_knows_the_others():

@@ -9,7 +9,7 @@ from calculator.engines.base import Dynamic, Job, Pool
 from calculator.engines.ranks import element_bytes, held_by, rank_of, sequences_on, shares_of
 from calculator.engines.server import Server
 from calculator.engines.settings import Setting
-from calculator.engines.vllm import draft, encoders, weights
+from calculator.engines.vllm import draft, encoders, samplers, weights
 from calculator.engines.vllm.blocks import block_of, blocks_for
 from calculator.engines.vllm.cache import cache_lines, kv_bytes_per_token
 from calculator.engines.vllm.checks import check
@@ -21,7 +21,6 @@ from calculator.engines.vllm.deployment import (
     batch_limits,
     latent_block_size,
     length_of,
-    version_of,
 )
 from calculator.engines.vllm.draft import peaks
 from calculator.engines.vllm.drafted import method_of
@@ -33,8 +32,7 @@ from calculator.engines.vllm.latent import ROWS_SINCE
 from calculator.engines.vllm.offload import budget_of, offloaded
 from calculator.engines.vllm.overheads import overhead_lines
 from calculator.engines.vllm.pool import BESIDE, for_one, pool_of
-from calculator.engines.vllm.profile import SORT_SOURCE, SOURCE, TRITON_SOURCE, samples_on
-from calculator.engines.vllm.second_runner import PASS_SOURCE, second_runner
+from calculator.engines.vllm.profile import SOURCE, samples_on
 from calculator.engines.vllm.settings import SETTINGS
 from calculator.engines.vllm.sparse import BLOCK, LACKING
 from calculator.engines.vllm.towers import TOWER_SOURCE
@@ -102,8 +100,7 @@ class Vllm(Server):
 
     def activation_lines(self, job: Job, phase: str) -> list[Line]:  # noqa: ARG002
         """The peak of the profiling run on each device: the sampler runs on the last stage alone."""
-        sampled = PASS_SOURCE if second_runner(job) else TRITON_SOURCE if version_of(job).sampler == "triton" else SORT_SOURCE
-        sources, notes = [SOURCE, sampled], ["profiling run, peak at {step}"]
+        sources, notes = [SOURCE, samplers.source_of(job)], ["profiling run, peak at {step}"]
         if makes_no_pool(job):
             sources, notes = [encoders.SOURCE, encoders.NO_RUN], ["the largest batch that is served, peak at {step}; start-up doesn't run it; low: the tokens of the workload"]
         if said := self.images_encoded(job):
@@ -117,9 +114,10 @@ class Vllm(Server):
         lines = []
         for share in shares_of(job):
             low, peak, high = peaks(job, length_of(job), samples=samples_on(job, share))
+            told = [*notes, samplers.NOTE] if peak.step.name == "sampler" and samplers.undecided(job) else notes
             basis: Literal["derived", "modelled"] = "derived" if low == peak.nbytes == high else "modelled"
             lines.append(Line("activations", "peak activation", peak.nbytes, peak.formula, "; ".join(sources), basis=basis, low=low, high=high,
-                              device=share.device, note="; ".join(notes).format(step=peak.step.name)))  # fmt: skip
+                              device=share.device, note="; ".join(told).format(step=peak.step.name)))  # fmt: skip
         return lines
 
     def overhead_lines(self, job: Job, phase: str) -> list[Line]:  # noqa: ARG002

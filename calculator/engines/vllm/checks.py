@@ -17,6 +17,7 @@ from calculator.engines.vllm.latent import check_latent
 from calculator.engines.vllm.layouts import check_blocks
 from calculator.engines.vllm.offload import check_offload
 from calculator.engines.vllm.rocm import check_rocm
+from calculator.engines.vllm.samplers import check_sampler
 from calculator.engines.vllm.sparse import check_sparse
 from calculator.errors import BadValue, NotModelled, Unsupported
 from calculator.quantization import compute_dtype
@@ -46,6 +47,7 @@ def check(job: Job, server: Server) -> None:
         )
     if settings.get("use_v1") is not None and not (0, 8) <= release < (0, 11):
         raise BadValue(f"use_v1 has no choice in vllm {job.deployment.engine_version}", hint="leaving it out: 0.8 to 0.10 have both engines")
+    check_sampler(job)
     if job.workload.context > length:
         raise BadValue(f"max_model_len {length:,} is below the context of {job.workload.context:,}", hint="leaving max_model_len out")
     if encodes(model):

@@ -36,6 +36,8 @@ def start_command(job: Job) -> str | None:
         words.append("VLLM_ALLOW_LONG_MAX_MODEL_LEN=1")
     if (v1 := settings.get("use_v1")) is not None:
         words.append(f"VLLM_USE_V1={int(bool(v1))}")
+    if (sampler := settings.get("use_flashinfer_sampler")) is not None:
+        words.append(f"VLLM_USE_FLASHINFER_SAMPLER={int(bool(sampler))}")
     scheme = job.scheme
     made = scheme.family == "plain" or scheme.name in ON_LOAD or job.published
     tokens, sequences = batch_limits(job, length_of(job))

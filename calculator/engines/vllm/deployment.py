@@ -12,7 +12,7 @@ from calculator.units import GIB
 
 LARGE_MEMORY = 70 * GIB  # vllm v0.19.0 engine/arg_utils.py L2053
 HUGE_MEMORY, HUGE_SINCE = 160 * GIB, (0, 28, 0)  # read in vllm v0.28.0 engine/arg_utils.py (v0.29.0 L2698), not in v0.27.0
-SPARK_SMALL_SINCE = (0, 33, 0)  # a GB10 has the limits of small cards: v0.33.0 L2984-2988, not in v0.32.0
+SPARK = "gb10"  # has the limits of small cards: NVML doesn't tell its memory, which counts as none (platforms/cuda.py v0.24.0 L768); by its name since v0.33.0 L2984-2988
 WHOLE_ITEM_SINCE = (0, 22, 0)  # images that attend both ways aren't cut into chunks: v0.22.0 L2446-2530, not in v0.21.0
 WHOLE_ITEM = {"gemma4_text": 2496}  # tokens of the largest item, a video. Logs of 0.25.1, 0.27.1: batches of 2,496
 ENCODES_IN_V1 = (0, 10, 1)  # vllm#21270, encoders without a cache on the V1 engine: after 0.10.0
@@ -127,7 +127,7 @@ def batch_limits(job: Job, length: int) -> tuple[int, int]:
     else:
         memory = (gpu.cuda_total_bytes or gpu.memory_sold_bytes).value if gpu else 0
         release, name = HISTORY.covered(job.deployment.engine_version), gpu.name.lower() if gpu else ""
-        small = ("a100" in name and not version.a100_is_large) or ("gb10" in name and release >= SPARK_SMALL_SINCE)
+        small = ("a100" in name and not version.a100_is_large) or SPARK in name
         tokens, sequences = (8192, 1024) if memory >= LARGE_MEMORY and not small else (2048, 256)
         if release >= HUGE_SINCE and memory >= HUGE_MEMORY:
             tokens = 16384

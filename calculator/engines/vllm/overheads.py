@@ -6,11 +6,13 @@ from calculator.engines.base import Job
 from calculator.engines.ranks import replicas_of, shares_of
 from calculator.engines.records import Record, record, record_line
 from calculator.engines.vllm import draft, graphs
-from calculator.engines.vllm.deployment import length_of, version_of
+from calculator.engines.vllm.deployment import HISTORY, length_of, version_of
 from calculator.engines.vllm.profile import samples_on
 from calculator.engines.vllm.rocm import on_rocm
 from calculator.engines.vllm.second_runner import second_runner, states_line
 from calculator.ledger import Line
+
+UNIFIED_SINCE = (0, 11, 1)  # what the system calls available is free: vllm v0.11.1 utils/mem_utils.py L102, not in v0.11.0
 
 
 def overhead_lines(job: Job) -> list[Line]:
@@ -26,6 +28,8 @@ def _outside(job: Job) -> Record:
     """Memory outside torch, by release and kind of card."""
     if on_rocm(job):
         return record("vllm", "non_torch_rocm")
+    if job.gpu and job.gpu.segment == "unified" and HISTORY.covered(job.deployment.engine_version) >= UNIFIED_SINCE:
+        return record("vllm", "non_torch_unified")
     version = version_of(job)
     capability = (job.gpu.compute_capability or "") if job.gpu else ""
     apart = replicas_of(job) == job.deployment.gpus and not job.model.num_experts  # copies that have nothing to tell each other

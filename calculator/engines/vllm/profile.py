@@ -14,15 +14,13 @@ from calculator.engines.vllm.forward import SORT_BELOW, Profile, profile
 from calculator.engines.vllm.hybrid import block_size
 from calculator.engines.vllm.images import HELD, images_of
 from calculator.engines.vllm.latent import latent_mode
-from calculator.engines.vllm.second_runner import sampler_of
+from calculator.engines.vllm.samplers import samplers_of
 from calculator.engines.vllm.towers import HIGH_SHARE, LOW_SHARE, UNHELD_HIGH_SHARE, VISION
 from calculator.parallelism import Share
 from calculator.spec import ModelSpec
 from calculator.steps import Peak
 
 SOURCE = "vllm v0.19.0 v1/worker/gpu_model_runner.py L5556-5597, L5782-5793; v1/sample/sampler.py forward, sample"
-SORT_SOURCE = "vllm v0.11.0 v1/sample/ops/topk_topp_sampler.py apply_top_k_top_p; pytorch aten/src/ATen/native/cuda/Sort.cu"
-TRITON_SOURCE = "vllm v0.19.0 v1/sample/ops/topk_topp_sampler.py L245-255, topk_topp_triton.py L1010-1021"
 UNHELD_SHARE, UNHELD_COPIED_SHARE = 120, 160  # high end of a peak that no log was held against [percent]; of experts that copy their inputs into 8 bits
 
 
@@ -59,7 +57,8 @@ def peaks(job: Job, length: int, *, samples: bool = True) -> tuple[int, Peak, in
     workspace = record("torch", "cublas_workspace_unknown" if not major else "cublas_workspace_sm90" if major in ("9", "10", "12") else "cublas_workspace")
     rows = record("vllm", "multiprocessors_9" if major == "9" else "multiprocessors")
     small = version.sampler == "sort" or sequences < SORT_BELOW
-    run = Profile(tokens, sequences, job.model.vocab_size, element_bytes(job), sampler_of(job),
+    fewest, sampler = samplers_of(job)
+    run = Profile(tokens, sequences, job.model.vocab_size, element_bytes(job), sampler,
                   4 if version.v1 or major == "7" else 3, workspace.value, rows.value)  # fmt: skip
     ampere = capability is None or int(major) >= 8  # older GPUs don't run Marlin
     run = run._replace(reduces=not version.v1 and ranks_of(job) > 1,
@@ -68,7 +67,7 @@ def peaks(job: Job, length: int, *, samples: bool = True) -> tuple[int, Peak, in
     run = run._replace(samples=samples, experts_share=version.experts_share, workspaces_wide=version.workspaces_wide,
                        latent_rows=latent_rows(job, length, sequences), images=images_of(job, length), release=HISTORY.covered(job.deployment.engine_version),
                        gathered=replicas_of(job) if job.model.num_experts else 1, latent=latent_mode(job), pools=job.deployment.settings["runner"] == "pooling" and not makes_no_pool(job))  # fmt: skip
-    low, peak, high = _bounds(rank_of(job), run, (workspace.low, workspace.high), (rows.low, rows.high), small and sequences < 128)
+    low, peak, high = _bounds(rank_of(job), run, (workspace.low, workspace.high), (rows.low, rows.high), small and sequences < 128, fewest)
     if makes_no_pool(job):  # a smaller workload makes smaller batches
         low = low * min(tokens, job.workload.context * job.workload.sequences) // tokens
     if not family_of(job.model).held and peak.step.name != "sampler" and not peak.step.name.startswith(VISION):
@@ -78,7 +77,7 @@ def peaks(job: Job, length: int, *, samples: bool = True) -> tuple[int, Peak, in
 
 
 @lru_cache(maxsize=4096)
-def _bounds(rank: ModelSpec, run: Profile, workspace: tuple[int, int], rows: tuple[int, int], full_sort: bool) -> tuple[int, Peak, int]:
+def _bounds(rank: ModelSpec, run: Profile, workspace: tuple[int, int], rows: tuple[int, int], full_sort: bool, fewest: Sampler) -> tuple[int, Peak, int]:
     peak = profile(rank, run)
     if peak.step.name.startswith(VISION) and run.images:
         high = HIGH_SHARE if run.images.tower.kind in HELD else UNHELD_HIGH_SHARE
@@ -87,7 +86,6 @@ def _bounds(rank: ModelSpec, run: Profile, workspace: tuple[int, int], rows: tup
         copies = (run.hidden_copies - 1, run.hidden_copies + 1)
     else:
         copies = (run.hidden_copies, run.hidden_copies)
-    fewest: Sampler = "copied" if run.sampler == "masked" else run.sampler  # without FlashInfer's kernels
     low = profile(rank, run._replace(sampler=fewest, gathered=1, workspace=workspace[0], multiprocessors=rows[0], hidden_copies=copies[0])).nbytes
     high = profile(rank, run._replace(workspace=workspace[1], multiprocessors=rows[1], hidden_copies=copies[1],
                                       sort_buffers=24 if full_sort else 12)).nbytes  # fmt: skip

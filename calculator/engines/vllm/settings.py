@@ -29,6 +29,7 @@ SETTINGS: dict[str, Setting] = {
     "enforce_eager": Setting(False, bool, "no CUDA graphs"),
     **graphs.SETTINGS,
     "use_v1": Setting(None, bool, "VLLM_USE_V1: the V1 engine or not; default by version and card (0.8 to 0.10)"),
+    "use_flashinfer_sampler": Setting(None, bool, "VLLM_USE_FLASHINFER_SAMPLER; default by release: in 0.9 to 0.11.0 where FlashInfer is installed, else off"),
     "kv_pool_bytes": Setting(None, COUNT, "cache pool of a GPU, given instead of derived (kv_cache_memory_bytes) [bytes]"),
     "total_memory_bytes": Setting(None, COUNT, "memory of a GPU as a program sees it, in place of a named GPU [bytes]"),
     "allow_long_max_model_len": Setting(False, bool, "VLLM_ALLOW_LONG_MAX_MODEL_LEN: contexts beyond the model's limit"),

@@ -24,6 +24,7 @@ from calculator.spec import GpuSpec, ModelSpec, Quantity
 from calculator.units import GIB
 
 _CLIP = 80
+_MAKERS = re.compile(r"^(nvidia|amd|intel|apple)[ _-]+((geforce|tesla|quadro|radeon|instinct)[ _-]+)?", re.IGNORECASE)
 
 
 class Model(NamedTuple):
@@ -107,19 +108,23 @@ def load_gpu(name: str) -> GpuSpec:
     "RTX 4090 24GB" says its memory too. "H100 MIG 3g.40gb" is a slice, "H100:0.5" a share of its memory.
     Raises UnknownName with the nearest names.
     """
+    if (record := _named(name)) is not None:
+        return _gpu(record)
+    if (found := _with_memory(name) or part_of(name, load_gpu)) is not None:
+        return found
+    return _gpu(lookup(name, _gpu_index(), kind="GPU", known=[r["name"] for r in _gpu_records()], listing="vram gpus"))
+
+
+def _named(name: str) -> dict[str, Any] | None:
+    """A card's record by its name or alias, the maker's before it or not."""
     index = _gpu_index()
-    if key(name) not in index:
-        if (sized := _with_memory(name)) is not None:
-            return sized
-        if (part := part_of(name, load_gpu)) is not None:
-            return part
-    return _gpu(lookup(name, index, kind="GPU", known=[r["name"] for r in _gpu_records()], listing="vram gpus"))
+    return index.get(key(name)) or index.get(key(_MAKERS.sub("", name.strip())))
 
 
 def _with_memory(name: str) -> GpuSpec | None:
     """The card whose name is followed by the memory that it is sold with; None where it isn't. Raises UnknownName for another size."""
     match = re.fullmatch(r"(.{1,80}?)[ _-]*\(?(\d{1,3}) ?gi?b\)?", name.strip(), re.IGNORECASE)
-    if match is None or (record := _gpu_index().get(key(match[1]))) is None:
+    if match is None or (record := _named(match[1])) is None:
         return None
     card, size = _gpu(record), int(match[2])
     for other in (card, *map(load_gpu, siblings(card, match[1]))):

@@ -71,8 +71,13 @@ def test_gpu_names_and_aliases_are_unique():
     assert len(names) == len(set(names))
 
 
-@pytest.mark.parametrize(("said", "card"), [("RTX 4090 24GB", "RTX 4090"), ("NVIDIA L40S (48 GB)", "L40S"), ("H100 94gb", "H100 NVL 94GB"), ("A100 40 GB", "A100 SXM4 40GB")])
+@pytest.mark.parametrize(("said", "card"), [("RTX 4090 24GB", "RTX 4090"), ("NVIDIA L40S (48 GB)", "L40S"), ("H100 94gb", "H100 NVL 94GB"), ("A100 40 GB", "A100 SXM4 40GB"), ("NVIDIA A100 80GB", "A100 SXM4 80GB")])
 def test_a_card_s_memory_may_follow_its_name(said, card):
+    assert load_gpu(said).name == card
+
+
+@pytest.mark.parametrize(("said", "card"), [("NVIDIA H100", "H100 SXM5 80GB"), ("AMD MI300X", "MI300X"), ("Nvidia GeForce RTX 3060 12GB", "RTX 3060 12GB")])
+def test_the_maker_s_name_may_stand_before(said, card):
     assert load_gpu(said).name == card
 
 

@@ -73,7 +73,7 @@ def test_an_mtp_layer_shares_the_embedding_and_since_0_16_the_head(version, head
 
 
 def test_an_mtp_layer_of_latent_attention_and_experts_comes_with_its_release():
-    with pytest.raises(NotModelled, match="allowed: 0.16.0 or later"):
+    with pytest.raises(NotModelled, match=r"allowed: 0\.16\.0 or later"):
         run("glm-4.7-flash", MTP, gpu="H200 SXM", engine_version="0.14.1")
     found = run("glm-4.7-flash", MTP, gpu="H200 SXM")
     assert size(found, "KV blocks, draft") * load_model("glm-4.7-flash").spec.num_hidden_layers == size(found, "KV blocks")

@@ -178,7 +178,9 @@ def _rate(job: Job) -> Record:
     if release < BY_REQUESTS:
         return record("vllm", "graph_v1")
     if release >= (0, 20, 0):
-        return record("vllm", "graph_0.20_experts" if job.model.num_experts or job.model.recurrent else "graph_0.20")
+        recurrent = job.model.recurrent is not None
+        kind = "_recurrent" if recurrent and not job.model.num_experts and not second_runner(job) else "_experts" if recurrent or job.model.num_experts else ""
+        return record("vllm", f"graph_0.20{kind}")
     capability = (job.gpu.compute_capability or "") if job.gpu else ""
     return record("vllm", "graph_0.11_sm80" if capability == "8.0" else "graph_0.11")
 

@@ -1,6 +1,6 @@
 """vLLM's second model runner: whom a release gives it, what its sampler keeps for every sequence, and what profiling it takes.
 
-Source: vllm v0.22.0 config/vllm.py L69, L493-532; v0.24.0 L68-77; v0.27.0 L69-79, L637-658; v0.29.0 L645-677; v0.33.0 L725-762.
+Source: vllm v0.22.0 config/vllm.py L69, L493-532; v0.23.0 L69-75, L519-558; v0.24.0 L68-77; v0.27.0 L69-79, L637-658; v0.29.0 L645-677; v0.33.0 L725-762.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from calculator.units import ceil_div
 
 STATES_SOURCE = "vllm v0.22.0 v1/worker/gpu/sample/penalties.py L36-42, v0.33.0 L43-50: prompt_bin_mask, output_bin_counts"
 PASS_SOURCE = "vllm v0.27.0 v1/worker/gpu/sample/sampler.py L159, v0.29.0 L218-222, v0.33.0 v1/worker/gpu/model_runner.py L993-1014"
-EVERY_SINCE, MOST_SINCE, SOME_SINCE, SINCE = (0, 29, 0), (0, 27, 0), (0, 24, 0), (0, 22, 0)
+EVERY_SINCE, MOST_SINCE, SOME_SINCE, THREE_SINCE, SINCE = (0, 29, 0), (0, 27, 0), (0, 24, 0), (0, 23, 0), (0, 22, 0)
 _SOME = frozenset({"qwen3", "llama", "mistral", "deepseek_v2", "qwen2_moe", "granitemoe"})
+_THREE = ("qwen3", "llama", "mistral")
 _EXPERTS = frozenset({"deepseek_v2", "qwen2_moe", "granitemoe"})
 COPIES_BELOW, WARMED_SINCE = (0, 29, 0), (0, 33, 0)  # a second pass with all of sampling: not in v0.32.0
 
@@ -29,7 +30,9 @@ def second_runner(job: Job) -> bool:
         return model.model_type in _EXPERTS or not (model.recurrent or model.num_experts)
     if model.vision_parameters:
         return False
-    return model.model_type in _SOME if release >= SOME_SINCE else model.model_type == "qwen3" and job.scheme.storage is None
+    if release >= SOME_SINCE:
+        return model.model_type in _SOME
+    return model.model_type in (_THREE if release >= THREE_SINCE else ("qwen3",)) and job.scheme.storage is None
 
 
 def sampler_of(job: Job) -> Sampler:

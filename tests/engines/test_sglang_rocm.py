@@ -79,6 +79,14 @@ def test_qwen3_moe_keeps_its_experts_as_loaded_until_0_5_9():
     assert kept == [0, 2 * experts, experts, 0, 0]
 
 
+def test_experts_that_are_dealt_out_are_held_twice_by_two_releases():
+    """58 layers of 32 of DeepSeek R1's 256 experts a rank. sglang#7691: 166.59 GiB, where the next release has 90."""
+    dealt = {"enable_dp_attention": True, "dp_size": 8, "ep_size": 8}
+    kept = [held(run("deepseek-r1", version, "fp8-block", "MI300X", 8, **settings), "experts as loaded")
+            for version, settings in (("0.4.8", dealt), ("0.4.8.post1", dealt), ("0.4.9.post2", dealt), ("0.4.10", dealt), ("0.4.9", {}))]  # fmt: skip
+    assert kept == [0, 58 * 32 * 3 * 7168 * 2048, 58 * 32 * 3 * 7168 * 2048, 0, 0]
+
+
 def test_experts_in_8_bits_are_padded_to_aiters_blocks_since_0_5_11():
     """235B over 8 ranks: 192 of 1,536 columns each, made 256."""
     padding = 94 * 128 * 3 * 4096 * (256 - 192)

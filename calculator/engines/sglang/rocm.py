@@ -53,6 +53,10 @@ ALIGN = 128
 KEPT = ("qwen3_moe",)
 KEPT_SINCE: Release = (0, 5, 0)  # srt/models/qwen3_moe.py v0.5.0rc2, not in v0.4.9
 KEPT_UNTIL: Release = (0, 5, 10)
+DEALT_SOURCE = (
+    "sglang v0.4.8.post1 and v0.4.9 srt/layers/moe/ep_moe/layer.py EPMoE.w13_weight_fp8 (v0.4.9 L243-258) with Fp8EPMoEMethod.process_weights_after_loading L1060-1068; "
+    "v0.4.8 rearranges nothing, v0.4.10 nothing beside"
+)
 ROTARY_WIDE_SINCE: Release = (0, 5, 22)  # before, the rotary table is in the model's type
 MXFP4_SINCE: Release = (0, 5, 9)
 WNA16_SINCE: Release = (0, 5, 9)  # experts alone in 4 bits: CompressedTensorsWNA16TritonMoE holds as many bytes
@@ -128,26 +132,31 @@ def pads_experts(job: Job) -> bool:
     return on_rocm(job) and job.scheme.name in _PLAIN and HISTORY.covered(job.deployment.engine_version) >= ALIGNED_SINCE
 
 
-def kept_bytes(job: Job, share: Share) -> int:
-    """Experts that Qwen3 MoE keeps as they were loaded, beside AITER's rearranged ones: the model's table of its parameters still names them.
+def kept_bytes(job: Job, share: Share) -> tuple[int, str]:
+    """Experts that are kept as they were loaded, beside AITER's rearranged ones, because something still names them; and the source.
 
-    Equals what sglang#18262 prints of five layers in 16 bits on MI355X within 0.1 GiB (12.79 GiB; 6.9 without). Block-scaled ones are
-    rearranged in place; those scaled by row keep their linear layers too. Source: KEPT_SOURCE.                        derived
+    The table of Qwen3 MoE's parameters: equals what sglang#18262 prints of five layers in 16 bits on MI355X within 0.1 GiB (12.79 GiB; 6.9
+    without). Block-scaled ones are rearranged in place; those scaled by row keep their linear layers too. And block-scaled experts that
+    are dealt out over the ranks: sglang#7691 prints 166.59 GiB of DeepSeek R1 on eight (166.55; 90.43 without).     derived
     """
-    release, plain = HISTORY.covered(job.deployment.engine_version), job.scheme.storage is None
+    deployment, release, plain = job.deployment, HISTORY.covered(job.deployment.engine_version), job.scheme.storage is None
+    dealt = release == (0, 4, 9) or deployment.engine_version.removeprefix("v") == "0.4.8.post1"
+    if on_rocm(job) and dealt and job.scheme.name == "fp8-block" and int(deployment.settings["ep_size"]) > 1:
+        return sum(g.group.elements * g.count for g in held(job, share) if len(g.group.shape) == 3), DEALT_SOURCE
     if not on_rocm(job) or job.model.model_type not in KEPT or not KEPT_SINCE <= release < KEPT_UNTIL or not (plain or job.scheme.name in ("fp8", "fp8-per-channel")):
-        return 0
+        return 0, ""
     size = element_bytes(job) if plain else 1
     experts = [g for g in held(job, share) if len(g.group.shape) == 3 or (job.scheme.name == "fp8-per-channel" and len(g.parts) > 1)]
-    return sum(g.group.elements * g.count * size for g in experts)
+    return sum(g.group.elements * g.count * size for g in experts), KEPT_SOURCE
 
 
 def expert_lines(job: Job, share: Share) -> list[Line]:
-    """What Qwen3 MoE keeps of its experts; their group indices in 4 bits; in 8 padding to AITER's blocks, and a scale a row where the format has one a matrix."""
+    """What is kept of the experts; their group indices in 4 bits; in 8 padding to AITER's blocks, and a scale a row where the format has one a matrix."""
     down = [g for g in held(job, share) if len(g.group.shape) == 3 and g.group.role == "ffn_down"]
     rank, lines = rank_spec(job), []
-    if kept := kept_bytes(job, share):
-        lines.append(Line("weights", "experts as loaded", kept, Formula("{n}", {"n": kept}), KEPT_SOURCE, device=share.device, note="beside the rearranged ones, until 0.5.9"))
+    kept, source = kept_bytes(job, share)
+    if kept:
+        lines.append(Line("weights", "experts as loaded", kept, Formula("{n}", {"n": kept}), source, device=share.device, note="beside the rearranged ones"))
     if not on_rocm(job) or not down:
         return lines
     symbols = {"L": sum(g.count for g in down), "E": rank.num_experts, "h": rank.hidden_size, "f": rank.expert_intermediate_size}

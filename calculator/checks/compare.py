@@ -114,7 +114,7 @@ def _sized(record: Record) -> Sized | str:
         if name in FIGURES:
             component, pick = FIGURES[name]
             if (figure := pick(estimated)) is not None:
-                apart = ", AMD" if record.evidence == "log" and record.engine == "vllm" and estimated.job.vendor == "AMD" else ""
+                apart = ", AMD" if record.evidence == "log" and record.engine in ("vllm", "sglang") and estimated.job.vendor == "AMD" else ""
                 found.append((component + apart, figure, recorded, _rounding(record, name)))
     return found
 

@@ -40,6 +40,17 @@ def rocm_extra(*, align: int, hidden: int, width: int) -> tuple[int, str, str]:
     return extra + copied, f"({formula} + {copied} (scales again, biases in float32))", "Triton on ROCm"
 
 
+def aiter_extra(*, hidden: int, width: int) -> tuple[int, str, str]:
+    """As mxfp4_extra, of AITER's kernels in SGLang: both widths to 256, biases in float32; scales are rearranged in place.
+
+    Source: sglang v0.5.12 srt/layers/quantization/mxfp4.py L466-476, L769-818; v0.5.23 L517-533.
+    """
+    wide, padded = align_up(hidden, 256), align_up(width, 256)
+    extra, formula = _padded(hidden, width, wide, padded)
+    biases = 2 * (2 * padded + wide)
+    return extra + biases, f"({formula} + {biases} (biases in float32))", "AITER"
+
+
 def _padded(h: int, f: int, wide: int, padded: int) -> tuple[int, str]:
     formula = f"(3 × ({wide} × {padded} - {{h}} × {{f}}) × 17 / 32 + 2 × (2 × ({padded} - {{f}}) + {wide} - {{h}}))"
     return 3 * (wide * padded - h * f) * 17 // 32 + 2 * (2 * (padded - f) + wide - h), formula

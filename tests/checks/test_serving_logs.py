@@ -110,3 +110,11 @@ def test_what_sglang_prints_of_loading_pool_and_tokens():
     assert max(abs(c.error) for c in tokens if c.recorded > 130_000 or c.record.model["id"] != "qwen2.5-1.5b-instruct") < 0.09
     for component in ("weights", "kv pool", "CUDA graphs", "tokens of the whole pool"):
         assert all(c.covered for c in cases("sglang", component)), component
+
+
+def test_what_sglang_prints_on_amd_cards():
+    """One card within 0.4 % beside a small model's weights; several within 2 %, by what they hold before loading, which has a wide band."""
+    weights, pools, tokens = (cases("sglang", f"{name}, AMD") for name in ("weights", "kv pool", "tokens of the whole pool"))
+    assert ["unexplained" in c.record.environment["note"] for c in [*weights, *pools, *tokens] if not c.covered] == [True]
+    for c in [*weights, *pools, *tokens]:
+        assert abs(c.error) < (0.004 if "gpus" not in c.record.run else 0.02) or c.recorded < 2 * GIB, c

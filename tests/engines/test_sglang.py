@@ -62,7 +62,7 @@ def test_a_prompt_beyond_the_pool_does_not_fit_and_says_how_long_one_may_be():
     [
         ({"settings": {"tensor_parallel_size": 3}}, "must be divisible by tensor parallel size"),
         ({"context": 131073}, "is greater than the derived context_length"),
-        ({"gpu": "MI300X"}, "sglang on AMD"),
+        ({"gpu": "MI210"}, "gfx942 and gfx950 alone"),
         ({"gpu": "V100 SXM2 32GB"}, "SGLang only supports sm75 and above."),
         ({"settings": {"speculative_algorithm": "EAGLE"}}, "speculative_algorithm=eagle without a draft for llama-3.1-8b"),
         ({"settings": {"mem_fraction_static": 1.5}}, "above 0, up to 1"),

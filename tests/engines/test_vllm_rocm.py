@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from calculator.catalog import load_gpu, load_gpus, load_model
-from calculator.engines.vllm.rocm import architecture_of
+from calculator.engines.amd import architecture_of
 from calculator.errors import CalculatorError
 from calculator.estimate import estimate
 from calculator.fit import fit

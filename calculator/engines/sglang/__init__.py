@@ -30,7 +30,7 @@ from calculator.engines.sglang.deployment import DECLARED_CACHES, HISTORY, VERSI
 from calculator.engines.sglang.families import FAMILIES, check_family, family_of, rotary_elements
 from calculator.engines.sglang.formats import check_format
 from calculator.engines.sglang.layouts import extra_lines
-from calculator.engines.sglang.overheads import context_held, graph_lines, load_slack
+from calculator.engines.sglang.overheads import context_held, graph_lines, kernel_buffers, load_slack
 from calculator.engines.sglang.pool import (
     CAP_SOURCE,
     IMAGES_SOURCE,
@@ -50,6 +50,7 @@ from calculator.engines.sglang.pool import (
     window_tokens,
 )
 from calculator.engines.sglang.ranks import attention_groups, check_ranks, held, rank_spec
+from calculator.engines.sglang.rocm import PARTIAL_SOURCE, check_rocm, partial_results, rotary_bytes
 from calculator.engines.sglang.states import PADDING, draft_state_line, drafted, slot_bytes, slots_a_request, state_line
 from calculator.engines.sglang.steps import COPIES, STEPS_SOURCE, prefill
 from calculator.engines.weights import banded, weight_lines
@@ -64,16 +65,17 @@ ROPE_SOURCE = "sglang v0.4.3 srt/layers/rotary_embedding.py L82: the table stays
 
 
 class Sglang(Server):
-    """SGLang's server on NVIDIA GPUs: tensor parallel by `tensor_parallel_size`, pipeline stages over the rest."""
+    """SGLang's server on NVIDIA's and AMD's GPUs: tensor parallel by `tensor_parallel_size`, pipeline stages over the rest."""
 
     name = "sglang"
     families = frozenset(FAMILIES)
     versions = VERSIONS
     history = HISTORY
     declared_caches = DECLARED_CACHES
+    vendors = ("NVIDIA", "AMD")
     oldest_card = (7, 5)
     too_old = "SGLang only supports sm75 and above."
-    beside = ("CUDA context", "peak activation", "request table", "attention workspace", "kernel buffers", "CUDA graphs", "prefill graphs", draft.GRAPHS, *draft.OUTSIDE)
+    beside = ("CUDA context", "peak activation", "request table", "attention workspace", "kernel buffers", "CUDA graphs", "graph index buffers", "prefill graphs", draft.GRAPHS, *draft.OUTSIDE)
     image_source = "sglang srt/managers/mm_utils.py: images are encoded in the pass, outside the static fraction"
     settings: ClassVar[dict[str, Setting]] = {
         "mem_fraction_static": Setting(None, Real(0, 1), "share of the free memory for weights and cache; default by card, ranks and version"),
@@ -110,6 +112,7 @@ class Sglang(Server):
         """Refuse what the engine refuses, and what the formulas don't cover."""
         model, settings, length, context = job.model, job.deployment.settings, context_length(job), job.workload.context
         self.check_card(job)
+        check_rocm(job)
         static_fraction(job)
         allowed = settings["allow_overwrite_longer_context_len"]
         if max(length, context) > model.max_position_embeddings and not allowed:
@@ -120,7 +123,7 @@ class Sglang(Server):
         if context > length and settings.get("context_length"):
             raise BadValue(f"context_length {length:,} is below the context of {context:,}", hint="leaving context_length out")
         check_family(model, HISTORY.covered(job.deployment.engine_version), job.deployment.engine_version)
-        if experts_in_mxfp4(model, job.scheme) and not (job.gpu and (job.gpu.compute_capability or "").startswith(("9.", "10."))):
+        if experts_in_mxfp4(model, job.scheme) and job.vendor == "NVIDIA" and not (job.gpu and (job.gpu.compute_capability or "").startswith(("9.", "10."))):
             raise NotModelled("gpt_oss in mxfp4 on cards other than Hopper and Blackwell: its layout there hasn't been read", hint="--gpu, --quant bf16, or --engine vllm")
         self.check_window(job)
         if chunk_of(job) % page_of(job):
@@ -140,13 +143,13 @@ class Sglang(Server):
         """Stored tensors, the rotary table in float32, and what loading takes beyond them."""
         model, slack = job.model, load_slack(job)
         positions, width = rotary_elements(model)
-        symbols = {"P": positions, "d": width}
+        symbols = {"e": rotary_bytes(job, element_bytes(job)), "P": positions, "d": width}
         lines = []
         for share in shares_of(job):
             mine = weight_lines(job.scheme, held(job, share), device=share.device, tied=model.tie_word_embeddings)
             lines += banded(job, mine, partial(held, share=share))
-            lines.append(Line("weights", "rotary cos and sin", 4 * symbols["P"] * symbols["d"],
-                              Formula("4 × {P} (positions) × {d} (rotary width)", symbols), ROPE_SOURCE, device=share.device,
+            lines.append(Line("weights", "rotary cos and sin", symbols["e"] * symbols["P"] * symbols["d"],
+                              Formula("{e} × {P} (positions) × {d} (rotary width)", symbols), ROPE_SOURCE, device=share.device,
                               note="one table, shared by the layers" if positions else "none: made in each pass"))  # fmt: skip
             lines += extra_lines(job, share)
             lines.append(record_line(slack, "load slack", share.device, component="weights"))
@@ -199,16 +202,19 @@ class Sglang(Server):
             lines.append(record_line(context_held(job), "CUDA context", i))
             lines.append(Line("overhead", "request table", table_bytes(job, pool),
                               Formula("4 × {R} (requests) × ({C} (context_length) + {m})", {"R": requests, "C": length, "m": table_margin(job)}), TABLE_SOURCE, device=i))
-            lines += [self._workspace(job, i), record_line(record("sglang", "attention_beside"), "kernel buffers", i)]
+            lines += [self._workspace(job, i, requests - version_of(job).spare_slot), record_line(kernel_buffers(job), "kernel buffers", i)]
             if images:
                 lines.append(Line("overhead", "image caches", images, Formula("{n} × {M} (bytes)", {"n": images // MIB, "M": MIB}), IMAGES_SOURCE, low=0, device=i,
                                   note="kept free of the pool for embeddings and features of images"))  # fmt: skip
             lines += graph_lines(job, i) + draft.graph_lines(job, i)
         return lines  # fmt: skip
 
-    def _workspace(self, job: Job, device: int) -> Line:
+    def _workspace(self, job: Job, device: int, requests: int) -> Line:
         """The attention backend's buffers; where none is known by card, any backend's."""
         nbytes, backend = workspace(job)
+        if job.vendor == "AMD":
+            nbytes, formula = partial_results(job, backend, requests)
+            return Line("overhead", "attention workspace", nbytes, formula, PARTIAL_SOURCE, device=device, note=f"{backend}'s")
         if backend == "unknown":
             return record_line(record("sglang", "attention_workspace"), "attention workspace", device)
         return Line("overhead", "attention workspace", nbytes, Formula("{n}", {"n": nbytes}), WORKSPACE_SOURCE, device=device, note=f"{backend}'s")

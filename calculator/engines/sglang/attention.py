@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from calculator.engines.amd import on_rocm
 from calculator.engines.base import Job
 from calculator.engines.releases import Release
 from calculator.engines.sglang.deployment import HISTORY
+from calculator.engines.sglang.rocm import default_backend
 from calculator.engines.sglang.sparse import PAGE
 from calculator.errors import Unsupported
 from calculator.units import MIB
 
-BACKENDS = ("flashinfer", "fa3", "triton", "trtllm_mha", "trtllm_mla")
+BACKENDS = ("flashinfer", "fa3", "triton", "trtllm_mha", "trtllm_mla", "aiter")
 BACKEND_SOURCE = (
     "sglang v0.4.3 srt/model_executor/model_runner.py L236, v0.4.5 L317, v0.4.8 L322; v0.5.3 srt/server_args.py L836-871, v0.5.9 L1277-1341, L1448, "
     "L1506, L1782-1833, v0.5.13 L2765; v0.5.23 srt/arg_groups/overrides.py and model_overrides/"
@@ -30,6 +32,8 @@ def backend_of(job: Job) -> str:
     given = job.deployment.settings.get("attention_backend")
     if given is not None:
         return str(given)
+    if on_rocm(job):
+        return default_backend(job)
     if job.gpu is None or not job.gpu.compute_capability:
         return ""
     release, major, model = HISTORY.covered(job.deployment.engine_version), int(job.gpu.compute_capability.split(".")[0]), job.model
@@ -54,6 +58,9 @@ def check_backend(job: Job) -> None:
     backend, capability = job.deployment.settings.get("attention_backend"), job.gpu.compute_capability if job.gpu else None
     major = int(capability.split(".")[0]) if capability else None
     hint = "leaving attention_backend out"
+    maker = {None: job.vendor, "triton": job.vendor, "aiter": "AMD"}.get(backend, "NVIDIA")  # type: ignore[arg-type]
+    if job.gpu and maker != job.vendor:
+        raise Unsupported(f"attention_backend={backend} on {job.gpu.name}: its kernels are {maker}'s", hint=hint)
     if backend == "trtllm_mla" and not job.model.mla:
         raise Unsupported("trtllm_mla backend can only be used with MLA models.", hint=hint)
     if backend == "trtllm_mha" and job.model.mla:

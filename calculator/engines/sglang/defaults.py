@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from functools import lru_cache
 
+from calculator.engines.amd import on_rocm
 from calculator.engines.base import Job
 from calculator.engines.ranks import ranks_of
 from calculator.engines.releases import Release
+from calculator.engines.sglang.attention import backend_of
 from calculator.engines.sglang.deployment import HISTORY, card_mib, version_of
 from calculator.engines.sglang.ranks import attention_groups
+from calculator.engines.sglang.rocm import lowered
 from calculator.engines.sglang.speculative import method_of
 from calculator.spec import ModelSpec
 
@@ -79,16 +82,23 @@ def _graphs_by_card(job: Job) -> int:
     return 256 if few and memory < 160 * 1024 else 512
 
 
+@lru_cache(maxsize=256)
+def decode_graphs(most: int) -> int:
+    """Number of captured batches up to `most` sequences, without drafts. Source: sglang v0.5.6 srt/server_args.py _generate_cuda_graph_batch_sizes; 52 to 512 in a log of MI355X."""
+    sizes = (1, 2, 4, 8, 12, *range(16, 257, 8), *range(272, 512, 16), *range(512, most + 1, 32))
+    return sum(size <= most for size in sizes)
+
+
 def sees_images(model: ModelSpec) -> bool:
     """Whether the server starts with the tower; Gemma 3's and Llama 4's stay out unless asked for."""
     return bool(model.vision_parameters) and model.model_type not in _TEXT_ALONE
 
 
 def prefill_in_graphs(job: Job) -> bool:
-    """Whether prefill passes are captured too. Source: GRAPHS_SOURCE."""
+    """Whether prefill passes are captured too; not on AMD. Source: GRAPHS_SOURCE."""
     settings, model, release = job.deployment.settings, job.model, HISTORY.covered(job.deployment.engine_version)
     kind = version_of(job).prefill
-    if not kind or (settings["disable_cuda_graph"] and release >= (0, 5, 14)):  # before, the switch was for decode alone
+    if not kind or on_rocm(job) or (settings["disable_cuda_graph"] and release >= (0, 5, 14)):  # before, the switch was for decode alone
         return False
     if sees_images(model) and not (model.model_type in _BREAKABLE_TOWERS and release >= _BREAKABLE_TOWERS[model.model_type]):
         return False
@@ -125,13 +135,17 @@ def prefill_graphs(job: Job) -> int:
 
 
 def static_fraction(job: Job) -> float:
-    """mem_fraction_static: as set, or the server's choice. Source: FRACTION_SOURCE; with a tower TOWER_SOURCE."""
+    """mem_fraction_static in force: as set, or the server's choice; less where AITER attends. Source: FRACTION_SOURCE; with a tower TOWER_SOURCE."""
+    return _before_attention(job) * lowered(job, backend_of(job))
+
+
+def _before_attention(job: Job) -> float:
     given = job.deployment.settings.get("mem_fraction_static")
     release, images = HISTORY.covered(job.deployment.engine_version), sees_images(job.model)
     fraction = _by_card(job) if given is None else float(given)
     if not images:
         return fraction
-    if lowered_if_set(job):
+    if _tower_lowers(job):
         return fraction * (0.95 if release < (0, 4, 4) else 0.9)
     if given is not None:
         return fraction
@@ -139,7 +153,11 @@ def static_fraction(job: Job) -> float:
 
 
 def lowered_if_set(job: Job) -> bool:
-    """Whether the server lowers a fraction that somebody set, too: for a tower, before 0.4.9."""
+    """Whether the server lowers a fraction that somebody set, too: for a tower, before 0.4.9; where AITER attends."""
+    return _tower_lowers(job) or lowered(job, backend_of(job)) < 1
+
+
+def _tower_lowers(job: Job) -> bool:
     return sees_images(job.model) and HISTORY.covered(job.deployment.engine_version) < (0, 4, 9)
 
 

@@ -7,11 +7,12 @@ from collections.abc import Callable
 from calculator.engines.base import Job, Pool
 from calculator.engines.ranks import kv_element_bytes, shares_of
 from calculator.engines.sglang import sparse
-from calculator.engines.sglang.attention import page_of
+from calculator.engines.sglang.attention import backend_of, page_of
 from calculator.engines.sglang.defaults import chunk_of, sees_images, static_fraction
 from calculator.engines.sglang.deployment import HISTORY, card_mib, context_length, version_of
 from calculator.engines.sglang.families import full_layer, windowed
 from calculator.engines.sglang.ranks import attention_groups, rank_spec
+from calculator.engines.sglang.rocm import partial_results
 from calculator.engines.sglang.speculative import (
     draft_cell,
     draft_layers,
@@ -226,13 +227,16 @@ def pool_of(job: Job, static: Callable[[Job], Ledger], before: tuple[int, int, i
         said = (*said, f"tokens are those of one attention group, as each prints them; {groups} groups hold {groups * tokens:,}")
     room, most = _room(job, ledger, found, before) if job.gpu else (0, 0)
     table, drafts = table_bytes(job, found), 0 if pooled(job) else tokens * draft_cell(job)
-    drafting = outside(job)[0] + drafts
-    crowded = job.gpu is not None and tokens > 0 and table + drafting > most
-    if crowded and table <= most:
+    drafting, scratch = outside(job)[0] + drafts, partial_results(job, backend_of(job), running_requests(job, found))[0]
+    crowded = job.gpu is not None and tokens > 0 and table + drafting + scratch > most
+    if crowded and scratch and table <= most:
+        said = (*said, f"sglang refuses: HIP out of memory. Tried to allocate {scratch / GIB:.2f} GiB: AITER's partial results of {running_requests(job, found):,} requests of {length:,} tokens; "
+                       "try --set max_running_requests, context_length, or attention_backend=triton")  # fmt: skip
+    elif crowded and table <= most:
         said = (*said, f"sglang refuses: CUDA out of memory. The draft's weights and its pool of {tokens:,} tokens take {drafting / GIB:.2f} GiB beside the static fraction; "
                        f"try --set mem_fraction_static={max(static_fraction(job) - 0.05, 0.1):.2f}, or max_total_tokens")  # fmt: skip
     elif crowded:
-        said = (*said, f"sglang refuses: CUDA out of memory. Tried to allocate {table / GIB:.2f} GiB: the table of {running_requests(job, found):,} requests of {length:,} tokens; "
+        said = (*said, f"sglang refuses: {'HIP' if job.vendor == 'AMD' else 'CUDA'} out of memory. Tried to allocate {table / GIB:.2f} GiB: the table of {running_requests(job, found):,} requests of {length:,} tokens; "
                        "try --set context_length, or max_running_requests")  # fmt: skip
     reserved = usable.value * job.deployment.gpus or ledger.total_bytes + point * job.deployment.gpus
     return found._replace(reserved_bytes=reserved, room=max(room - drafts, 0), queues=queues, warnings=said, crowded=crowded)

@@ -14,6 +14,7 @@ from calculator.quantization import Stored
 from calculator.spec import ModelSpec
 from calculator.units import align_up
 
+ALIGNED_SINCE = (0, 5, 11)  # AITER's experts in 8 bits are padded to blocks of 128: v0.5.12 srt/layers/quantization/fp8.py L888-905
 DP_SOURCE = "sglang v0.5.6 srt/server_args.py _handle_data_parallelism L1490-1502; srt/models/deepseek_v2.py L3138-3144, L3376-3384"
 
 
@@ -80,7 +81,8 @@ def check_ranks(job: Job) -> None:
             if width % size:
                 raise Unsupported(f"tensor_parallel_size {tp} doesn't split {name} of {width}", hint="a smaller --tp")
     rank = rank_spec(job)
-    if job.scheme.name == "fp8-block" and rank.num_experts and rank.expert_intermediate_size % 128:
+    padded = job.vendor == "AMD" and HISTORY.covered(job.deployment.engine_version) >= ALIGNED_SINCE
+    if job.scheme.name == "fp8-block" and rank.num_experts and rank.expert_intermediate_size % 128 and not padded:
         raise Unsupported(f"The output_size of gate's and up's weight = {rank.expert_intermediate_size} is not divisible by weight quantization block_n = 128.",
                           hint="a smaller --tp, or --set ep_size" if rank.expert_intermediate_size < job.model.expert_intermediate_size else "--quant fp8 or bf16")  # fmt: skip
     pipeline_stages(model.num_hidden_layers, job.deployment.gpus // tp)

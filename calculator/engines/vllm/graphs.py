@@ -10,6 +10,7 @@ import json
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
+from calculator.engines.amd import on_rocm
 from calculator.engines.base import Job
 from calculator.engines.ranks import stages_of
 from calculator.engines.records import Record, record
@@ -18,7 +19,6 @@ from calculator.engines.settings import COUNT, Setting, Text
 from calculator.engines.vllm.deployment import HISTORY, batch_limits, length_of, version_of
 from calculator.engines.vllm.drafted import drafted, method_of
 from calculator.engines.vllm.encoders import makes_no_pool
-from calculator.engines.vllm.rocm import on_rocm
 from calculator.engines.vllm.second_runner import second_runner
 from calculator.engines.vllm.speculative import draft_layers
 from calculator.errors import BadValue, NotModelled

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from calculator.engines.amd import architecture_of, on_rocm
 from calculator.engines.base import Job
 from calculator.engines.mxfp4 import mxfp4_extra, rocm_extra
 from calculator.engines.ranks import element_bytes
 from calculator.engines.vllm.deployment import HISTORY
 from calculator.engines.vllm.families import family_of
 from calculator.engines.vllm.latent import latent_mode
-from calculator.engines.vllm.rocm import architecture_of, on_rocm
 from calculator.errors import Unsupported
 from calculator.ledger import Formula, Line
 from calculator.parallelism import Share

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from calculator.engines.amd import on_rocm
 from calculator.engines.base import Job
 from calculator.engines.ranks import replicas_of, shares_of
 from calculator.engines.records import Record, record, record_line
 from calculator.engines.vllm import draft, graphs
 from calculator.engines.vllm.deployment import HISTORY, length_of, version_of
 from calculator.engines.vllm.profile import samples_on
-from calculator.engines.vllm.rocm import on_rocm
 from calculator.engines.vllm.second_runner import second_runner, states_line
 from calculator.ledger import Line
 

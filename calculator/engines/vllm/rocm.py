@@ -8,8 +8,7 @@ Source: vllm v0.14.0 platforms/rocm.py get_current_memory_usage, supported_quant
 
 from __future__ import annotations
 
-import re
-
+from calculator.engines.amd import architecture_of, on_rocm
 from calculator.engines.base import Job
 from calculator.engines.ranks import PACKED, element_bytes
 from calculator.engines.releases import Release
@@ -17,7 +16,6 @@ from calculator.errors import NotModelled, Unsupported
 from calculator.ledger import Formula, Line
 from calculator.parallelism import Share
 from calculator.quantization import Stored, experts_in_mxfp4
-from calculator.spec import GpuSpec
 from calculator.units import MIB
 
 SINCE: Release = (0, 9, 0)
@@ -31,23 +29,7 @@ KERNELS_SOURCE = (
     "start-up logs of an AI PRO R9700 (kyuz0/amd-r9700-vllm-toolboxes @18a88f1) less simulated segments: 34 MiB (Qwen3 14B in FP8, on one and on two), "
     "54 and 46 (Llama 3.1 8B); pytorch c10/cuda/CUDACachingAllocator.cpp get_allocation_size"
 )
-# by the series in a card's name. vllm v0.19.0 CMakeLists.txt HIP_SUPPORTED_ARCHS
-ARCHITECTURES = {
-    r"MI2[15]0": "gfx90a", r"MI3(00|08|25)": "gfx942", r"MI35\d": "gfx950", r"(RX|PRO W) ?7[89]\d0": "gfx1100",
-    r"RX 7[67]\d0": "gfx1102", r"RX 90\d0|R9\d00": "gfx1201", r"Ryzen AI": "gfx1151",
-}  # fmt: skip
 WITHOUT_LOG = ("nvfp4", "bnb")
-
-
-def on_rocm(job: Job) -> bool:
-    """Whether the GPU is AMD's."""
-    return job.vendor == "AMD"
-
-
-def architecture_of(gpu: GpuSpec | None) -> str:
-    """The LLVM target of a card, by its series; empty for one that no wheel is built for."""
-    name = gpu.name if gpu else ""
-    return next((target for series, target in ARCHITECTURES.items() if re.search(series, name)), "")
 
 
 def check_rocm(job: Job, release: Release) -> None:

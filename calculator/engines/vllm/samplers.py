@@ -6,9 +6,9 @@ point, as in most logs, FlashInfer the low end. Later releases use them where th
 
 from __future__ import annotations
 
+from calculator.engines.amd import on_rocm
 from calculator.engines.base import Job
 from calculator.engines.vllm.deployment import HISTORY, Sampler, version_of
-from calculator.engines.vllm.rocm import on_rocm
 from calculator.engines.vllm.second_runner import PASS_SOURCE, sampler_of, second_runner
 from calculator.errors import BadValue
 

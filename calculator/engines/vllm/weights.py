@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from calculator.architectures import build_inventory
 from calculator.architectures.inventory import LINEAR_ROLES
+from calculator.engines.amd import on_rocm
 from calculator.engines.base import Job
 from calculator.engines.ranks import GPTQ_PARTS, PACKED, dropped, element_bytes, held_by, rank_of, ranks_of, shares_of
 from calculator.engines.vllm.allocator import MAX_SPLIT, unsplit
@@ -17,7 +18,7 @@ from calculator.engines.vllm.latent import absorbed_pair_line
 from calculator.engines.vllm.layouts import absorbed_line, decay_line, padded_line, router_line, scales_line
 from calculator.engines.vllm.offload import SOURCE as OFFLOAD_SOURCE
 from calculator.engines.vllm.offload import budget_of, left_on_gpu, offloaded
-from calculator.engines.vllm.rocm import left_behind, on_rocm, padding_line, segments_line
+from calculator.engines.vllm.rocm import left_behind, padding_line, segments_line
 from calculator.engines.vllm.sparse import choice_line
 from calculator.engines.vllm.tensors import layers_made
 from calculator.engines.weights import banded, weight_lines

@@ -102,6 +102,7 @@ class Setting(NamedTuple):
 
 
 COUNT = range(1, MAX_COUNT + 1)
+_OFF = ("0", "0.0", "false", "off", "no", "none", "null", "")
 _UNITS = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
 _BUDGET = r"""["']?(\d{1,4}|cpu)["']?\s*:\s*["']?(\d{1,15}(?:\.\d{1,9})?)\s*([kmgt]i?b|b)?["']?"""
 _SHARE = r"[0-9]{1,9}(\.[0-9]{1,9})?"
@@ -127,13 +128,15 @@ NOT_MODELLED: Mapping[str, Mapping[str, str]] = {
 
 
 def parse_settings(engine: str, table: Mapping[str, Setting], given: Mapping[str, Any]) -> dict[str, str | int | bool | float]:
-    """The given settings in their types. Raises BadValue for a name that the engine doesn't have."""
-    for name in given:
-        if (missing := NOT_MODELLED.get(engine, {}).get(name)) is not None:
+    """The given settings in their types; what isn't modelled may be given as off. Raises BadValue for a name that the engine doesn't have."""
+    unknown = NOT_MODELLED.get(engine, {})
+    off = {name for name, value in given.items() if name in unknown and str(value).strip().lower() in _OFF}
+    for name in (name for name in given if name not in off):
+        if (missing := unknown.get(name)) is not None:
             raise NotModelled(f"{engine} with {name}: {missing} have no formula yet", hint="leaving it out")
         if name not in table:
             near = nearest(name, table)
             raise BadValue(
                 f"{engine} has no setting {name[:40]!r} here", allowed=", ".join(table), hint=near[0] if near else ""
             )
-    return {name: table[name].parse(name, value) for name, value in given.items()}
+    return {name: table[name].parse(name, value) for name, value in given.items() if name not in off}

@@ -16,6 +16,7 @@ from calculator.engines.sglang.defaults import (
 )
 from calculator.engines.sglang.deployment import card_mib
 from calculator.engines.sglang.pool import image_bytes, running_requests
+from calculator.errors import NotModelled
 from calculator.estimate import estimate
 from calculator.readers.hf_config import model_from_config
 from calculator.units import MIB
@@ -149,3 +150,12 @@ def test_memory_shared_with_the_cpu_is_what_the_system_calls_available_since_0_5
     assert newer["load slack"].nbytes > held("0.5.8")[0]["load slack"].nbytes
     assert held("0.5.8")[0]["CUDA context"].nbytes == 2**29
     assert card_mib(job) == 124610
+
+
+def test_a_setting_that_has_no_formula_may_be_given_as_off():
+    """ServerArgs as logs print them name every setting."""
+    plain = estimate("qwen3-8b", engine="sglang", gpu="H100 SXM", context=4096)
+    said = estimate("qwen3-8b", engine="sglang", gpu="H100 SXM", context=4096, settings={"cpu_offload_gb": "0", "enable_hierarchical_cache": "False"})
+    assert [line.nbytes for line in said.ledger.lines] == [line.nbytes for line in plain.ledger.lines]
+    with pytest.raises(NotModelled, match="outside of the GPU"):
+        estimate("qwen3-8b", engine="sglang", gpu="H100 SXM", context=4096, settings={"cpu_offload_gb": "4"})

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
-from calculator.engines.base import Pool, Reserves
+from calculator.engines.base import Job, Pool, Reserves
 from calculator.estimate import Estimate
 from calculator.ledger import Ledger
 from calculator.memory import usable_memory as usable_memory
@@ -51,7 +51,7 @@ def fit(estimated: Estimate, gpu: GpuSpec) -> Fit:
     """Hold an estimate against a GPU: fits (the band's high end is within usable memory), tight (the point is)."""
     engine, ledger = estimated.engine, estimated.ledger
     if isinstance(engine, Reserves):
-        job = replace(estimated.job, gpu=gpu)
+        job = _on(estimated, gpu)
         ledger = _ledger_on(estimated, gpu)
         if (pool := engine.pool(job)) is not None:
             return _fit_reserving(estimated, engine, gpu, pool, ledger)
@@ -68,7 +68,7 @@ def _ledger_on(estimated: Estimate, gpu: GpuSpec) -> Ledger:
     """The lines of a server on this GPU: batches follow from its memory."""
     if gpu == estimated.job.gpu:
         return estimated.ledger
-    job, runner = replace(estimated.job, gpu=gpu), estimated.engine
+    job, runner = _on(estimated, gpu), estimated.engine
     return Ledger.of(runner.weight_lines(job), runner.cache_lines(job, estimated.phase), runner.activation_lines(job, estimated.phase),
                      runner.overhead_lines(job, estimated.phase))  # fmt: skip
 
@@ -79,7 +79,7 @@ def _fit_reserving(estimated: Estimate, engine: Reserves, gpu: GpuSpec, pool: Po
     Fewer sequences at once than asked is tight: the others queue. What the engine allocates beside its share (CUDA graphs)
     must find room in the rest of the card. Source: docs/method.md, Serving engines.
     """
-    job = replace(estimated.job, gpu=gpu)
+    job = _on(estimated, gpu)
     one, devices = engine.for_one(job), []
     given, total = job.deployment.settings.get("kv_pool_bytes"), usable_memory(gpu)
     usable = total if given else pool.usable
@@ -114,9 +114,14 @@ def shortfall(estimated: Estimate, gpu: GpuSpec) -> str:
     return f"is tight: {needs}, up to {gib(device.high_bytes)}, usable {gib(device.usable_bytes)}{sure}"
 
 
+def _on(estimated: Estimate, gpu: GpuSpec) -> Job:
+    """The job on this GPU: the same object where it is its own."""
+    return estimated.job if gpu is estimated.job.gpu else replace(estimated.job, gpu=gpu)
+
+
 def why_refused(estimated: Estimate, gpu: GpuSpec) -> str:
     """What stops a start where all lines have room."""
-    pool = estimated.engine.pool(replace(estimated.job, gpu=gpu)) if isinstance(estimated.engine, Reserves) else None
+    pool = estimated.engine.pool(_on(estimated, gpu)) if isinstance(estimated.engine, Reserves) else None
     if pool is None or not pool.refusal:
         return "what is left for the cache holds no sequence"
     fewer = f"; try --set max_num_seqs={1 << pool.blocks.bit_length() - 1}" if pool.short_of_states and pool.blocks else ""
@@ -145,7 +150,7 @@ def _held(estimated: Estimate, index: int, gpu: GpuSpec) -> tuple[int, int]:
     part = estimated.ledger.on(index)
     if not isinstance(estimated.engine, Reserves):
         return part.total_bytes, part.high_bytes
-    pool = estimated.engine.pool(replace(estimated.job, gpu=gpu))
+    pool = estimated.engine.pool(_on(estimated, gpu))
     if pool is None:  # an encoder's server makes none
         return part.total_bytes, part.high_bytes
     beside = Ledger(tuple(line for line in part.lines if line.name in estimated.engine.beside))

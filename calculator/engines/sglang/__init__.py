@@ -12,6 +12,7 @@ from calculator.engines.ranks import (
     shares_of,
 )
 from calculator.engines.records import record, record_line
+from calculator.engines.remembered import once_a_job
 from calculator.engines.server import Server
 from calculator.engines.settings import COUNT, Real, Setting
 from calculator.engines.sglang import draft, draft_checks, sparse, speculative
@@ -139,6 +140,7 @@ class Sglang(Server):
         """Those of the model, and of a draft."""
         return self._own_weights(job) + draft.lines_of(job)
 
+    @once_a_job
     def _own_weights(self, job: Job) -> list[Line]:
         """Stored tensors, the rotary table in float32, and what loading takes beyond them."""
         model, slack = job.model, load_slack(job)
@@ -194,6 +196,7 @@ class Sglang(Server):
             for share in shares_of(job)
         ] + draft.state_lines(job)  # fmt: skip
 
+    @once_a_job
     def overhead_lines(self, job: Job, phase: str) -> list[Line]:  # noqa: ARG002
         """What is held before the weights, and what comes after the pool."""
         lines, pool, length, images = [], self.pool(job), context_length(job), image_bytes(job)
@@ -264,6 +267,7 @@ class Sglang(Server):
         slots = align_up(job.workload.context, page_of(job))
         return max(slots * pool_cell(job, share) + window_bytes(job, share) for share in shares_of(job))
 
+    @once_a_job
     def pool(self, job: Job) -> Pool | None:
         """What the static fraction leaves beside the weights on the tightest GPU."""
         context = context_held(job)

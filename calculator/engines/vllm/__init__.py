@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from calculator.engines.base import Dynamic, Job, Pool
 from calculator.engines.ranks import element_bytes, held_by, rank_of, sequences_on, shares_of
+from calculator.engines.remembered import once_a_job
 from calculator.engines.server import Server
 from calculator.engines.settings import Setting
 from calculator.engines.vllm import draft, encoders, samplers, weights
@@ -90,6 +91,7 @@ class Vllm(Server):
             return found | {"runner": "pooling"}
         return found | ({"block_size": BLOCK if model.indexer else latent_block_size(HISTORY.covered(version), gpu)} if model.mla and HISTORY.covered(version) >= ROWS_SINCE else {})
 
+    @once_a_job
     def weight_lines(self, job: Job) -> list[Line]:
         """Stored tensors, the rotary table, scales, and what the allocator doesn't split off."""
         return encoders.lines_of(job) if encodes(job.model) else weights.lines_of(job) + draft.lines_of(job)
@@ -98,6 +100,7 @@ class Vllm(Server):
         """Blocks of the sequences."""
         return cache_lines(job)
 
+    @once_a_job
     def activation_lines(self, job: Job, phase: str) -> list[Line]:  # noqa: ARG002
         """The peak of the profiling run on each device: the sampler runs on the last stage alone."""
         sources, notes = [SOURCE, samplers.source_of(job)], ["profiling run, peak at {step}"]
@@ -120,6 +123,7 @@ class Vllm(Server):
                               device=share.device, note="; ".join(told).format(step=peak.step.name)))  # fmt: skip
         return lines
 
+    @once_a_job
     def overhead_lines(self, job: Job, phase: str) -> list[Line]:  # noqa: ARG002
         """Memory outside torch, CUDA graphs, and the sampler's states."""
         return overhead_lines(job)
@@ -172,6 +176,7 @@ class Vllm(Server):
         """Cache of one sequence on the fullest GPU."""
         return for_one(job)
 
+    @once_a_job
     def pool(self, job: Job) -> Pool | None:
         """What is left for blocks on the tightest GPU, or kv_pool_bytes; None where none is made."""
         return None if makes_no_pool(job) else pool_of(job, lambda j: Ledger.of(self.weight_lines(j), self.activation_lines(j, "prefill"), self.overhead_lines(j, "prefill")))

@@ -98,6 +98,7 @@ class Recurrent:
     out_bias: bool = False
     norm: bool = True  # a gated norm before the projection out, where a model type may have none
     state_bytes: int = 0  # of an element of the state, where the config says it; 0: as the engine chooses
+    chunk_size: int = 0  # tokens that Mamba 2's scan takes at once, where a model type has several and the config says it
 
     @property
     def inner(self) -> int:

@@ -104,6 +104,7 @@ class RecurrentInput(_Input):
     out_bias: bool
     norm: bool
     state_bytes: Annotated[int, Field(ge=0, le=8)]
+    chunk_size: Annotated[int, Field(ge=0, le=2**20)]
 
 
 class ModelInput(_Input):

@@ -20,6 +20,7 @@ _KINDS: dict[str, LayerKind] = {
     "hybrid": "both", "mlp": "dense", "moe": "sparse", "*": "attention", "M": "recurrent", "-": "dense", "E": "sparse",
 }  # fmt: skip
 _WITH_MTP = ("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text")
+_CHUNKED = ("falcon_h1", "bamba")  # whose published configs differ in mamba_chunk_size, or may
 _NOT_ATTENDING = ("mamba", "falcon_mamba", "mamba2")
 NO_LIMIT = 2**20  # tokens that llama.cpp's converter writes where a state-space model names no limit: conversion/mamba.py @0c1e57098
 
@@ -175,8 +176,12 @@ def _plain(config: Mapping[str, Any], row: Architecture, id: str) -> Recurrent:
     dim, wide = config.get(names.head_dim), config.get("mamba_d_ssm") if kind == "falcon_h1" else None
     if dim == "auto" or (dim is None and names is not _DELTA):
         dim = (wide or _whole(config, "mamba_expand", id) * hidden) // heads
+    if row.recurrent == "delta":
+        return Recurrent("delta", heads, _number(dim, names.head_dim, id), groups, size, kernel)
     norm = _switch(config, "mamba_rms_norm", id) if kind == "falcon_h1" else True
-    return Recurrent("delta" if row.recurrent == "delta" else "mamba2", heads, _number(dim, names.head_dim, id), groups, size, kernel, norm=norm, **(biases if row.recurrent != "delta" else {}))
+    chunk = config.get("mamba_chunk_size") if kind in _CHUNKED else None
+    return Recurrent("mamba2", heads, _number(dim, names.head_dim, id), groups, size, kernel, norm=norm, **biases,
+                     chunk_size=0 if chunk is None else _number(chunk, "mamba_chunk_size", id, high=2**20))  # fmt: skip
 
 
 def _conv(config: Mapping[str, Any], row: Architecture, id: str) -> Recurrent:  # noqa: ARG001

@@ -148,6 +148,7 @@ def test_only_layers_that_attend_cache_keys_and_values():
 @pytest.mark.parametrize(("id", "quant", "slots", "printed"), [
     ("qwen3.5-0.8b", "Q8_0", 4, {"model buffer": 763.78, "model buffer, token_embd": 257.66, "KV buffer": 24.00, "RS buffer": 77.06}),  # 2,048 cells
     ("qwen3.5-27b", "Q4_K_M", 4, {"RS buffer": 598.50}),  # with KV of 131,072 cells in q8_0 over 16 layers: 4352.00
+    ("falcon-h1-1.5b-instruct", "Q4_K_M", 1, {"RS buffer": 72.98}),  # GeniePod/genie-claw#410; with 32,768 cells of 768.00
     ("qwen3.5-35b-a3b", "Q4_K_M", 4, {"RS buffer": 251.25}), ("qwen3.5-35b-a3b", "Q4_K_M", 1, {"RS buffer": 62.81}),
 ])  # fmt: skip
 def test_buffers_of_public_logs_to_the_last_digit(id, quant, slots, printed):

@@ -60,8 +60,9 @@ def start_command(job: Job) -> str | None:
         words += ["--kv-cache-dtype", dtype]
     if (cached := settings.get("enable_prefix_caching")) is not None:
         words.append("--enable-prefix-caching" if cached else "--no-enable-prefix-caching")
-    if "mamba_ssm_cache_dtype" in settings:
-        words += ["--mamba-ssm-cache-dtype", str(settings["mamba_ssm_cache_dtype"])]
+    for name in ("mamba_cache_dtype", "mamba_ssm_cache_dtype"):
+        if name in settings:
+            words += [f"--{name.replace('_', '-')}", str(settings[name])]
     if settings["runner"] == "pooling":
         words += ["--runner", "pooling"] if version >= RUNNER_SINCE else ["--task", "score" if job.model.labels else "embed"]
     if settings.get("language_model_only"):

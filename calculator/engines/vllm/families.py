@@ -55,9 +55,10 @@ FAMILIES: dict[str, Family] = {
     "bert": Family(rotary=(0, 1), gated=False), "roberta": Family(rotary=(0, 1), gated=False), "xlm-roberta": Family(rotary=(0, 1), gated=False),
     "nomic_bert": Family((0, 8, 5)), "modernbert": Family((0, 8, 0)),
     "nemotron_h": Family((0, 11, 0), rotary=(0, 1), gated=False), "granitemoehybrid": Family((0, 11, 0), rotary=(0, 1)), "kimi_linear": Family((0, 11, 1), rotary=(0, 1)),
+    "falcon_h1": Family((0, 9, 0)), "bamba": Family((0, 8, 0), rotary=(1, 2)),
 }  # fmt: skip
 # the first release without it, its class, and the last release with it in vLLM's words: v0.24.0 and v0.33.0 model_executor/models/registry.py _PREVIOUSLY_SUPPORTED_MODELS
-REMOVED: dict[str, tuple[Release, str, str]] = {"dots1": ((0, 24, 0), "Dots1ForCausalLM", "0.23.0"), "mpt": ((0, 29, 0), "MptForCausalLM", "0.28.0")}
+REMOVED: dict[str, tuple[Release, str, str]] = {"dots1": ((0, 24, 0), "Dots1ForCausalLM", "0.23.0"), "bamba": ((0, 24, 0), "BambaForCausalLM", "0.23.0"), "mpt": ((0, 29, 0), "MptForCausalLM", "0.28.0")}
 # the first release read that runs it by transformers' own code: registry.py _TRANSFORMERS_SUPPORTED_MODELS
 WRAPPED: dict[str, Release] = {
     "smollm3": (0, 10, 0), "gpt_bigcode": (0, 27, 0), "olmo": (0, 27, 0), "olmo2": (0, 27, 0), "starcoder2": (0, 27, 0), "hunyuan_v1_dense": (0, 29, 0), "hunyuan_v1_moe": (0, 29, 0),

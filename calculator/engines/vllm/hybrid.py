@@ -9,23 +9,26 @@ from __future__ import annotations
 from math import lcm
 
 from calculator.engines.base import Job
-from calculator.engines.ranks import element_bytes, kv_element_bytes, rank_of, row_elements, stages_of
-from calculator.engines.releases import Release
+from calculator.engines.ranks import element_bytes, kv_element_bytes, rank_of, ranks_of, row_elements, stages_of
+from calculator.engines.releases import Release, dotted
 from calculator.engines.vllm.deployment import HISTORY, version_of
 from calculator.engines.vllm.drafted import drafted
 from calculator.errors import NotModelled, Unsupported
-from calculator.spec import ModelSpec
+from calculator.spec import ModelSpec, Recurrent
 from calculator.units import align_up, ceil_div
 
 STATE_SOURCE = "vllm v0.19.0 v1/kv_cache_interface.py MambaSpec, page_size_bytes; model_executor/layers/mamba/mamba_utils.py"
 DTYPES = {"float32": 4, "float16": 2, "bfloat16": 2}
 _KINDS = frozenset({"delta", "mamba2", "kda", "conv", "mamba"})
+TYPES_SINCE: dict[str, Release] = {"float16": (0, 13, 0), "bfloat16": (0, 22, 0)}  # of either setting: config/cache.py MambaDType, read in these and not in the release before
 PREFIXES_SINCE: Release = (0, 28, 0)  # kept by default: v0.28.0 and v0.29.0 engine/arg_utils.py L2766; only where asked for in v0.27.0 L2602-2606
 WIDE_STATES: Release = (0, 20, 0)  # Nemotron-H's default is float32: v0.20.0 model_executor/models/config.py L410; float16 in v0.19.0
 MODES_SINCE: Release = (0, 19, 0)  # mamba_cache_mode
 ALIGNED_ALONE: Release = (0, 28, 0)  # v0.28.0 model_executor/models/config.py L603-610; Mamba 2 is kept whole in v0.27.0 L614-616
 CHECKPOINTS_SINCE: dict[str, Release] = {"mamba2": (0, 32, 0), "delta": (0, 33, 0)}  # read in these, and not in the release before
-CHUNKS = {"nemotron_h": 128, "granitemoehybrid": 256, "zamba2": 256}  # chunk_size, mamba_chunk_size of the published configs
+CHUNKS = {"nemotron_h": 128, "granitemoehybrid": 256, "falcon_h1": 0, "bamba": 0}  # chunk_size, mamba_chunk_size of the published configs; 0: as the config says
+READ_SINCE: Release = (0, 10, 2)  # its V1 engine with recurrent layers is as 0.11.0's; before, they ran in V0 or as an experiment: v0.9.2, v0.10.1.1
+GROUPS_FOR_QUANTIZED: Release = (0, 15, 0)  # ranks that share a quantized group's matrix: refused in v0.11.0 to v0.14.1 mamba_mixer2.py, not in v0.16.0
 PREFIX_SOURCE = "vllm v0.27.0 platforms/interface.py L890-918, v1/kv_cache_interface.py MambaSpec.max_memory_usage_bytes"
 
 
@@ -33,16 +36,24 @@ def check_hybrid(job: Job) -> None:
     """Refuse what isn't known of recurrent layers in this engine."""
     model, settings = job.model, job.deployment.settings
     if model.recurrent is None:
-        if "mamba_ssm_cache_dtype" in settings:
-            raise Unsupported(f"mamba_ssm_cache_dtype without recurrent layers ({model.id})", hint="leaving it out")
+        for name in ("mamba_ssm_cache_dtype", "mamba_cache_dtype"):
+            if name in settings:
+                raise Unsupported(f"{name} without recurrent layers ({model.id})", hint="leaving it out")
         return
     what = f"vllm with recurrent layers ({model.id})"
     if not version_of(job).v1:
         raise NotModelled(f"{what} on the V0 engine: its states are outside the pool", hint="leaving use_v1 out")
-    if model.recurrent.kind not in _KINDS or any(kind == "both" for kind in model.layer_types):
+    release = HISTORY.covered(job.deployment.engine_version)
+    if model.model_type in ("falcon_h1", "bamba") and release < READ_SINCE:
+        raise NotModelled(f"{what} in vllm {job.deployment.engine_version}: states of that release haven't been read", hint="--engine-version 0.10.2 or later")
+    for name in ("mamba_ssm_cache_dtype", "mamba_cache_dtype"):
+        if (since := TYPES_SINCE.get(str(settings.get(name)))) and release < since:
+            raise Unsupported(f"{name}={settings[name]} in vllm {job.deployment.engine_version}", allowed="float32", hint=f"--engine-version {dotted(since)} or later")
+    if model.recurrent.kind not in _KINDS:
         raise NotModelled(f"{what}: no log to hold layers of this kind against", hint="--engine transformers or llama.cpp")
     if job.scheme.family != "plain" and job.scheme.apart is None and job.scheme.name not in ("fp8", "fp8-dynamic", "fp8-block"):
         raise NotModelled(f"{job.scheme.name} of {what.removeprefix('vllm with ')}: what its makers leave in 16 bits isn't known", hint="--quant bf16 or fp8-block, or the path of the checkpoint's config.json")
+    _check_groups(job, model.recurrent, release)
     if stages_of(job) > 1:
         raise NotModelled(f"{what} in pipeline stages: how a stage's layers are grouped has no formula yet", hint="--set tensor_parallel_size=N over all GPUs")
     if settings.get("enable_prefix_caching") and HISTORY.covered(job.deployment.engine_version) < MODES_SINCE and model.recurrent.kind != "delta":
@@ -51,8 +62,29 @@ def check_hybrid(job: Job) -> None:
         raise NotModelled(f"{what} with prefix caching before 0.28, which keeps a state a block of unknown size", hint="--set enable_prefix_caching=0, or a later --engine-version")
     if model.recurrent.kind == "conv" and "mamba_ssm_cache_dtype" in settings:
         raise Unsupported(f"mamba_ssm_cache_dtype of short convolutions ({model.id}), which keep no such state", hint="leaving it out")
+    if keeps_all(job) and not chunk_of(model):
+        raise NotModelled(f"{what} with prefixes: its mamba_chunk_size isn't known", hint="leaving enable_prefix_caching out, or the path of the checkpoint's config.json")
     if settings["enable_lora"]:
         raise NotModelled(f"{what} with LoRA has no formula yet", hint="leaving enable_lora out")
+
+
+def _check_groups(job: Job, state: Recurrent, release: Release) -> None:
+    """Refuse ranks that Mamba 2's groups of B and C can't be divided over, in the engine's words.
+
+    Source: vllm v0.11.0 model_executor/layers/mamba/mamba_mixer2.py MambaMixer2.__init__, v0.33.0.
+    """
+    ranks = ranks_of(job)
+    if state.kind != "mamba2" or state.groups % ranks == 0:
+        return
+    if state.groups != 1:
+        raise Unsupported("If tensor parallel world size does not divide num_groups, then num_groups must equal 1.", hint=f"--tp {state.groups} or a divisor of it")
+    if job.scheme.family != "plain" and release < GROUPS_FOR_QUANTIZED:
+        raise Unsupported("Tensor parallel currently supported for quantized models only if tensor parallel world size divides num groups.", hint="--quant bf16, or --engine-version 0.16 or later")
+
+
+def chunk_of(model: ModelSpec) -> int:
+    """Tokens of a chunk of Mamba 2's scan; 0 where they aren't known."""
+    return model.recurrent.chunk_size or CHUNKS.get(model.model_type, 0) if model.recurrent else 0
 
 
 def state_bytes(job: Job) -> int:
@@ -60,15 +92,16 @@ def state_bytes(job: Job) -> int:
 
     bytes = (k - 1 + n) c e + s a      k inputs of the convolution, the last one not kept, n drafted tokens; c channels, s elements of state
 
-    a is 4 in Kimi Delta Attention, else mamba_ssm_cache_dtype: as set, as the config says, or the model's own type; 4 in Nemotron-H
-    whose config says nothing, since WIDE_STATES. 286 blocks of Nemotron Nano 9B v2 (0.11.0, RTX 4090) are of 2.           derived
+    e is mamba_cache_dtype's, or the model's. a is 4 in Kimi Delta Attention, else mamba_ssm_cache_dtype's: as set, as the config says,
+    or e; 4 in Nemotron-H whose config says nothing, since WIDE_STATES. 286 blocks of Nemotron Nano 9B v2 (0.11.0, RTX 4090) are of 2.           derived
     """
     state = rank_of(job).recurrent
     assert state is not None
     asked = DTYPES.get(str(job.deployment.settings.get("mamba_ssm_cache_dtype")), 0)
-    own = 4 if job.model.model_type == "nemotron_h" and HISTORY.covered(job.deployment.engine_version) >= WIDE_STATES else element_bytes(job)
+    inputs = DTYPES.get(str(job.deployment.settings.get("mamba_cache_dtype")), 0) or element_bytes(job)
+    own = 4 if job.model.model_type == "nemotron_h" and HISTORY.covered(job.deployment.engine_version) >= WIDE_STATES else inputs
     each = 4 if state.kind == "kda" else asked or state.state_bytes or own
-    return max(state.conv_kernel - 1 + drafted(job), 0) * state.conv_channels * element_bytes(job) + state.state_elements * each
+    return max(state.conv_kernel - 1 + drafted(job), 0) * state.conv_channels * inputs + state.state_elements * each
 
 
 def row_bytes(job: Job) -> int:
@@ -111,7 +144,7 @@ def alignment(job: Job) -> int:
     if job.model.mla:
         return 128 if blackwell else 64
     kernel = 32 if blackwell and job.model.head_dim == 256 and HISTORY.covered(job.deployment.engine_version) >= (0, 12) else 16
-    return lcm(kernel, CHUNKS[job.model.model_type] if keeps_all(job) else 1, _checkpoints(job) or 1)
+    return lcm(kernel, chunk_of(job.model) if keeps_all(job) else 1, _checkpoints(job) or 1)
 
 
 def block_size(job: Job) -> int:

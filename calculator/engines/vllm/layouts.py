@@ -16,6 +16,7 @@ from calculator.quantization import Stored, experts_in_mxfp4
 from calculator.spec import ModelSpec
 
 DECAY_SOURCE = "vllm v0.19.0 model_executor/layers/mamba/mamba_mixer.py: A of float32, -exp(A_log)"
+MULTIPLIERS_SOURCE = "vllm v0.11.0 model_executor/models/falcon_h1.py L116-170, v0.33.0 L141-194: mup_vector"
 SCALES_SOURCE = "vllm v0.19.0 model_executor/layers/attention/attention.py: q, k, v and probability scales and ranges"
 ROUTER_SOURCE = "vllm v0.19.0 model_executor/models/glm4_moe.py L147, ernie45_moe.py L167, minimax_m2.py L117: params_dtype float32"
 ABSORBED_SOURCE = "vllm v0.11.0 v1/attention/backends/mla/common.py L985-1074, v0.8.5 L735-761: W_UK_T and W_UV are views of kv_b dequantized to 16 bits"
@@ -51,6 +52,21 @@ def decay_line(job: Job, rank: ModelSpec, share: Share) -> Line | None:
     symbols = {"x": 4 - size, "I": state.inner, "s": state.state_size, "L": len(set(rank.recurrent_layers) & set(share.layers))}
     return Line("weights", "decay in float32", symbols["x"] * symbols["I"] * symbols["s"] * symbols["L"],
                 Formula("{x} (bytes more) × {I} (inner width) × {s} (state) × {L} (layers)", symbols), DECAY_SOURCE, device=share.device)  # fmt: skip
+
+
+def multipliers_line(job: Job, rank: ModelSpec, share: Share) -> Line | None:
+    """Falcon-H1's vector of multipliers of each Mamba projection, which no checkpoint holds.
+
+    bytes = e x (2 I + 2 g s + H) x layers      I inner width, g groups of s, H heads of the rank
+
+    Source: MULTIPLIERS_SOURCE.                                                          derived
+    """
+    state, size = rank.recurrent, element_bytes(job)
+    if state is None or job.model.model_type != "falcon_h1":
+        return None
+    symbols = {"e": size, "I": state.inner, "C": state.conv_channels, "H": state.heads, "L": len(share.layers)}
+    return Line("weights", "projection multipliers", size * (state.inner + state.conv_channels + state.heads) * len(share.layers),
+                Formula("{e} × ({I} (inner width) + {C} (channels) + {H} (heads)) × {L} (layers)", symbols), MULTIPLIERS_SOURCE, device=share.device)  # fmt: skip
 
 
 def scales_line(layers: int, device: int) -> Line:

@@ -5,7 +5,8 @@ Without attention metadata, as in that run, the layer's custom operation returns
 
 Source: vllm v0.11.0 model_executor/models/qwen3_next.py L393-403, layers/mamba/mamba_mixer2.py L539-548; v0.14.0 qwen3_next.py
 L440-512, mamba_mixer2.py L508-598, layers/kda.py L186-237; v0.19.0 layers/mamba/gdn_linear_attn.py L489-682; v0.33.0
-layers/mamba/gdn/qwen_gdn_linear_attn.py L1134-1210; v0.11.0 and v0.19.0 layers/mamba/short_conv.py L127-132, mamba_mixer.py forward: "V1 profile run".
+layers/mamba/gdn/qwen_gdn_linear_attn.py L1134-1210; v0.11.0 and v0.19.0 layers/mamba/short_conv.py L127-132, mamba_mixer.py forward: "V1 profile run";
+v0.19.0 falcon_h1.py FalconH1ParallelHybrid.forward.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ def mixer_step(rank: ModelSpec, *, tokens: int, element_bytes: int, hidden_copie
     """Projections, output and normed output of one recurrent layer beside the hidden states; None where nothing runs.
 
     gated delta rule:  e T (2 K + 2 I) + 2 e T I + e c T h + workspace      (interleaved: e T (4 K + 5 I))
-    Mamba 2:           e T (2 I + 2 G + H) + 2 e T C + e c T h + workspace  (until 0.11: e T C + 8 T I in place of 2 e T C, if that is more)
+    Mamba 2:           e T (2 I + 2 G + H) + 2 e T C + e c T h + workspace  (until 0.11: e T C + 8 T I in place of 2 e T C, if that is more;
+                       Falcon-H1, whose layers attend too: + e T h)
     short convolution: e T 5 I + e c T h + workspace                        gates and inputs, and what they are multiplied to
     Mamba 1:           e T 3 I + e c T h + workspace                        states and gates, and the states side by side
     Kimi Delta:        e T 6 I + 4 T I + e c T h + workspace                q, k, v, gate, output, normed; decay in float32
@@ -72,5 +74,7 @@ def mixer_step(rank: ModelSpec, *, tokens: int, element_bytes: int, hidden_copie
             Buffer("decay in float32", 4 * t * inner, "4 × {T} × {I}"),
             Buffer("output, and normed", 2 * e * t * inner, "2 × {e} × {T} × {I}"),
         ]
+    if "both" in rank.layer_types:  # attention has run before, and waits for the other branch
+        own.append(Buffer("attention's output", e * t * rank.hidden_size, "{e} × {T} × {h}"))
     hidden = Buffer("hidden states", hidden_copies * e * t * rank.hidden_size, "{c} × {e} × {T} × {h}")
     return Step("recurrent layer", (*own, hidden, workspace))

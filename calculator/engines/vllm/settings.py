@@ -14,6 +14,7 @@ SETTINGS: dict[str, Setting] = {
     "block_size": Setting(16, range(1, 4097), "tokens of a cache block"),
     "tensor_parallel_size": Setting(1, range(1, 1025), "ranks that each layer is split over"),
     "enable_prefix_caching": Setting(None, bool, "whether prefixes are kept; changes what a recurrent layer keeps; default the engine's"),
+    "mamba_cache_dtype": Setting(None, ("float32", "float16", "bfloat16"), "type of the convolutions' inputs, and of the state where nothing else says its own; default the model's"),
     "mamba_ssm_cache_dtype": Setting(None, ("float32", "float16", "bfloat16"), "type of the recurrent layers' state; default the config's"),
     "language_model_only": Setting(False, bool, "no vision tower is loaded"),
     "limit_mm_per_prompt": Setting(None, Text(60, EXAMPLE), "most images and videos of a prompt; 0 leaves a kind out of the profiling run"),

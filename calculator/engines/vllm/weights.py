@@ -15,7 +15,7 @@ from calculator.engines.vllm.deployment import HISTORY, batch_limits, length_of,
 from calculator.engines.vllm.families import DEEP_LAYERS, family_of, image_buffer_elements, rotary_rows, rotary_width
 from calculator.engines.vllm.formats import plugin_note
 from calculator.engines.vllm.latent import absorbed_pair_line
-from calculator.engines.vllm.layouts import absorbed_line, decay_line, padded_line, router_line, scales_line
+from calculator.engines.vllm.layouts import absorbed_line, decay_line, multipliers_line, padded_line, router_line, scales_line
 from calculator.engines.vllm.offload import SOURCE as OFFLOAD_SOURCE
 from calculator.engines.vllm.offload import budget_of, left_on_gpu, offloaded
 from calculator.engines.vllm.rocm import left_behind, padding_line, segments_line
@@ -88,7 +88,7 @@ def _lines_on(job: Job, share: Share) -> list[Line]:
                           Formula("{n} (deep layers) × {T} (tokens) × {h} × {e}", {"n": DEEP_LAYERS, "T": tokens, "h": model.hidden_size, "e": size}),
                           IMAGES_SOURCE, device=share.device))  # fmt: skip
     lines += lines_by_layer(job, share, stored)
-    lines += [line for line in (router_line(job, share, held), absorbed_line(job, rank, share), absorbed_pair_line(job, rank, share), padded_line(job, rank, share), padding_line(job, share, held), choice_line(job, share), decay_line(job, rank, share)) if line]
+    lines += [line for line in (router_line(job, share, held), absorbed_line(job, rank, share), absorbed_pair_line(job, rank, share), padded_line(job, rank, share), padding_line(job, share, held), choice_line(job, share), decay_line(job, rank, share), multipliers_line(job, rank, share)) if line]
     if version_of(job).v1:
         lines.append(scales_line(len(share.layers), share.device))
     if job.deployment.settings["enable_lora"]:

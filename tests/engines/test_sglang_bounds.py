@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from calculator.engines.ranks import shares_of
+from calculator.engines.sglang.attention import backend_of
 from calculator.engines.sglang.pool import row_bytes
 from calculator.engines.sglang.states import PADDING, slot_bytes, slots_a_request, slots_of
-from calculator.errors import NotModelled, Unsupported
+from calculator.errors import CalculatorError, NotModelled, Unsupported
 from calculator.estimate import estimate
 from calculator.units import GIB
 
@@ -119,3 +120,23 @@ def test_a_bound_never_fits_and_is_refused_where_an_answer_is_needed(model):
 def test_ranks_that_do_not_divide_recurrent_heads_are_refused():
     with pytest.raises(Unsupported):
         bounded("qwen3.5-27b", 5)
+
+
+def test_falcon_h1_s_states_lie_beside_rows_of_every_layer():
+    """v0.5.12 srt/configs/falcon_h1.py: all layers are in both pools; convolutions in 16 bits, states in float32."""
+    found = bounded("falcon-h1-7b-instruct", gpu="H100 SXM5 80GB")
+    assert slot_bytes(found.job, shares_of(found.job)[0]) == 44 * (2 * 3 * 3584 + 4 * 24 * 128 * 256)
+    assert found.kv_bytes_per_token == 44 * 2 * 2 * 128 * 2
+    assert backend_of(found.job) == "fa3"
+    assert backend_of(bounded("falcon-h1-7b-instruct", gpu="B200").job) == "triton"
+
+
+@pytest.mark.parametrize(("version", "tp", "model", "options", "says"), [
+    ("0.5.2", 1, "falcon-h1-7b-base", {}, "has no falcon_h1"),
+    ("0.5.12", 4, "falcon-h1-34b-base", {}, "num_groups must equal 1"),
+    ("0.5.12", 2, "falcon-h1-7b-base", {"quant": "fp8"}, "quantized models only"),
+])  # fmt: skip
+def test_ranks_that_mamba_2_s_groups_refuse(version, tp, model, options, says):
+    with pytest.raises(CalculatorError, match=says):
+        bounded(model, tp, engine_version=version, **options)
+    assert bounded("falcon-h1-7b-base", 2, engine_version="0.5.3", quant="fp8").job  # not checked there yet

@@ -50,6 +50,8 @@ def backend_of(job: Job) -> str:
         return "fa3" if hopper and model.model_type != "gemma4_text" else "triton"
     if hopper:
         return "fa3"
+    if blackwell and model.model_type == "falcon_h1" and release >= MHA_ON_BLACKWELL_SINCE:  # read in v0.5.12 srt/server_args.py L2381-2390
+        return "triton"
     return "trtllm_mha" if blackwell and release >= MHA_ON_BLACKWELL_SINCE else "flashinfer"
 
 

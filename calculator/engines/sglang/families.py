@@ -48,6 +48,7 @@ FAMILIES: dict[str, Family] = {
     "deepseek_v32": _MOE._replace(since=(0, 5, 3), bound="the pass of sparse attention"), "glm_moe_dsa": _MOE._replace(since=(0, 5, 9), bound="the pass of sparse attention"),
     "qwen3_next": Family((0, 5, 3), rotary=(1, 4), bound=_STATES), "qwen3_5_text": Family((0, 5, 9), rotary=(1, 4), bound=_STATES),
     "qwen3_5_moe_text": Family((0, 5, 9), rotary=(1, 4), bound=_STATES), "nemotron_h": Family((0, 5, 6), table=False, bound=_STATES),
+    "falcon_h1": Family((0, 5, 3), bound=_STATES),
     "gemma4_text": Family((0, 5, 10), bound="the pass of layers of two widths"),
 }  # fmt: skip
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from calculator.engines.base import Job
+from calculator.engines.ranks import ranks_of
 from calculator.engines.sglang.deployment import HISTORY
 from calculator.engines.sglang.ranks import attention_groups, rank_spec
 from calculator.engines.sglang.speculative import method_of, plan_of, requests_set
+from calculator.errors import Unsupported
 from calculator.ledger import Formula, Line
 from calculator.parallelism import Share
 
@@ -24,6 +26,21 @@ DRAFT_SOURCE = (
 RESERVED_SINCE = (0, 5, 7)  # states of drafts are taken before the split; before, each slot has them
 JOINT_SINCE = (0, 5, 14)  # and out of the states' part of it
 PADDING = 1  # a slot more for padded requests, as the logged sizes have it
+
+
+GROUPS_SOURCE = "sglang v0.5.3, v0.5.12 and v0.5.23 srt/layers/attention/mamba/mamba.py MambaMixer2.__init__; the quantized ones' in v0.5.6, not in v0.5.3"
+QUANTIZED_CHECKED_SINCE = (0, 5, 4)
+
+
+def check_states(job: Job) -> None:
+    """Refuse ranks that Mamba 2's groups of B and C can't be divided over, in the server's words. Source: GROUPS_SOURCE."""
+    state, ranks = job.model.recurrent, ranks_of(job) // attention_groups(job)
+    if state is None or state.kind != "mamba2" or state.groups % ranks == 0:
+        return
+    if state.groups != 1:
+        raise Unsupported("If tensor parallel world size does not divide num_groups, then num_groups must equal 1.", hint=f"--tp {state.groups} or a divisor of it")
+    if job.scheme.family != "plain" and HISTORY.covered(job.deployment.engine_version) >= QUANTIZED_CHECKED_SINCE:
+        raise Unsupported("Tensor parallel currently supported for quantized models only if tensor parallel world size divides num groups.", hint="--tp 1, or --quant bf16")
 
 
 def slot_bytes(job: Job, share: Share) -> int:

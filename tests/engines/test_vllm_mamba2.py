@@ -6,9 +6,9 @@ import json
 
 import pytest
 
+from calculator.engines.ranks import shares_of
 from calculator.engines.vllm.blocks import blocks_for, groups_of, layers_of_block
 from calculator.engines.vllm.hybrid import block_size, state_bytes
-from calculator.engines.ranks import shares_of
 from calculator.errors import CalculatorError
 from calculator.estimate import estimate
 from calculator.report.text import estimate_text

@@ -52,7 +52,15 @@ from calculator.engines.sglang.pool import (
 )
 from calculator.engines.sglang.ranks import attention_groups, check_ranks, held, rank_spec
 from calculator.engines.sglang.rocm import PARTIAL_SOURCE, check_rocm, partial_results, rotary_bytes
-from calculator.engines.sglang.states import PADDING, check_states, draft_state_line, drafted, slot_bytes, slots_a_request, state_line
+from calculator.engines.sglang.states import (
+    PADDING,
+    check_states,
+    draft_state_line,
+    drafted,
+    slot_bytes,
+    slots_a_request,
+    state_line,
+)
 from calculator.engines.sglang.steps import COPIES, STEPS_SOURCE, prefill
 from calculator.engines.weights import banded, weight_lines
 from calculator.errors import BadValue, NotModelled, Unsupported

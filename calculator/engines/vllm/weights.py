@@ -15,7 +15,14 @@ from calculator.engines.vllm.deployment import HISTORY, batch_limits, length_of,
 from calculator.engines.vllm.families import DEEP_LAYERS, family_of, image_buffer_elements, rotary_rows, rotary_width
 from calculator.engines.vllm.formats import plugin_note
 from calculator.engines.vllm.latent import absorbed_pair_line
-from calculator.engines.vllm.layouts import absorbed_line, decay_line, multipliers_line, padded_line, router_line, scales_line
+from calculator.engines.vllm.layouts import (
+    absorbed_line,
+    decay_line,
+    multipliers_line,
+    padded_line,
+    router_line,
+    scales_line,
+)
 from calculator.engines.vllm.offload import SOURCE as OFFLOAD_SOURCE
 from calculator.engines.vllm.offload import budget_of, left_on_gpu, offloaded
 from calculator.engines.vllm.rocm import left_behind, padding_line, segments_line

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from calculator.errors import BadValue, Unsupported
 from calculator.quantization import Stored, StoredGroup
-from calculator.spec import ByLayer, ModelSpec, Recurrent
+from calculator.spec import ByLayer, ModelSpec, Recurrent, Windowed
 from calculator.units import align_up, ceil_div
 
 
@@ -95,7 +95,7 @@ def tensor_rank(model: ModelSpec, size: int, *, vocab_multiple: int) -> ModelSpe
         intermediate_size=model.intermediate_size // size, expert_intermediate_size=model.expert_intermediate_size // size,
         shared_expert_intermediate_size=model.shared_expert_intermediate_size // size,
         vocab_size=align_up(model.vocab_size, vocab_multiple) // size, vision_parameters=ceil_div(model.vision_parameters, size),
-        recurrent=_recurrent_rank(model.recurrent, size), by_layer=_by_layer_rank(model.by_layer, size),
+        recurrent=_recurrent_rank(model.recurrent, size), by_layer=_by_layer_rank(model.by_layer, size), windowed=_windowed_rank(model.windowed, size),
     )  # fmt: skip
 
 
@@ -119,6 +119,11 @@ def _by_layer_rank(whole: ByLayer | None, size: int) -> ByLayer | None:
     return replace(whole, full_kv_heads=max(1, whole.full_kv_heads // size))
 
 
+def _windowed_rank(whole: Windowed | None, size: int) -> Windowed | None:
+    """Heads of layers with a window, divided or repeated as the others'."""
+    return whole and Windowed(whole.num_attention_heads // size, max(1, whole.num_key_value_heads // size))
+
+
 def pipeline_stages(layers: int, stages: int) -> tuple[Share, ...]:
     """Runs of layers as vLLM splits them: equal, what is left over to the stages before the last.
 
@@ -136,7 +141,13 @@ def pipeline_stages(layers: int, stages: int) -> tuple[Share, ...]:
 def _splits(model: ModelSpec, size: int) -> bool:
     if model.recurrent and model.recurrent.heads % size:
         return False
-    heads, kv = model.num_attention_heads, model.num_key_value_heads
+    if model.windowed and not _divides(model.windowed.num_attention_heads, model.windowed.num_key_value_heads, size):
+        return False
     feed_forward = model.expert_intermediate_size or model.intermediate_size
-    even = heads % size == 0 and feed_forward % size == 0 and align_up(model.vocab_size, 64) % size == 0
-    return even and (kv % size == 0 if kv >= size else size % kv == 0)
+    even = feed_forward % size == 0 and align_up(model.vocab_size, 64) % size == 0
+    return even and _divides(model.num_attention_heads, model.num_key_value_heads, size)
+
+
+def _divides(heads: int, kv: int, size: int) -> bool:
+    """Query heads divide; key and value heads too, or are repeated."""
+    return heads % size == 0 and (kv % size == 0 if kv >= size else size % kv == 0)

@@ -80,6 +80,14 @@ class ByLayer:
 
 
 @dataclass(frozen=True, slots=True)
+class Windowed:
+    """Heads of layers with a window, where they aren't those of layers that see everything (Step 3.5)."""
+
+    num_attention_heads: int
+    num_key_value_heads: int
+
+
+@dataclass(frozen=True, slots=True)
 class Recurrent:
     """A layer whose state has one size whatever the context: a gated delta rule, Mamba, a short convolution [elements].
 
@@ -141,6 +149,8 @@ class ModelSpec:
     num_experts_per_tok: int = 0
     expert_intermediate_size: int = 0  # of one expert
     full_every: int = 0  # each n-th layer sees everything, the others sliding_window tokens; 0: all layers alike
+    full_at: tuple[int, ...] = ()  # the layers that see everything, where they aren't the last of each n
+    windowed: Windowed | None = None  # heads of the others, where they have their own
     shared_expert_intermediate_size: int = 0  # of all shared experts together
     first_dense_layers: int = 0  # layers without experts before those with them
     expert_every: int = 1  # each n-th layer has experts
@@ -191,9 +201,14 @@ class ModelSpec:
         return tuple(i for i in range(self.first_dense_layers, self.num_hidden_layers) if (i + 1) % self.expert_every == 0) if self.num_experts else ()
 
     @property
+    def full_indices(self) -> tuple[int, ...]:
+        """The layers that see everything."""
+        return self.full_at or tuple(range((self.full_every or 1) - 1, self.num_hidden_layers, self.full_every or 1))
+
+    @property
     def full_layers(self) -> int:
-        """Layers that see everything where others have a window."""
-        return self.num_hidden_layers // self.full_every if self.full_every else self.num_hidden_layers
+        """How many layers see everything where others have a window."""
+        return len(self.full_indices)
 
 
 @dataclass(frozen=True, slots=True)

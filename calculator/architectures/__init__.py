@@ -24,6 +24,7 @@ from calculator.architectures.hybrid import (
 )
 from calculator.architectures.inventory import Inventory, TensorGroup
 from calculator.architectures.moe import experts
+from calculator.architectures.windowed import step
 from calculator.errors import UnknownArchitecture
 from calculator.names import nearest
 from calculator.spec import ModelSpec
@@ -44,6 +45,7 @@ class Architecture(NamedTuple):
     mlp_bias_setting: str = ""
     tied: bool = False  # where the config doesn't say
     full_every: int = 0  # each n-th layer sees everything and the others a window; 0: no layer has a window of its own
+    full_anywhere: bool = False  # the config lists which layers see everything, in any order
     windows: str = "always"  # the config's sliding_window holds "always", "never", or where "use_sliding_window" says so
     partial_rotary: float = 0  # share of a head that is turned, where the config doesn't say; 0: the class knows whole heads only
     head_dim: int = 0  # the class's own, where the config doesn't say; 0: hidden_size / heads
@@ -92,7 +94,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "olmo3": Architecture(partial(dense, qk_norm="all", norms=AFTER), "olmo3", "olmo2", bias_setting=_QKVO, full_every=4, engines=_LOCAL),
     "exaone4": Architecture(partial(dense, qk_norm="head", norms=AFTER), "exaone4", "exaone4", full_every=4, engines=_LOCAL),
     "glm4": Architecture(partial(dense, fused_gate_up=True, norms=GLM), "glm4", "glm4", "qkv", bias_setting=_QKV, head_dim=128, partial_rotary=0.5, engines=_LOCAL),
-    "cohere": Architecture(partial(dense, norms=PARALLEL), "cohere", "command-r", bias_setting=_QKVO, tied=True, engines=_LOCAL),
+    "cohere": Architecture(partial(dense, norms=PARALLEL, qk_norm="config"), "cohere", "command-r", bias_setting=_QKVO, tied=True, engines=_LOCAL),
     "cohere2": Architecture(partial(dense, norms=PARALLEL), "cohere2", "cohere2", bias_setting=_QKVO, tied=True, full_every=4, engines=_LOCAL),
     "stablelm": Architecture(partial(dense, norm_bias=True), "stablelm", "stablelm", bias_setting=("use_qkv_bias", "qkv"), partial_rotary=0.25, engines=_LOCAL),
     "starcoder2": Architecture(partial(plain, names=("c_fc", "c_proj")), "starcoder2", "starcoder2", "qkvo", bias_setting=("use_bias", "qkvo"),
@@ -153,6 +155,9 @@ ARCHITECTURES: dict[str, Architecture] = {
     "exaone_moe": Architecture(partial(experts, shared="shared_experts", correction="e_score_correction_bias", qk_norm="head"), "exaone_moe", full_every=4, expert_width=_MOE),
     "deepseek_v32": Architecture(_DEEPSEEK, "deepseek_v32", bias_setting=_QKVO, expert_width=_MOE),
     "glm_moe_dsa": Architecture(_DEEPSEEK, "glm_moe_dsa", bias_setting=_QKVO, expert_width=_MOE),
+    "mistral4": Architecture(partial(experts, shared="shared_experts"), "mistral4", bias_setting=_QKVO, expert_width=_MOE),
+    "step3p5": Architecture(step, "step3p7", bias_setting=_QKVO, mlp_bias_setting="mlp_bias", full_every=4, full_anywhere=True, partial_rotary=1, head_dim=128, expert_width=_MOE,
+                            plain_only=True),
     "gemma3n_text": Architecture(gemma3n, "gemma3n", bias_setting=_QKVO, tied=True, full_every=5, head_dim=256, plain_only=True),
     "gemma4_text": Architecture(gemma4, "gemma4", bias_setting=_QKVO, tied=True, full_every=6, head_dim=256, plain_only=True),
     "mllama_text_model": Architecture(mllama, "mllama", plain_only=True),

@@ -18,13 +18,14 @@ def dense(model: ModelSpec, *, qk_norm: str = "", qk_names: tuple[str, str] = ("
 
     parameters = V h (1 if tied else 2) + h + L (2 h H d + 2 h K d + 3 h f + 2 h + biases)          derived
 
-    `qk_norm`: norms over queries and keys, of each "head" or of "all" heads; `fused_qkv`, `fused_gate_up`: matrices in one;
+    `qk_norm`: norms over queries and keys, of each "head", of "all" heads, or "config": of each head with its own weights (Cohere), where the model has them; `fused_qkv`, `fused_gate_up`: matrices in one;
     `norms`: those of a layer; without `final_norm` no norm has weights (OLMo).
 
     Source: transformers v5.23.0 models/*/modeling_*.py of the rows that name it.
     """
     if not final_norm:
         norms = ()
+    qk_norm = ("by head" if model.qk_norm else "") if qk_norm == "config" else qk_norm
     inner = [*attention(model, qk_norm=qk_norm, qk_names=qk_names, fused=fused_qkv), *gated(model, model.intermediate_size, fused=fused_gate_up)]
     return decoder(model, inner, norms=norms, norm_bias=norm_bias, final_norm=final_norm)
 

@@ -20,7 +20,7 @@ def attention(model: ModelSpec, *, fused: bool = False, qk_norm: str = "", sinks
               layers: Sequence[int] | None = None, at: str = LAYER + "self_attn.", out: str = "o_proj", gate: bool = False) -> Groups:  # fmt: skip
     """Grouped-query attention: 2 h H d + 2 h K d, its biases, and norms over heads or over all of q and k.
 
-    `qk_norm`: "head": norms of head_dim; "all": norms of all heads together. `sinks`: a logit a head. `gate`: queries with a gate of their
+    `qk_norm`: "head": norms of head_dim; "all": norms of all heads together; "by head": of head_dim, weighed for each head. `sinks`: a logit a head. `gate`: queries with a gate of their
     size, in one matrix.
     """
     h, d, place = model.hidden_size, model.head_dim, _place(model, layers)
@@ -33,8 +33,8 @@ def attention(model: ModelSpec, *, fused: bool = False, qk_norm: str = "", sinks
                   TensorGroup(at + "v_proj.weight", (kv, h), "attn_v", *place)]  # fmt: skip
     groups.append(TensorGroup(f"{at}{out}.weight", (h, q), "attn_output", *place))
     if qk_norm:
-        sizes = {"head": (d, d), "all": (q, kv)}[qk_norm]
-        groups += [TensorGroup(at + f"{name}.weight", (size,), "norm", *place) for name, size in zip(qk_names, sizes, strict=True)]
+        shapes = {"head": ((d,), (d,)), "all": ((q,), (kv,)), "by head": ((q // d, d), (kv // d, d))}[qk_norm]
+        groups += [TensorGroup(at + f"{name}.weight", shape, "norm", *place) for name, shape in zip(qk_names, shapes, strict=True)]
     if sinks:
         groups.append(TensorGroup(at + "sinks", (model.num_attention_heads,), "norm", *place))
     biased = {"none": (), "qkv": ("q", "k", "v"), "qkvo": ("q", "k", "v", "o")}[model.attention_bias]

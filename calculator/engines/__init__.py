@@ -100,8 +100,13 @@ def _missing(engine: Engine, model: ModelSpec) -> str:
     return engine.images_missing(model) if isinstance(engine, Encodes) else ""
 
 
+_WITHOUT_NORMS = frozenset({("llama.cpp", "cohere")})  # types whose norms of queries and keys aren't in the graph here (Command R+)
+
+
 def _knows(engine: Engine, model: ModelSpec) -> bool:
     own = engine.families if isinstance(engine, HasFamilies) else frozenset()
+    if model.qk_norm and (engine.name, model.model_type) in _WITHOUT_NORMS:
+        return False
     return engine.name in architecture(model.model_type).engines or model.model_type in own
 
 

@@ -31,7 +31,7 @@ def by_kind(model: ModelSpec, *, engine: str) -> tuple[ModelSpec, ...]:
     if own is None:
         return (model,)
     caching = model.num_hidden_layers - own.kv_shared_layers
-    full = caching // model.full_every if model.full_every else caching
+    full = sum(i < caching for i in model.full_indices)
     found = []
     if full:
         found.append(replace(model, num_hidden_layers=full, full_every=0, sliding_window=None, by_layer=None, head_dim=own.full_head_dim or model.head_dim,

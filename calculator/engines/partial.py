@@ -27,6 +27,7 @@ from calculator.steps import Peak, Step
 
 ENGINES = ("transformers", "llama.cpp")
 _NOT_IN_LLAMA_CPP = frozenset({"olmo_hybrid"})  # src/models @0c1e57098
+_NOT_READ_IN_LLAMA_CPP = frozenset({"mistral4", "step3p5"})  # its graphs, caches and conversions of these
 _STATES = frozenset({"recurrent state", "RS buffer"})  # beside the cache, and of one size
 
 WHOLE_SOURCE = "ollama 0.32.13 on deepseek-coder-v2:16b-lite-instruct-q5_K_M, August 2026: 540, 1,080 and 2,160 MiB at 2,048, 4,096 and 8,192 cells"
@@ -95,6 +96,8 @@ class Partial:
                 self.inner.check_bound(job)
             if job.model.model_type in _NOT_IN_LLAMA_CPP:
                 raise NotModelled(f"{job.model.model_type} in llama.cpp, which has no graph of it", hint="--engine transformers")
+            if job.model.model_type in _NOT_READ_IN_LLAMA_CPP:
+                raise NotModelled(f"{job.model.model_type} in llama.cpp: what its files and caches hold of it wasn't read", hint="--engine vllm or transformers")
             if job.model.mla and "/" in job.deployment.kv_dtype:
                 raise NotModelled("keys and values of two types with latent attention, which keeps no values", hint="--kv-dtype")
             return

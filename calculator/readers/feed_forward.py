@@ -11,7 +11,7 @@ from calculator.spec import Routing
 
 _COUNTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 _USED = ("num_experts_per_tok", "moe_topk", "moe_k")
-_FIRST_DENSE = ("deepseek_v2", "deepseek_v3", "kimi_k2", "glm4_moe", "glm4_moe_lite", "deepseek_v32", "glm_moe_dsa", "dots1", "solar_open", "exaone_moe", "kimi_linear")
+_FIRST_DENSE = ("deepseek_v2", "deepseek_v3", "kimi_k2", "glm4_moe", "glm4_moe_lite", "deepseek_v32", "glm_moe_dsa", "dots1", "solar_open", "exaone_moe", "kimi_linear", "mistral4", "step3p5")
 _BY_LIST = ("glm4_moe_lite", "glm_moe_dsa", "exaone_moe")  # a list of dense and sparse layers may say which are first
 _HINT = "the model's own config.json, as published"
 
@@ -49,7 +49,7 @@ def experts(config: Mapping[str, Any], row: Architecture, id: str) -> dict[str, 
 def _shared(config: Mapping[str, Any], kind: str, width: Any, id: str) -> Any:
     """Width of all shared experts together."""
     own = {"qwen2_moe": "shared_expert_intermediate_size", "qwen3_next": "shared_expert_intermediate_size", "qwen3_5_moe_text": "shared_expert_intermediate_size",
-           "granitemoehybrid": "shared_intermediate_size", "nemotron_h": "moe_shared_expert_intermediate_size"}.get(kind)  # fmt: skip
+           "granitemoehybrid": "shared_intermediate_size", "step3p5": "share_expert_dim", "nemotron_h": "moe_shared_expert_intermediate_size"}.get(kind)  # fmt: skip
     if own:
         return config.get(own) or 0
     if kind == "minimax" and config.get("shared_intermediate_size"):
@@ -100,7 +100,7 @@ def _layers(config: Mapping[str, Any], kind: str, id: str) -> dict[str, Any]:
 
 def _routing(config: Mapping[str, Any], kind: str, id: str) -> Routing:
     """Of families with a say in it: the config's, and what an absent field means (configuration_deepseek_v3.py)."""
-    if not kind.startswith(("deepseek", "kimi", "glm4_moe", "glm_moe", "solar_open", "dots1", "exaone_moe")):
+    if not kind.startswith(("deepseek", "kimi", "glm4_moe", "glm_moe", "solar_open", "dots1", "exaone_moe", "mistral4")):
         return Routing()
     normalized, scale = config.get("norm_topk_prob"), config.get("routed_scaling_factor")
     groups, used = config.get("n_group") or 1, config.get("topk_group") or 1

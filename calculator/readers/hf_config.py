@@ -68,7 +68,7 @@ def model_from_config(config: Mapping[str, Any], *, id: str, trusted: bool = Fal
         "mlp_bias": _switch(config, row.mlp_bias_setting, id, absent=row.mlp_bias_setting == "use_bias" and row.attention_bias != "none"),
         "rope_type": _rope_type(config),
         "rope_factor": _rope_factor(config),
-        "qk_norm": _switch(config, "use_qk_norm", id) if config["model_type"] == "glm4_moe" else False,
+        "qk_norm": _switch(config, "use_qk_norm", id) if config["model_type"] in ("glm4_moe", "cohere") else False,
         "head_bias": _switch(config, "lm_head_bias", id) if config["model_type"] == "phimoe" else False,
         "mla": mla,
         "vision_parameters": vision,
@@ -80,9 +80,9 @@ def model_from_config(config: Mapping[str, Any], *, id: str, trusted: bool = Fal
         **own_fields(config, id),
         **state(config, row, id),
     }
-    for name in ("use_qk_norm", "qk_layernorm", "use_parallel_residual"):
-        if config["model_type"] in ("cohere", "stablelm") and config.get(name):
-            raise NotModelled(f"{id}: {name} in {config['model_type']} comes in a later version", hint="vram trace, with its config.json")
+    for name in ("qk_layernorm", "use_parallel_residual"):
+        if config["model_type"] == "stablelm" and config.get(name):
+            raise NotModelled(f"{id}: {name} in stablelm comes in a later version", hint="vram trace, with its config.json")
     if not trusted:
         from calculator.readers.inputs import check_model
 
@@ -125,7 +125,7 @@ def _rotary_dim(config: Mapping[str, Any], row: Architecture, head_dim: Any, id:
 
 
 def _latent_attention(config: Mapping[str, Any]) -> LatentAttention | None:
-    if not config["model_type"].startswith(("deepseek", "kimi", "glm4_moe_lite", "glm_moe_dsa")):
+    if not config["model_type"].startswith(("deepseek", "kimi", "glm4_moe_lite", "glm_moe_dsa", "mistral4")):
         return None
     names = ("kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
     if missing := [*(name for name in names if not isinstance(config.get(name), int)), *(["q_lora_rank"] if "q_lora_rank" not in config else [])]:
@@ -178,6 +178,9 @@ def _windows(config: Mapping[str, Any], row: Architecture, id: str) -> dict[str,
     types, count = config.get("layer_types"), config["num_hidden_layers"]
     near = "chunked_attention" if chunked else "sliding_attention"
     expected = [near if (i + 1) % every else "full_attention" for i in range(min(count, 10_000) if isinstance(count, int) else 0)]
+    if row.full_anywhere and isinstance(types, list) and set(map(str, types)) == {near, "full_attention"} and len(types) == count:
+        found = tuple(i for i, kind in enumerate(types) if kind != near)
+        return {"sliding_window": window, "full_every": every, "full_at": () if types == expected else found}
     if types is not None and types != expected:
         raise NotModelled(f"{id}: layer_types isn't full attention in each {every}. layer", hint="vram trace, with its config.json")
     no_rope = config.get("no_rope_layers") if chunked else None

@@ -89,6 +89,13 @@ class ByLayerInput(_Input):
     double_wide: bool = False
 
 
+class WindowedInput(_Input):
+    """Windowed, checked."""
+
+    num_attention_heads: Count
+    num_key_value_heads: Count
+
+
 class RecurrentInput(_Input):
     """Recurrent, checked."""
 
@@ -131,6 +138,8 @@ class ModelInput(_Input):
     num_experts_per_tok: Annotated[int, Field(ge=0, le=100_000)] = 0
     expert_intermediate_size: Annotated[int, Field(ge=0, le=2**31)] = 0
     full_every: Annotated[int, Field(ge=0, le=10_000)] = 0
+    full_at: tuple[Annotated[int, Field(ge=0, lt=10_000)], ...] = ()
+    windowed: WindowedInput | None = None
     shared_expert_intermediate_size: Annotated[int, Field(ge=0, le=2**31)] = 0
     first_dense_layers: Annotated[int, Field(ge=0, le=10_000)] = 0
     expert_every: Annotated[int, Field(ge=1, le=10_000)] = 1
@@ -160,6 +169,14 @@ class ModelInput(_Input):
         shared = self.by_layer.kv_shared_layers if self.by_layer else 0
         if shared >= self.num_hidden_layers or any(i >= self.num_hidden_layers for i in self.cross_attention_layers):
             raise ValueError(f"kv_shared_layers {shared} or cross_attention_layers lie beyond {self.num_hidden_layers} layers")
+        return self
+
+    @model_validator(mode="after")
+    def _layers_that_see_everything_are_some_of_them(self) -> ModelInput:
+        if any(i >= self.num_hidden_layers for i in self.full_at) or (self.full_every and len(self.full_at) == self.num_hidden_layers):
+            raise ValueError(f"full_at names layers beyond {self.num_hidden_layers}, or all of them")
+        if self.windowed and self.windowed.num_attention_heads % self.windowed.num_key_value_heads:
+            raise ValueError(f"num_key_value_heads {self.windowed.num_key_value_heads} doesn't divide num_attention_heads {self.windowed.num_attention_heads} of layers with a window")
         return self
 
     @model_validator(mode="after")

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from calculator.errors import NotModelled, UnreadableFile
+from calculator.readers.layer_heads import step_fields, windowed_heads
 from calculator.spec import ByLayer, Indexer
 
 _HINT = "the model's own config.json, as published"
@@ -45,6 +46,8 @@ def renamed(config: Mapping[str, Any], id: str) -> dict[str, Any]:
             raise NotModelled(f"{id}: positions from another number than 2 on", hint="vram trace, with its config.json")
         if isinstance(found.get("max_position_embeddings"), int):
             found["max_position_embeddings"] -= 2  # those before pad_token_id + 1 are never used
+    if kind == "step3p5":
+        found |= step_fields(found, id)
     if kind == "exaone_moe":
         found |= {"n_routed_experts": found.get("num_experts"), "n_shared_experts": found.get("num_shared_experts")}
     refused = _refused(kind, found)
@@ -71,6 +74,8 @@ def own_fields(config: Mapping[str, Any], id: str) -> dict[str, Any]:
         return {"cross_attention_layers": tuple(layers), "image_tokens": config.get("image_tokens", 0)}
     if kind in ("gemma3n_text", "gemma4_text"):
         return _by_layer(config, id)
+    if kind == "step3p5":
+        return windowed_heads(config, id)
     return {}
 
 

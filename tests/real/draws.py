@@ -45,6 +45,8 @@ def draw(rng: random.Random, model_type: str) -> tuple[dict[str, Any], dict[str,
         _experts(rng, config)
     if model_type in ("deepseek_v2", "deepseek_v3", "glm4_moe_lite"):
         _latent(rng, config)
+    if model_type == "cohere":
+        config["use_qk_norm"] = rng.random() < 0.5
     if model_type == "llama":
         config |= {"attention_bias": rng.random() < 0.3, "mlp_bias": rng.random() < 0.3}
     if model_type in _PARTIAL and not (model_type == "phi3" and rng.random() < 0.7):

@@ -44,6 +44,8 @@ GRANITE = MAMBA2 | {"num_local_experts": 4, "num_experts_per_tok": 2, "shared_in
 CONV = {"layer_types": ["conv", "conv", "full_attention", "conv"], "conv_L_cache": 3}
 JAMBA = {"num_experts": 4, "num_experts_per_tok": 2, "mamba_d_state": 8, "mamba_d_conv": 4, "mamba_expand": 2, "mamba_dt_rank": 4, "attn_layer_period": 4,
          "attn_layer_offset": 2, "expert_layer_period": 2, "expert_layer_offset": 1}  # fmt: skip
+STEP = EXPERTS | {"n_routed_experts": 4, "share_expert_dim": 40, "mlp_layer_types": ["dense"] + 3 * ["sparse"], "layer_types": ["full_attention", "sliding_attention"] * 2,
+        "num_sliding_attention_heads": 6, "sliding_window": 64, "pad_token_id": 0, "num_key_value_heads": 2}  # fmt: skip
 SSM = {"state_size": 8, "conv_kernel": 4, "expand": 2, "head_dim": None}
 CASES: dict[str, list[dict]] = {
     "llama": [{}, {"attention_bias": True, "mlp_bias": True}, {"tie_word_embeddings": True, "num_key_value_heads": 4, "head_dim": 24}],
@@ -76,6 +78,8 @@ CASES: dict[str, list[dict]] = {
     "glm_moe_dsa": [DEEPSEEK | INDEXER | {"q_lora_rank": 24}, DEEPSEEK | INDEXER | {"q_lora_rank": 24, "indexer_types": ["full", "shared", "shared", "full"]}],
     "dots1": [EXPERTS | {"n_routed_experts": 4, "n_shared_experts": 2, "first_k_dense_replace": 1}],
     "solar_open": [EXPERTS | {"n_routed_experts": 4, "n_shared_experts": 1}],
+    "mistral4": [DEEPSEEK | {"q_lora_rank": None}, DEEPSEEK | {"q_lora_rank": 24, "n_shared_experts": 2, "first_k_dense_replace": 0}],
+    "step3p5": [STEP, STEP | {"layer_types": ["sliding_attention", "sliding_attention", "full_attention", "full_attention"], "mlp_layer_types": ["sparse"] * 4, "num_sliding_attention_heads": 4}],
     "exaone_moe": [EXPERTS | {"num_experts": 4, "num_shared_experts": 1, "sliding_window": 64}],
     "gemma3n_text": [{"num_hidden_layers": 10, "sliding_window": 64, "num_kv_shared_layers": 5, "vocab_size_per_layer_input": 90, "hidden_size_per_layer_input": 8,
                       "laurel_rank": 6, "altup_num_inputs": 3}],
@@ -118,6 +122,7 @@ _NOMIC = {"encoder.layers": "layers", "emb_ln": "embeddings.LayerNorm", "attn.ou
           "mlp.fc2": "mlp.down_proj", "norm1": "post_attention_layernorm", "norm2": "post_mlp_layernorm"}  # fmt: skip
 _ROUTER = {"block_sparse_moe.router.layer.weight": "block_sparse_moe.router.weight"}
 _OWN_NAMES = {"exaone_moe": {"mlp.e_score": "mlp.gate.e_score"}, "gpt_neox": {"embed_out": "lm_head"}, "nomic_bert": _NOMIC, "nemotron_h": {"backbone.": "model."},
+              "step3p5": {"moe.gate.weight": "mlp.gate.weight", "moe.router_bias": "mlp.gate.e_score_correction_bias", "moe.": "mlp.experts.", "share_expert.": "mlp.shared_experts."},
               "granitemoe": _ROUTER, "granitemoehybrid": _ROUTER, "phimoe": {"block_sparse_moe.gate": "mlp.router"}}  # fmt: skip
 
 
@@ -139,14 +144,36 @@ def of_inventory(spec) -> Counter[tuple[str, tuple[int, ...]]]:
     return found
 
 
+def of_step(config: dict) -> Counter[tuple[str, tuple[int, ...]]]:
+    import torch
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    with torch.device("meta"):
+        tensors = AutoModelForImageTextToText.from_config(AutoConfig.for_model("step3p7", text_config=config)).state_dict()
+    found: Counter[tuple[str, tuple[int, ...]]] = Counter()
+    for name, tensor in tensors.items():
+        name, shape = name.replace("language_model.", ""), tuple(tensor.shape)
+        if "vision" in name or "multi_modal" in name or (name == "lm_head.weight" and config.get("tie_word_embeddings")):
+            continue
+        for part in ("gate", "up") if name.endswith("experts.gate_up_proj") else ():
+            found[name.replace("gate_up_proj", f"{part}_proj.weight"), (shape[0], shape[1] // 2, shape[2])] += 1
+        if not name.endswith("experts.gate_up_proj"):
+            found[name + ".weight" * name.endswith("experts.down_proj"), shape] += 1
+    return found
+
+
 def of_module(model_type: str, config: dict) -> Counter[tuple[str, tuple[int, ...]]]:
     import torch
     from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, MllamaForCausalLM
+    from transformers.models.mistral4.modeling_mistral4 import Mistral4ForCausalLM
 
-    made = AutoConfig.for_model(model_type, **{k: v for k, v in config.items() if k not in ("torch_dtype", "model_type")})
+    own = {k: v for k, v in config.items() if k not in ("torch_dtype", "model_type")}
+    if model_type == "step3p5":  # the text model of Step 3.7 alone has a class
+        return of_step(own)
+    made = AutoConfig.for_model(model_type, **own)
     with torch.device("meta"):
-        if model_type == "mllama_text_model":
-            model = MllamaForCausalLM(made)
+        if model_type in ("mllama_text_model", "mistral4"):
+            model = (MllamaForCausalLM if model_type == "mllama_text_model" else Mistral4ForCausalLM)(made)
         else:
             model = (AutoModel if ARCHITECTURES[model_type].encoder else AutoModelForCausalLM).from_config(made)
     found: Counter[tuple[str, tuple[int, ...]]] = Counter()
@@ -213,8 +240,9 @@ TOWERS["mllama"] = {"hidden_size": 48, "intermediate_size": 80, "num_hidden_laye
 TOWERS["gemma4"] = {"hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 12, "patch_size": 8,
                     "position_embedding_size": 50}  # fmt: skip
 TOWERS["gemma4_unified"] = {"patch_size": 4, "pooling_kernel_size": 2, "mm_embed_dim": 48, "mm_posemb_size": 50, "output_proj_dims": 56}
+TOWERS["step3p7"] = {"width": 48, "layers": 3, "heads": 4, "mlp_ratio": 2.5, "image_size": 56, "patch_size": 14, "num_channels": 3}
 TOWERS["qwen3_5_moe"] = TOWERS["qwen3_5"]
-TEXTS = {"qwen3_5": "qwen3_5_text", "qwen3_5_moe": "qwen3_5_moe_text", "mllama": "mllama_text_model", "gemma4": "gemma4_text", "gemma4_unified": "gemma4_unified_text", "gemma3": "gemma3_text", "mistral3": "mistral", "qwen3_vl": "qwen3_vl_text", "qwen2_5_vl": "qwen2_5_vl_text", "qwen2_vl": "qwen2_vl_text", "llama4": "llama4_text"}
+TEXTS = {"step3p7": "step3p5", "qwen3_5": "qwen3_5_text", "qwen3_5_moe": "qwen3_5_moe_text", "mllama": "mllama_text_model", "gemma4": "gemma4_text", "gemma4_unified": "gemma4_unified_text", "gemma3": "gemma3_text", "mistral3": "mistral", "qwen3_vl": "qwen3_vl_text", "qwen2_5_vl": "qwen2_5_vl_text", "qwen2_vl": "qwen2_vl_text", "llama4": "llama4_text"}
 
 
 @pytest.mark.parametrize("outer", TOWERS)
@@ -235,7 +263,7 @@ def test_a_multimodal_model_is_its_text_and_a_tower(outer):
     made = AutoConfig.for_model(outer, **{"text_config": {k: v for k, v in text.items() if k != "torch_dtype"}, "vision_config": TOWERS[outer]})
     with torch.device("meta"):
         model = AutoModelForImageTextToText.from_config(made)
-        real = sum(p.numel() for p in model.parameters()) + sum(b.numel() for name, b in model.named_buffers() if "layer_scalar" in name)
+        real = sum(p.numel() for p in model.parameters()) + sum(b.numel() for name, b in model.named_buffers() if name.endswith(("layer_scalar", "e_score_correction_bias")))
     config |= {"model_type": outer, "tie_word_embeddings": getattr(made, "tie_word_embeddings", False)}
     inventory = build_inventory(model_from_config(config, id=outer))
     assert inventory.parameters == real

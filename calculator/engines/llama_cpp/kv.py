@@ -69,7 +69,7 @@ def kinds(model: ModelSpec, context: buffers.Context, layers: Sequence[int]) -> 
     cells = buffers.layout(context).cells
     if not model.full_every or not context.release.windows:
         return [("KV buffer", cells, len(layers))]
-    full = sum((i + 1) % model.full_every == 0 for i in layers)
+    full = len(set(model.full_indices) & set(layers))
     windowed = buffers.window_cells(model.sliding_window or 0, context)
     return [(name, n, count) for name, n, count in (("KV buffer", cells, full), ("KV buffer, sliding window", windowed, len(layers) - full)) if count]
 

@@ -96,5 +96,5 @@ def windowed(model: ModelSpec, release: Release) -> bool:
 
 
 def full_layer(model: ModelSpec, layer: int) -> bool:
-    """Whether a layer sees everything: the last of each `full_every`."""
-    return not model.full_every or (layer + 1) % model.full_every == 0
+    """Whether a layer sees everything."""
+    return layer in model.full_indices

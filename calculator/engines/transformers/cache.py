@@ -53,7 +53,7 @@ def _windowed(model: ModelSpec, *, layers: int, sequences: int, tokens: int, ele
     2 B K d e (F S + N min(S, W)) + 8 N      F layers that see everything, N with a window; W is S in a dynamic prefill;
     a counter in each layer with a window, in a static cache in every layer
     """
-    full = layers // model.full_every if model.full_every else 0
+    full = 0 if not model.full_every else model.full_layers if layers == model.num_hidden_layers else layers // model.full_every
     near, counters = min(tokens, model.sliding_window or 0) if shrunk else tokens, layers if static else layers - full
     nbytes = element_count(model, 1, sequences) * element_bytes * (full * tokens + (layers - full) * near) + 8 * counters
 

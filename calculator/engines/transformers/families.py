@@ -44,7 +44,7 @@ class Family(NamedTuple):
 
 _OLMO2 = Family(norm=norms.rms_float, norms="after", rope=rope.float_tables, tables="float32", qk_norm="projection")
 _GEMMA = Family(norm=norms.rms_gemma, embeddings=2, scaled_embedding=True)
-_COHERE = Family(norm=norms.layer_cohere, norms="parallel", rope=rope.float_all, logits="scaled")
+_COHERE = Family(norm=norms.layer_cohere, norms="parallel", rope=rope.float_all, logits="scaled", qk_norm="then, heads", qk_norm_setting=True)
 _ERNIE = Family(rope=rope.float_parts, tables="float32")
 _CORRECTION = ("gate.e_score_correction_bias",)
 _DEEPSEEK = Family(rope=rope.joined_halves, route=feed_forward.route_sigmoid, shared="after", in_float32=_CORRECTION)

@@ -58,7 +58,7 @@ def _groups(model: ModelSpec, hybrid: bool, drafting: int) -> Groups:
         full, recurrent, size = group_size(model, drafting)
         return Groups(full, 0, size, recurrent)
     caching = caching_layers(model)
-    full = caching // model.full_every if model.full_every else caching
+    full = len([i for i in model.full_indices if i < caching])
     windowed = caching - full
     if hybrid and model.sliding_window and not model.full_every:
         return Groups(0, 1, caching)
@@ -98,10 +98,10 @@ def layers_of_block(job: Job, share: Share) -> int:
         return len(share.layers)
     if groups.recurrent:
         return groups.size - draft_layers(job)
-    every = job.model.full_every
+    everything = job.model.full_indices
     kinds: tuple[list[int], list[int]] = ([], [])
     for layer in range(caching_layers(job.model)):
-        kinds[(layer + 1) % every != 0].append(layer)
+        kinds[layer not in everything].append(layer)
     members = [kind[i::count] for kind, count in zip(kinds, (groups.full, groups.windowed), strict=True) for i in range(count)]
     return max(sum(layer in share.layers for layer in group) for group in members)
 

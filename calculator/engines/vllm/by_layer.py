@@ -69,7 +69,7 @@ def lines_by_layer(job: Job, share: Share, stored: Stored) -> list[Line]:
     if own is None:
         return lines
     if own.values_are_keys and model.full_every:
-        layers = [i for i in share.layers if (i + 1) % model.full_every == 0 and i < caching_layers(model)]
+        layers = [i for i in share.layers if i in model.full_indices and i < caching_layers(model)]
         heads = max(1, (own.full_kv_heads or model.num_key_value_heads) // ranks_of(job))
         if layers:
             symbols = {"L": len(layers), "K": heads, "d": own.full_head_dim, "h": model.hidden_size, "e": size}

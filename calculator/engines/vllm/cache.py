@@ -70,7 +70,7 @@ def kv_bytes_per_token(job: Job) -> int:
         return early.elements * model.num_hidden_layers * kv_element_bytes(job) * ranks_of(job)
     full_row, row = rows_of(rank)
     if full_row != row:
-        caching, full = caching_layers(model), caching_layers(model) // model.full_every
+        caching, full = caching_layers(model), sum(i < caching_layers(model) for i in model.full_indices)
         windowed = caching - full if job.workload.context <= (model.sliding_window or 0) else 0
         return (full * full_row + windowed * row) * kv_element_bytes(job) * ranks_of(job)
     grows = len(model.attention_layers)

@@ -51,6 +51,10 @@ FAMILIES: dict[str, Family] = {
     "deepseek_v32": Family((0, 11, 0)), "glm_moe_dsa": Family((0, 14, 1)),
     "qwen3_next": Family((0, 10, 0), rotary=(1, 4)), "qwen3_5_text": Family((0, 14, 1), rotary=(1, 4)), "qwen3_5_moe_text": Family((0, 14, 1), rotary=(1, 4)),
     "gemma4_text": Family((0, 14, 1)),
+    "minimax": Family((0, 11, 0), rotary=(1, 2), wide_rotary=True, wide_router=(0, 11, 0)),
+    "exaone_moe": Family((0, 13, 1)),
+    "mistral4": Family((0, 16, 1)),  # rows of 320: v0.18.0 layers/attention/mla_attention.py L1154; 576 alone in v0.16.0
+    "step3p5": Family((0, 14, 2), wide_router=(0, 14, 2)),
     "lfm2": Family((0, 10, 0)), "lfm2_moe": Family((0, 11, 1)), "jamba": Family((0, 11, 0), rotary=(0, 1)),
     "bert": Family(rotary=(0, 1), gated=False), "roberta": Family(rotary=(0, 1), gated=False), "xlm-roberta": Family(rotary=(0, 1), gated=False),
     "nomic_bert": Family((0, 8, 5)), "modernbert": Family((0, 8, 0)),
@@ -58,14 +62,17 @@ FAMILIES: dict[str, Family] = {
     "falcon_h1": Family((0, 9, 0)), "bamba": Family((0, 8, 0), rotary=(1, 2)),
 }  # fmt: skip
 # the first release without it, its class, and the last release with it in vLLM's words: v0.24.0 and v0.33.0 model_executor/models/registry.py _PREVIOUSLY_SUPPORTED_MODELS
-REMOVED: dict[str, tuple[Release, str, str]] = {"dots1": ((0, 24, 0), "Dots1ForCausalLM", "0.23.0"), "bamba": ((0, 24, 0), "BambaForCausalLM", "0.23.0"), "mpt": ((0, 29, 0), "MptForCausalLM", "0.28.0")}
+REMOVED: dict[str, tuple[Release, str, str]] = {
+    "dots1": ((0, 24, 0), "Dots1ForCausalLM", "0.23.0"), "mpt": ((0, 29, 0), "MptForCausalLM", "0.28.0"),
+    "bamba": ((0, 24, 0), "BambaForCausalLM", "0.23.0"), "minimax": ((0, 24, 0), "MiniMaxText01ForCausalLM", "0.23.0"),
+}  # fmt: skip
 # the first release read that runs it by transformers' own code: registry.py _TRANSFORMERS_SUPPORTED_MODELS
 WRAPPED: dict[str, Release] = {
     "smollm3": (0, 10, 0), "gpt_bigcode": (0, 27, 0), "olmo": (0, 27, 0), "olmo2": (0, 27, 0), "starcoder2": (0, 27, 0), "hunyuan_v1_dense": (0, 29, 0), "hunyuan_v1_moe": (0, 29, 0),
     "olmo3": (0, 31, 0), "phi": (0, 33, 0), "gpt_neox": (0, 33, 0), "arcee": (0, 33, 0), "seed_oss": (0, 33, 0),
 }  # fmt: skip
 # towers: the first release after the last one read that lacks the model
-TOWERS_SINCE: dict[str, Release] = {"gemma4_text": (0, 14, 1), "qwen3_5_text": (0, 14, 1), "qwen3_5_moe_text": (0, 14, 1), "gemma3_text": (0, 8, 0), "llama4_text": (0, 8, 0), "mistral": (0, 8, 0), "qwen3": (0, 10, 0), "qwen3_moe": (0, 10, 0), "kimi_k2": (0, 14, 1)}
+TOWERS_SINCE: dict[str, Release] = {"gemma4_text": (0, 14, 1), "qwen3_5_text": (0, 14, 1), "qwen3_5_moe_text": (0, 14, 1), "gemma3_text": (0, 8, 0), "llama4_text": (0, 8, 0), "mistral": (0, 8, 0), "qwen3": (0, 10, 0), "qwen3_moe": (0, 10, 0), "kimi_k2": (0, 14, 1), "step3p5": (0, 22, 1)}
 
 
 def family_of(model: ModelSpec) -> Family:
@@ -87,10 +94,15 @@ def check_family(model: ModelSpec, release: Release, version: str) -> None:
         raise NotModelled(f"vllm {version} has no {name}", allowed=f"{dotted(since)} or later", hint="a later --engine-version")
 
 
+TURNED_IN_PART = frozenset({"step3p5"})  # layers that see everything are turned in part, those with a window whole: v0.33.0 models/step3p5.py L80-107
+
+
 def rotary_width(model: ModelSpec) -> int:
     """Elements of a row of the rotary table: what is turned of a head."""
     if model.mla and family_of(model).rotary[0]:
         return model.mla.qk_rope_head_dim
+    if model.model_type in TURNED_IN_PART:
+        return model.head_dim
     turned, whole = family_of(model).rotary
     if model.model_type == "granitemoehybrid" and model.recurrent is None:  # position_embedding_type rope, where hybrids have nope
         turned = whole = 1
@@ -101,22 +113,25 @@ IMAGE_POSITIONS_SINCE = (0, 7, 0)  # the first release after 0.6.6, whose table 
 IMAGE_POSITIONS_ALWAYS = ("qwen3_5_text", "qwen3_5_moe_text")  # mrope_section is in every config
 
 
-def rotary_rows(model: ModelSpec, release: Release) -> tuple[int, ...]:
+def rotary_rows(model: ModelSpec, release: Release, length: int) -> tuple[int, ...]:
     """Rows of each rotary table.
 
     Four times the positions where images and videos have positions of their own (M-RoPE; since 0.7); linear scaling stretches them.
+    MiniMax-01's ends where max_model_len (`length`) does: v0.19.0 models/minimax_text_01.py L299-304.
     Windowed layers have a table of their own where they are turned by another base (Gemma 3) or without scaling (OLMo 3).
 
     Source: vllm v0.19.0 layers/rotary_embedding/mrope.py L238, linear_scaling_rope.py _compute_cos_sin_cache; v0.8.5
     layers/rotary_embedding.py L946, models/gemma3.py L147-167; v0.19.0 models/olmo2.py L142-149.
     """
-    positions = model.max_position_embeddings
+    positions = min(model.max_position_embeddings, length) if model.model_type == "minimax" else model.max_position_embeddings
     if release >= WRAPPED.get(model.model_type, (1000,)):
         return (0,)  # transformers' own code keeps no table
     if release >= IMAGE_POSITIONS_SINCE and (model.model_type in IMAGE_POSITIONS_ALWAYS or (model.vision_parameters and model.model_type in ("qwen2", "qwen3", "qwen3_moe"))):
         return (4 * positions,)
     if model.by_layer and model.by_layer.full_head_dim:  # wider heads where layers see everything: rows of head_dim (Gemma 4)
         return (positions, positions * model.by_layer.full_head_dim // model.head_dim)
+    if model.model_type in TURNED_IN_PART:
+        return (positions * (model.rotary_dim or model.head_dim) // model.head_dim, positions)
     scaled = int(positions * model.rope_factor)
     apart = model.model_type == "gemma3_text" or (model.model_type == "olmo3" and model.rope_type != "default")
     return (positions, scaled) if apart else (scaled,)

@@ -19,7 +19,7 @@ from calculator.units import align_up, ceil_div
 
 STATE_SOURCE = "vllm v0.19.0 v1/kv_cache_interface.py MambaSpec, page_size_bytes; model_executor/layers/mamba/mamba_utils.py"
 DTYPES = {"float32": 4, "float16": 2, "bfloat16": 2}
-_KINDS = frozenset({"delta", "mamba2", "kda", "conv", "mamba"})
+_KINDS = frozenset({"delta", "mamba2", "kda", "conv", "mamba", "lightning"})
 TYPES_SINCE: dict[str, Release] = {"float16": (0, 13, 0), "bfloat16": (0, 22, 0)}  # of either setting: config/cache.py MambaDType, read in these and not in the release before
 PREFIXES_SINCE: Release = (0, 28, 0)  # kept by default: v0.28.0 and v0.29.0 engine/arg_utils.py L2766; only where asked for in v0.27.0 L2602-2606
 WIDE_STATES: Release = (0, 20, 0)  # Nemotron-H's default is float32: v0.20.0 model_executor/models/config.py L410; float16 in v0.19.0
@@ -64,6 +64,8 @@ def check_hybrid(job: Job) -> None:
         raise Unsupported(f"mamba_ssm_cache_dtype of short convolutions ({model.id}), which keep no such state", hint="leaving it out")
     if keeps_all(job) and not chunk_of(model):
         raise NotModelled(f"{what} with prefixes: its mamba_chunk_size isn't known", hint="leaving enable_prefix_caching out, or the path of the checkpoint's config.json")
+    if model.recurrent.kind == "lightning" and "mamba_ssm_cache_dtype" in settings:  # v0.23.0 layers/mamba/mamba_utils.py L53-59
+        raise Unsupported(f"mamba_ssm_cache_dtype of lightning attention ({model.id}), whose state follows mamba_cache_dtype", hint="leaving it out")
     if settings["enable_lora"]:
         raise NotModelled(f"{what} with LoRA has no formula yet", hint="leaving enable_lora out")
 

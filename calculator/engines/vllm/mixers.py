@@ -29,6 +29,10 @@ def mixer_step(rank: ModelSpec, *, tokens: int, element_bytes: int, hidden_copie
     short convolution: e T 5 I + e c T h + workspace                        gates and inputs, and what they are multiplied to
     Mamba 1:           e T 3 I + e c T h + workspace                        states and gates, and the states side by side
     Kimi Delta:        e T 6 I + 4 T I + e c T h + workspace                q, k, v, gate, output, normed; decay in float32
+    lightning:         (3 e + 24) T I + 12 T I + e c T h + workspace        q, k, v as projected, in float32 and activated; output, scaled, weighed
+
+    Lightning attention's operation doesn't return at once, but scans nothing: v0.11.2 and v0.19.0 layers/mamba/linear_attn.py
+    MiniMaxText01LinearAttention._forward, v0.23.0 layers/mamba/linear/minimax_linear_attn.py L312-365, minimax_rms_norm/rms_norm_tp.py L169-180.
 
     K width of keys, I of values, G of B, H heads, C = I + 2 G channels of the convolution.       derived
     """
@@ -62,6 +66,11 @@ def mixer_step(rank: ModelSpec, *, tokens: int, element_bytes: int, hidden_copie
         own = [
             Buffer("gates and inputs", 3 * e * t * inner, "3 × {e} × {T} × {I}"),
             Buffer("their products", 2 * e * t * inner, "2 × {e} × {T} × {I}"),
+        ]
+    elif state.kind == "lightning":  # while the output is normed; while it is gated as much lives in 16 bits
+        own = [
+            Buffer("queries, keys and values, in float32 and activated", (3 * e + 24) * t * inner, "(3 × {e} + 24) × {T} × {I}"),
+            Buffer("output in float32, scaled, and weighed", 12 * t * inner, "12 × {T} × {I}"),
         ]
     elif state.kind == "mamba":
         own = [

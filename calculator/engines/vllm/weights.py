@@ -61,7 +61,7 @@ def lines_of(job: Job) -> list[Line]:
 def _lines_on(job: Job, share: Share) -> list[Line]:
     model, size = job.model, element_bytes(job)
     release = HISTORY.covered(job.deployment.engine_version)
-    rows, width = rotary_rows(model, release), rotary_width(model)
+    rows, width = rotary_rows(model, release, length_of(job)), rotary_width(model)
     element = 4 if family_of(model).wide_rotary else size
     tokens = batch_limits(job, length_of(job))[0]
     images = image_buffer_elements(model, tokens) * size
@@ -205,5 +205,5 @@ def _unsplit(rank: ModelSpec, share: Share, size: int, rows: tuple[int, ...], pa
     positions, width = rows[0], rotary_width(rank)
     table = positions * width
     rope = (4 * positions, 2 * table, 2 * table, 2 * table, 4 * table, size * table)
-    where = (0, rank.full_every - 1) if len(rows) == 2 else (0,)
+    where = (0, rank.full_indices[0] or next(i for i in range(rank.num_hidden_layers) if i not in rank.full_indices)) if len(rows) == 2 else (0,)
     return unsplit(first, tuple(made[i] for i in share.layers), last, rope, at, where, max_split)

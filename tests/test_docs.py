@@ -7,6 +7,13 @@ import re
 import pytest
 from written_docs import CLI, README, ROOT, cli_page, commands, readme, run
 
+from calculator.architectures import ARCHITECTURES
+from calculator.catalog import model_ids
+from calculator.engines.sglang.families import FAMILIES as SGLANG
+from calculator.engines.vllm.families import FAMILIES as VLLM
+
+SPARSE = ("deepseek_v32", "glm_moe_dsa")  # whose activations aren't modelled
+
 
 @pytest.mark.parametrize("command", commands(README.read_text()))
 def test_the_readmes_commands_run(command, tmp_path, monkeypatch):
@@ -27,3 +34,12 @@ def test_cli_page_has_every_command():
 def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\((?!https?://)([^)#]+)", page.read_text()):
         assert (page.parent / target).exists(), target
+
+
+def test_the_readme_counts_models_model_types_and_what_the_servers_run():
+    text = README.read_text()
+    bounds = sum(bool(family.bound) for family in SGLANG.values())
+    assert f"`vram models`: {len(model_ids())}," in text
+    assert f"{len(ARCHITECTURES)} model types have inventories" in text
+    assert f"{len(VLLM) - len(SPARSE)} in vLLM" in text
+    assert f"{len(SGLANG) - bounds} in SGLang, where {('no', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine', 'ten')[bounds]} more are lower bounds" in text

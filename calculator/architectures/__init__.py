@@ -155,6 +155,8 @@ ARCHITECTURES: dict[str, Architecture] = {
     "exaone_moe": Architecture(partial(experts, shared="shared_experts", correction="e_score_correction_bias", qk_norm="head"), "exaone_moe", full_every=4, expert_width=_MOE),
     "deepseek_v32": Architecture(_DEEPSEEK, "deepseek_v32", bias_setting=_QKVO, expert_width=_MOE),
     "glm_moe_dsa": Architecture(_DEEPSEEK, "glm_moe_dsa", bias_setting=_QKVO, expert_width=_MOE),
+    "hy_v3": Architecture(partial(experts, shared="shared_experts", correction="e_score_correction_bias", qk_norm="head", mtp_copies=False), "hy_v3", bias_setting=_QKVO,
+                          mlp_bias_setting="mlp_bias", head_dim=128, expert_width=_MOE),
     "mistral4": Architecture(partial(experts, shared="shared_experts"), "mistral4", bias_setting=_QKVO, expert_width=_MOE),
     "step3p5": Architecture(step, "step3p7", bias_setting=_QKVO, mlp_bias_setting="mlp_bias", full_every=4, full_anywhere=True, partial_rotary=1, head_dim=128, expert_width=_MOE,
                             plain_only=True),

@@ -27,7 +27,7 @@ from calculator.steps import Peak, Step
 
 ENGINES = ("transformers", "llama.cpp")
 _NOT_IN_LLAMA_CPP = frozenset({"olmo_hybrid"})  # src/models @0c1e57098
-_NOT_READ_IN_LLAMA_CPP = frozenset({"mistral4", "step3p5"})  # its graphs, caches and conversions of these
+_NOT_READ_IN_LLAMA_CPP = frozenset({"hy_v3", "mistral4", "step3p5"})  # its graphs, caches and conversions of these
 _STATES = frozenset({"recurrent state", "RS buffer"})  # beside the cache, and of one size
 
 WHOLE_SOURCE = "ollama 0.32.13 on deepseek-coder-v2:16b-lite-instruct-q5_K_M, August 2026: 540, 1,080 and 2,160 MiB at 2,048, 4,096 and 8,192 cells"

@@ -11,8 +11,8 @@ from calculator.spec import Routing
 
 _COUNTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 _USED = ("num_experts_per_tok", "moe_topk", "moe_k")
-_FIRST_DENSE = ("deepseek_v2", "deepseek_v3", "kimi_k2", "glm4_moe", "glm4_moe_lite", "deepseek_v32", "glm_moe_dsa", "dots1", "solar_open", "exaone_moe", "kimi_linear", "mistral4", "step3p5")
-_BY_LIST = ("glm4_moe_lite", "glm_moe_dsa", "exaone_moe")  # a list of dense and sparse layers may say which are first
+_FIRST_DENSE = ("deepseek_v2", "deepseek_v3", "kimi_k2", "glm4_moe", "glm4_moe_lite", "deepseek_v32", "glm_moe_dsa", "dots1", "solar_open", "exaone_moe", "kimi_linear", "mistral4", "step3p5", "hy_v3")
+_BY_LIST = ("glm4_moe_lite", "glm_moe_dsa", "exaone_moe", "hy_v3")  # a list of dense and sparse layers may say which are first
 _HINT = "the model's own config.json, as published"
 
 

@@ -48,7 +48,9 @@ def renamed(config: Mapping[str, Any], id: str) -> dict[str, Any]:
             found["max_position_embeddings"] -= 2  # those before pad_token_id + 1 are never used
     if kind == "step3p5":
         found |= step_fields(found, id)
-    if kind == "exaone_moe":
+    if kind == "hy_v3" and found.get("moe_intermediate_size") is None:
+        found["moe_intermediate_size"] = found.get("expert_hidden_dim")
+    if kind in ("exaone_moe", "hy_v3"):
         found |= {"n_routed_experts": found.get("num_experts"), "n_shared_experts": found.get("num_shared_experts")}
     refused = _refused(kind, found)
     if refused:

@@ -74,6 +74,7 @@ REAL = {  # transformers 5.23.0, AutoModelForCausalLM.from_config on the meta de
     "phi": (129_892, {"num_key_value_heads": 4, "head_dim": None}),
     "roberta": (136_512, {"num_key_value_heads": None, "head_dim": None, "type_vocab_size": 2, "max_position_embeddings": 130, "pad_token_id": 1}),
     "solar_open": (247_888, {"num_experts_per_tok": 2, "moe_intermediate_size": 48, "norm_topk_prob": True, "n_routed_experts": 4, "n_shared_experts": 1}),
+    "hy_v3": (220_108, {"num_experts_per_tok": 2, "moe_intermediate_size": 48, "num_experts": 4, "num_shared_experts": 1, "mlp_layer_types": ["dense"] + 3 * ["sparse"]}),
     "mistral4": (231_904, {"num_experts_per_tok": 2, "moe_intermediate_size": 48, "norm_topk_prob": True, "kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 4, "v_head_dim": 12, "num_key_value_heads": 4, "head_dim": None, "n_routed_experts": 4, "n_shared_experts": 2, "first_k_dense_replace": 1, "n_group": 1, "topk_group": 1, "q_lora_rank": 24}),
     "step3p5": (224_972, {"num_experts_per_tok": 2, "moe_intermediate_size": 48, "n_routed_experts": 4, "share_expert_dim": 40, "mlp_layer_types": ["dense", "sparse", "sparse", "sparse"], "layer_types": ["full_attention", "sliding_attention"] * 2, "num_sliding_attention_heads": 6, "sliding_window": 64}),
     "xlm-roberta": (136_448, {"num_key_value_heads": None, "head_dim": None, "type_vocab_size": 1, "max_position_embeddings": 130, "pad_token_id": 1}),

@@ -47,6 +47,15 @@ def test_k_exaone_has_windows_in_three_of_four_layers_and_one_rotary_table():
     assert not [each for each in found.ledger.lines if each.name == "routers in float32"]
 
 
+def test_hy3_keeps_routers_in_float32():
+    """vllm v0.20.1 model_executor/models/hy_v3.py L154-159; 79 layers of 192 experts."""
+    found = run("hy3")
+    assert line(found, "routers in float32").nbytes == 79 * 192 * 4096 * 2
+    assert found.engine.kv_bytes_per_token(found.job) == 80 * 2 * 8 * 128 * 2
+    with pytest.raises(CalculatorError, match="has no hy_v3"):
+        run("hy3", engine_version="0.19.0")
+
+
 def test_the_tower_of_step_makes_a_lower_bound():
     found = run("step-3.7-flash")
     assert found.partial

@@ -78,6 +78,7 @@ CASES: dict[str, list[dict]] = {
     "glm_moe_dsa": [DEEPSEEK | INDEXER | {"q_lora_rank": 24}, DEEPSEEK | INDEXER | {"q_lora_rank": 24, "indexer_types": ["full", "shared", "shared", "full"]}],
     "dots1": [EXPERTS | {"n_routed_experts": 4, "n_shared_experts": 2, "first_k_dense_replace": 1}],
     "solar_open": [EXPERTS | {"n_routed_experts": 4, "n_shared_experts": 1}],
+    "hy_v3": [{"num_experts_per_tok": 2, "moe_intermediate_size": 48, "num_experts": 4, "num_shared_experts": 1, "mlp_layer_types": ["dense"] + 3 * ["sparse"]}],
     "mistral4": [DEEPSEEK | {"q_lora_rank": None}, DEEPSEEK | {"q_lora_rank": 24, "n_shared_experts": 2, "first_k_dense_replace": 0}],
     "step3p5": [STEP, STEP | {"layer_types": ["sliding_attention", "sliding_attention", "full_attention", "full_attention"], "mlp_layer_types": ["sparse"] * 4, "num_sliding_attention_heads": 4}],
     "exaone_moe": [EXPERTS | {"num_experts": 4, "num_shared_experts": 1, "sliding_window": 64}],

@@ -53,6 +53,7 @@ FAMILIES: dict[str, Family] = {
     "gemma4_text": Family((0, 14, 1)),
     "minimax": Family((0, 11, 0), rotary=(1, 2), wide_rotary=True, wide_router=(0, 11, 0)),
     "exaone_moe": Family((0, 13, 1)),
+    "hy_v3": Family((0, 19, 1), wide_router=(0, 19, 1)),  # v0.20.1 models/hy_v3.py L154-159
     "mistral4": Family((0, 16, 1)),  # rows of 320: v0.18.0 layers/attention/mla_attention.py L1154; 576 alone in v0.16.0
     "step3p5": Family((0, 14, 2), wide_router=(0, 14, 2)),
     "lfm2": Family((0, 10, 0)), "lfm2_moe": Family((0, 11, 1)), "jamba": Family((0, 11, 0), rotary=(0, 1)),

@@ -18,7 +18,7 @@ from calculator.spec import ModelSpec
 DECAY_SOURCE = "vllm v0.19.0 model_executor/layers/mamba/mamba_mixer.py: A of float32, -exp(A_log)"
 MULTIPLIERS_SOURCE = "vllm v0.11.0 model_executor/models/falcon_h1.py L116-170, v0.33.0 L141-194: mup_vector"
 SCALES_SOURCE = "vllm v0.19.0 model_executor/layers/attention/attention.py: q, k, v and probability scales and ranges"
-ROUTER_SOURCE = "vllm v0.19.0 model_executor/models/glm4_moe.py L147, ernie45_moe.py L167, minimax_m2.py L117: params_dtype float32; v0.16.0 step3p5.py L324-330, v0.11.2 minimax_text_01.py MiniMaxText01MoE"
+ROUTER_SOURCE = "vllm v0.19.0 model_executor/models/glm4_moe.py L147, ernie45_moe.py L167, minimax_m2.py L117: params_dtype float32; v0.16.0 step3p5.py L324-330, v0.20.1 hy_v3.py L154-159, v0.11.2 minimax_text_01.py MiniMaxText01MoE"
 ABSORBED_SOURCE = "vllm v0.11.0 v1/attention/backends/mla/common.py L985-1074, v0.8.5 L735-761: W_UK_T and W_UV are views of kv_b dequantized to 16 bits"
 MXFP4_SOURCE = (
     "vllm v0.11.0 model_executor/layers/quantization/mxfp4.py L55-107, L187-226; v0.19.0 layers/fused_moe/oracle/mxfp4.py L376-400"

@@ -32,6 +32,11 @@ def stages_of(job: Job) -> int:
     return job.deployment.gpus // (ranks_of(job) * replicas_of(job))
 
 
+def one_stage(job: Job) -> str:
+    """What to type for ranks alone, where pipeline stages have no formula."""
+    return f"--gpus {ranks_of(job) * replicas_of(job)} without --pp, or --tp {job.deployment.gpus} where the heads allow it"
+
+
 def sequences_on(job: Job, share: Share, sequences: int = 0) -> int:
     """Sequences of the copy of the model that a GPU belongs to, of the workload's or so many: as even as they go."""
     copies = replicas_of(job)

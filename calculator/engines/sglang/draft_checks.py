@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from calculator.engines.base import Job
 from calculator.engines.eagle import check_head
-from calculator.engines.ranks import rank_of, ranks_of
+from calculator.engines.ranks import one_stage, rank_of, ranks_of
 from calculator.engines.releases import Release, dotted
 from calculator.engines.sglang.deployment import context_length
 from calculator.engines.sglang.families import FAMILIES, check_family, windowed
@@ -39,8 +39,8 @@ def check(job: Job) -> None:
     _check_words(job, method)
     if job.deployment.gpus > ranks_of(job):
         if release < (0, 5, 18):
-            raise Unsupported("Pipeline parallelism is not compatible with overlap schedule, speculative decoding, mixed chunked prefill.", hint=f"--gpus {ranks_of(job)}, or --tp {job.deployment.gpus} where the heads allow it")
-        raise NotModelled("speculative decoding over pipeline stages: which hold the draft hasn't been read", hint=f"--gpus {ranks_of(job)}, or --tp {job.deployment.gpus} where the heads allow it")
+            raise Unsupported("Pipeline parallelism is not compatible with overlap schedule, speculative decoding, mixed chunked prefill.", hint=one_stage(job))
+        raise NotModelled("speculative decoding over pipeline stages: which hold the draft hasn't been read", hint=one_stage(job))
     if method in ("standalone", "ngram") and settings["enable_dp_attention"]:
         raise Unsupported(f"Currently {method} speculative decoding does not support dp attention.", hint="leaving enable_dp_attention out")
     if (model.recurrent and method not in ("mtp", "ngram")) or model.by_layer or model.indexer:

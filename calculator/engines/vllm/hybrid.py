@@ -9,7 +9,15 @@ from __future__ import annotations
 from math import lcm
 
 from calculator.engines.base import Job
-from calculator.engines.ranks import element_bytes, kv_element_bytes, rank_of, ranks_of, row_elements, stages_of
+from calculator.engines.ranks import (
+    element_bytes,
+    kv_element_bytes,
+    one_stage,
+    rank_of,
+    ranks_of,
+    row_elements,
+    stages_of,
+)
 from calculator.engines.releases import Release, dotted
 from calculator.engines.vllm.deployment import HISTORY, version_of
 from calculator.engines.vllm.drafted import drafted
@@ -55,7 +63,7 @@ def check_hybrid(job: Job) -> None:
         raise NotModelled(f"{job.scheme.name} of {what.removeprefix('vllm with ')}: what its makers leave in 16 bits isn't known", hint="--quant bf16 or fp8-block, or the path of the checkpoint's config.json")
     _check_groups(job, model.recurrent, release)
     if stages_of(job) > 1:
-        raise NotModelled(f"{what} in pipeline stages: how a stage's layers are grouped has no formula yet", hint="--set tensor_parallel_size=N over all GPUs")
+        raise NotModelled(f"{what} in pipeline stages: how a stage's layers are grouped has no formula yet", hint=one_stage(job))
     if settings.get("enable_prefix_caching") and HISTORY.covered(job.deployment.engine_version) < MODES_SINCE and model.recurrent.kind != "delta":
         raise NotModelled(f"{what} with prefix caching in vllm {job.deployment.engine_version}", hint="leaving enable_prefix_caching out, or --engine-version 0.19 or later")
     if model.recurrent.kind == "mamba" and keeps_prefixes(job) and HISTORY.covered(job.deployment.engine_version) < ALIGNED_ALONE:

@@ -7,7 +7,7 @@ v1/attention/backends/mla/flashmla_sparse.py; v0.11.0 the same, whose cache is i
 from __future__ import annotations
 
 from calculator.engines.base import Job
-from calculator.engines.ranks import kv_element_bytes, ranks_of, stages_of
+from calculator.engines.ranks import kv_element_bytes, one_stage, ranks_of, stages_of
 from calculator.engines.vllm.deployment import HISTORY, batch_limits, length_of
 from calculator.errors import NotModelled
 from calculator.ledger import Formula, Line
@@ -35,7 +35,7 @@ def check_sparse(job: Job) -> None:
     if job.model.indexer.full and HISTORY.covered(job.deployment.engine_version) < SHARED_SINCE:
         raise NotModelled(f"{what} before 0.22, which has an indexer in every layer", hint="a later --engine-version")
     if stages_of(job) > 1:
-        raise NotModelled(f"{what} in pipeline stages: no log to hold that against", hint="--set tensor_parallel_size=N over all GPUs")
+        raise NotModelled(f"{what} in pipeline stages: no log to hold that against", hint=one_stage(job))
 
 
 def row_bytes(model: ModelSpec, element_bytes: int, *, packed: bool) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from calculator.engines.base import Job
 from calculator.engines.drafts import as_draft, draft_checkpoint_of, draft_model
 from calculator.engines.eagle import Head, check_head, load_head, load_medusa, name_of
-from calculator.engines.ranks import kv_element_bytes, rank_of, ranks_of, replicas_of, row_elements
+from calculator.engines.ranks import kv_element_bytes, one_stage, rank_of, ranks_of, replicas_of, row_elements
 from calculator.engines.releases import Release, dotted
 from calculator.engines.settings import Setting, Text
 from calculator.engines.vllm.deployment import HISTORY, version_of
@@ -108,7 +108,7 @@ def check(job: Job) -> None:
     if replicas_of(job) > 1:
         raise NotModelled("speculative decoding with data_parallel_size: no log to hold it against", hint="leaving one of them out")
     if job.deployment.gpus > ranks_of(job):
-        raise NotModelled("speculative decoding over pipeline stages: the last one holds the draft", hint=f"--gpus {ranks_of(job)}, or --tp {job.deployment.gpus} where the heads allow it")
+        raise NotModelled("speculative decoding over pipeline stages: the last one holds the draft", hint=one_stage(job))
     model = job.model
     hybrid = method == "mtp" and model.model_type in MTP_HYBRIDS
     if ((model.recurrent or model.vision_parameters) and not hybrid) or model.indexer or model.by_layer or (model.sliding_window and model.full_every):

@@ -6,66 +6,40 @@ from functools import partial
 from typing import Any, ClassVar
 
 from calculator.engines.base import Dynamic, Job, Pool
-from calculator.engines.ranks import (
-    element_bytes,
-    ranks_of,
-    shares_of,
-)
+from calculator.engines.ranks import element_bytes, shares_of
 from calculator.engines.records import record, record_line
 from calculator.engines.remembered import once_a_job
 from calculator.engines.server import Server
-from calculator.engines.settings import COUNT, Real, Setting
-from calculator.engines.sglang import draft, draft_checks, sparse, speculative
-from calculator.engines.sglang.adapters import check_lora
-from calculator.engines.sglang.attention import (
-    BACKENDS,
-    WORKSPACE_SOURCE,
-    backend_of,
-    check_backend,
-    page_of,
-    workspace,
-)
+from calculator.engines.settings import Setting
+from calculator.engines.sglang import draft, speculative
+from calculator.engines.sglang.attention import WORKSPACE_SOURCE, backend_of, page_of, workspace
+from calculator.engines.sglang.cache import cache_lines
+from calculator.engines.sglang.checks import check
 from calculator.engines.sglang.command import start_command
-from calculator.engines.sglang.defaults import chunk_of, prefill_tokens, static_fraction, whole_chunk
+from calculator.engines.sglang.defaults import prefill_tokens, static_fraction, whole_chunk
 from calculator.engines.sglang.deployment import DECLARED_CACHES, HISTORY, VERSIONS, context_length, version_of
-from calculator.engines.sglang.families import FAMILIES, check_family, family_of, rotary_elements
-from calculator.engines.sglang.formats import check_format
+from calculator.engines.sglang.families import FAMILIES, family_of, rotary_elements
 from calculator.engines.sglang.layouts import extra_lines
 from calculator.engines.sglang.overheads import context_held, graph_lines, kernel_buffers, load_slack
 from calculator.engines.sglang.pool import (
-    CAP_SOURCE,
     IMAGES_SOURCE,
-    MLA_SOURCE,
-    POOL_SOURCE,
     TABLE_SOURCE,
     cell_bytes,
     image_bytes,
-    layers_of,
     pool_cell,
     pool_of,
-    row_bytes,
     running_requests,
     table_bytes,
     table_margin,
     window_bytes,
-    window_tokens,
 )
-from calculator.engines.sglang.ranks import attention_groups, check_ranks, held, rank_spec
-from calculator.engines.sglang.rocm import PARTIAL_SOURCE, check_rocm, partial_results, rotary_bytes
-from calculator.engines.sglang.states import (
-    PADDING,
-    check_states,
-    draft_state_line,
-    drafted,
-    slot_bytes,
-    slots_a_request,
-    state_line,
-)
+from calculator.engines.sglang.ranks import attention_groups, held, rank_spec
+from calculator.engines.sglang.rocm import PARTIAL_SOURCE, partial_results, rotary_bytes
+from calculator.engines.sglang.settings import SETTINGS
+from calculator.engines.sglang.states import PADDING, drafted, slot_bytes, slots_a_request
 from calculator.engines.sglang.steps import COPIES, STEPS_SOURCE, prefill
 from calculator.engines.weights import banded, weight_lines
-from calculator.errors import BadValue, NotModelled, Unsupported
 from calculator.ledger import Formula, Ledger, Line
-from calculator.quantization import experts_in_mxfp4
 from calculator.spec import ModelSpec
 from calculator.steps import Peak
 from calculator.units import MIB, align_up, ceil_div
@@ -86,32 +60,7 @@ class Sglang(Server):
     too_old = "SGLang only supports sm75 and above."
     beside = ("CUDA context", "peak activation", "request table", "attention workspace", "kernel buffers", "CUDA graphs", "graph index buffers", "prefill graphs", draft.GRAPHS, *draft.OUTSIDE)
     image_source = "sglang srt/managers/mm_utils.py: images are encoded in the pass, outside the static fraction"
-    settings: ClassVar[dict[str, Setting]] = {
-        "mem_fraction_static": Setting(None, Real(0, 1), "share of the free memory for weights and cache; default by card, ranks and version"),
-        "max_running_requests": Setting(None, COUNT, "most requests at once; default by pool and context_length, 2,048 to 4,096"),
-        "max_total_tokens": Setting(None, COUNT, "most tokens of the pool"),
-        "chunked_prefill_size": Setting(None, range(-1, COUNT.stop), "tokens of a prefill pass, -1 for whole prompts; default by card"),
-        "context_length": Setting(None, COUNT, "longest sequence [tokens]; default the model's limit"),
-        "page_size": Setting(1, range(1, 1025), "tokens of a page of the pool; TensorRT-LLM's kernels make 64 of 1"),
-        "attention_backend": Setting(None, BACKENDS, "attention kernels, which set buffers and pages; default by card, model and version"),
-        "tensor_parallel_size": Setting(1, range(1, 1025), "ranks that each layer is split over"),
-        "ep_size": Setting(1, range(1, 1025), "ranks that the experts are dealt out over"),
-        "dp_size": Setting(1, range(1, 1025), "groups of ranks with attention and a cache of their own, with enable_dp_attention"),
-        "enable_dp_attention": Setting(False, bool, "attention in dp_size groups of ranks"),
-        "swa_full_tokens_ratio": Setting(0.8, Real(0, 1), "tokens of windowed layers for each of the others, where they have a pool of their own"),
-        "mamba_full_memory_ratio": Setting(0.9, Real(0, 1000), "memory of recurrent states for that of the tokens"),
-        "max_mamba_cache_size": Setting(None, COUNT, "slots of recurrent states"),
-        "disable_radix_cache": Setting(False, bool, "finished prompts are forgotten"),
-        "enable_lora": Setting(False, bool, "slots for LoRA adapters"),
-        "max_loras_per_batch": Setting(8, range(1, 1025), "adapters at once, with enable_lora"),
-        "max_lora_rank": Setting(None, range(1, 4097), "largest rank of the adapters, with enable_lora"),
-        "lora_target_modules": Setting("all", ("all", "attention"), "layers with adapters: all linear ones, or q, k, v and o"),
-        "cuda_graph_max_bs": Setting(None, COUNT, "largest batch that CUDA graphs are captured for; default by card, ranks and version"),
-        "disable_cuda_graph": Setting(False, bool, "no CUDA graphs"),
-        **speculative.SETTINGS,
-        "total_memory_bytes": Setting(None, COUNT, "memory of a GPU as a program sees it, in place of a named GPU [bytes]"),
-        "allow_overwrite_longer_context_len": Setting(False, bool, "SGLANG_ALLOW_OVERWRITE_LONGER_CONTEXT_LEN"),
-    }  # fmt: skip
+    settings: ClassVar[dict[str, Setting]] = SETTINGS
 
     def lacking(self, model: ModelSpec) -> str:
         """What the pass has that isn't modelled, beside a tower's images; empty for nothing."""
@@ -119,31 +68,7 @@ class Sglang(Server):
 
     def check(self, job: Job) -> None:
         """Refuse what the engine refuses, and what the formulas don't cover."""
-        model, settings, length, context = job.model, job.deployment.settings, context_length(job), job.workload.context
-        self.check_card(job)
-        check_rocm(job)
-        static_fraction(job)
-        allowed = settings["allow_overwrite_longer_context_len"]
-        if max(length, context) > model.max_position_embeddings and not allowed:
-            raise Unsupported(
-                f"User-specified context_length ({max(length, context)}) is greater than the derived context_length ({model.max_position_embeddings})",
-                hint="--set allow_overwrite_longer_context_len=1 (SGLANG_ALLOW_OVERWRITE_LONGER_CONTEXT_LEN=1)",
-            )
-        if context > length and settings.get("context_length"):
-            raise BadValue(f"context_length {length:,} is below the context of {context:,}", hint="leaving context_length out")
-        check_family(model, HISTORY.covered(job.deployment.engine_version), job.deployment.engine_version)
-        if experts_in_mxfp4(model, job.scheme) and job.vendor == "NVIDIA" and not (job.gpu and (job.gpu.compute_capability or "").startswith(("9.", "10."))):
-            raise NotModelled("gpt_oss in mxfp4 on cards other than Hopper and Blackwell: its layout there hasn't been read", hint="--gpu, --quant bf16, or --engine vllm")
-        self.check_window(job)
-        if chunk_of(job) % page_of(job):
-            raise BadValue(f"chunked_prefill_size {chunk_of(job):,} is no multiple of page_size {page_of(job)}", hint="page_size=1")
-        check_format(job)
-        check_backend(job)
-        sparse.check_sparse(job)
-        check_ranks(job)
-        check_states(job)
-        check_lora(job)
-        draft_checks.check(job)
+        check(job, self)
 
     def weight_lines(self, job: Job) -> list[Line]:
         """Those of the model, and of a draft."""
@@ -168,33 +93,7 @@ class Sglang(Server):
 
     def cache_lines(self, job: Job, phase: str) -> list[Line]:  # noqa: ARG002
         """Slots of the sequences, in whole pages."""
-        slots = align_up(job.workload.context, page_of(job))
-        count, mla = ceil_div(job.workload.sequences, attention_groups(job)), job.model.mla
-        note = "the compressed row is on every rank" if mla and ranks_of(job) > 1 else ""
-        if not mla and ranks_of(job) // attention_groups(job) > job.model.num_key_value_heads:
-            note = "KV heads are held by several ranks each"
-        lines = []
-        for share in shares_of(job):
-            full, near = layers_of(job, share)
-            if fixed := window_bytes(job, share):
-                capped = {"T": window_tokens(job) or 0, "R": row_bytes(job, near=True), "W": near}
-                lines.append(Line("kv_cache", "window slots", fixed, Formula("{T} (tokens) × {R} (bytes a layer) × {W} (layers)", capped), CAP_SOURCE, device=share.device,
-                                  note="sized by max_running_requests, without a radix tree"))  # fmt: skip
-                near = 0
-            ratio = float(job.deployment.settings["swa_full_tokens_ratio"])
-            if (states := state_line(job, share, count)) is not None:
-                lines.append(states)
-            if (states := draft_state_line(job, share, count)) is not None:
-                lines.append(states)
-            symbols = {"B": count, "S": slots, "R": row_bytes(job), "L": full, "W": near, "r": f"{ratio:g}", "C": cell_bytes(job, share)}
-            template = "{B} × {S} (tokens) × {C} (bytes of {L} layers and {r} of {W} with a window)" if near else "{B} × {S} (tokens) × {R} (bytes a layer) × {L} (layers)"
-            if keys := sparse.key_layers(job, share):
-                symbols["C"] = row_bytes(job) * full
-                own = {"B": count, "S": slots, "k": sparse.key_bytes(job), "L": keys}
-                lines.append(Line("kv_cache", "indexer keys", count * slots * own["k"] * keys, Formula("{B} × {S} (tokens) × {k} (bytes) × {L} (layers)", own), sparse.KEYS_SOURCE,
-                                  device=share.device, note=note if keys == full else "the other layers take the choice of the one before"))  # fmt: skip
-            lines.append(Line("kv_cache", "KV slots", count * slots * symbols["C"], Formula(template, symbols), sparse.SPARSE_SOURCE if job.model.indexer else MLA_SOURCE if mla else POOL_SOURCE, device=share.device, note=note))  # type: ignore[operator, arg-type]
-        return lines + draft.cache_lines(job)
+        return cache_lines(job)
 
     def activation_lines(self, job: Job, phase: str) -> list[Line]:  # noqa: ARG002
         """One prefill pass of the largest chunk; the engine doesn't measure it."""

@@ -112,6 +112,8 @@ def load_gpu(name: str) -> GpuSpec:
         return _gpu(record)
     if (found := _with_memory(name) or part_of(name, load_gpu)) is not None:
         return found
+    if (several := re.fullmatch(r"(\d{1,4}) ?x ?(.{1,80})", name.strip(), re.IGNORECASE)) and (record := _named(several[2])) is not None:
+        raise UnknownName(f"GPU {name!r} is {several[1]} of them", hint=f"--gpu {record['name']!r} --gpus {several[1]}")
     return _gpu(lookup(name, _gpu_index(), kind="GPU", known=[r["name"] for r in _gpu_records()], listing="vram gpus"))
 
 
@@ -123,7 +125,7 @@ def _named(name: str) -> dict[str, Any] | None:
 
 def _with_memory(name: str) -> GpuSpec | None:
     """The card whose name is followed by the memory that it is sold with; None where it isn't. Raises UnknownName for another size."""
-    match = re.fullmatch(r"(.{1,80}?)[ _-]*\(?(\d{1,3}) ?gi?b\)?", name.strip(), re.IGNORECASE)
+    match = re.fullmatch(r"(.{1,80}?)[ _-]*\(?(\d{1,3}) ?g(?:i?b)?\)?", name.strip(), re.IGNORECASE)
     if match is None or (record := _named(match[1])) is None:
         return None
     card, size = _gpu(record), int(match[2])

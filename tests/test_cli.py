@@ -109,6 +109,10 @@ BAD = [
     ["estimate", "llama-3.2-1b", "--tp", "2"],
     ["estimate", "llama-3.2-1b", "--gpus", "17"],
     ["estimate", "llama-3.2-1b", "--gpus", "2", "--pp", "3"],
+    ["estimate", "llama-3.2-1b", "--engine", "vllm", "--gpus", "2", "--tp", "4"],
+    ["estimate", "llama-3.2-1b", "--gpu", "8xH100"],
+    ["estimate", "llama-3.2-1b", "--quant", "Q4_K_M", "--gpu", "Gaudi 3"],
+    ["estimate", "llama-3.2-1b", "--engine", "vllm", "--set", "block_size=17"],
     ["estimate", "llama-3.2-1b", "--check"],
     ["estimate", "llama-3.2-1b", "--no-such-option"],
     ["estimate"],
@@ -214,3 +218,28 @@ def test_the_page_that_vram_app_starts_is_there():
     from calculator.commands.dashboard import PAGE
 
     assert PAGE.is_file()
+
+
+@pytest.mark.parametrize(
+    ("engine", "setting", "hint"),
+    [
+        ("vllm", "max_num_seq=5", "max_num_seqs"), ("vllm", "kv_cache_dtype=fp8", "--kv-dtype"), ("vllm", "ep_size=2", "enable_expert_parallel"),
+        ("sglang", "gpu_memory_utilization=0.8", "mem_fraction_static"), ("sglang", "n_ctx=4096", "context_length"),
+    ],
+)  # fmt: skip
+def test_a_setting_of_another_name_is_hinted_at_in_a_line(run, engine, setting, hint):
+    status, _, err = run("estimate", "llama-3.1-8b", "--engine", engine, "--set", setting)
+    assert status == 2
+    assert f"try: {hint}," in err
+    assert len(err) < 130
+
+
+def test_what_is_left_for_a_pool_is_never_negative(run):
+    call = ["estimate", "gpt-oss-120b", "--engine", "vllm", "--gpu", "h100", "--context", "128k", "--sequences", "8", "--json"]
+    pool = json.loads(run(*call)[1])["kv_pool"]
+    assert 0 == pool["low_bytes"] < pool["bytes"] <= pool["high_bytes"]
+
+
+def test_sglang_computes_in_float16_on_cards_without_bfloat16(run):
+    assert "--dtype float16" in run("estimate", "llama-3.1-8b", "--engine", "sglang", "--gpu", "t4", "--tp", "2")[1]
+    assert "--dtype bfloat16" in run("estimate", "llama-3.1-8b", "--engine", "sglang", "--gpu", "h100")[1]

@@ -60,6 +60,8 @@ def deployment_of(model: Any, kw: dict[str, Any]) -> dict[str, Any]:
     if stages > 1:
         for name in ("tensor_parallel_size", "data_parallel_size"):
             stages *= parse_count(settings.get(name, "1"), name=name, example="2")
+    if 1 < gpus < tp:
+        raise BadValue(f"--gpus {gpus} and --tp {tp} contradict each other", hint=f"--gpus {tp}, or --tp {gpus}")
     if gpus > 1 and stages > 1 and gpus != stages:
         raise BadValue(f"--gpus {gpus} and --pp {kw['pp']} contradict each other", hint="one of them")
     names = ("kv_dtype", "engine", "engine_version")

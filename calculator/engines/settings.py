@@ -127,6 +127,16 @@ NOT_MODELLED: Mapping[str, Mapping[str, str]] = {
 }
 
 
+# what is an option of the command line here, or has another name in the other server
+ELSEWHERE: Mapping[str, str] = {
+    "kv_cache_dtype": "--kv-dtype", "dtype": "--quant", "quantization": "--quant", "tp": "--tp", "tp_size": "--tp", "pp_size": "--pp", "pipeline_parallel_size": "--pp", "model_path": "MODEL",
+    "mem_fraction_static": "gpu_memory_utilization", "gpu_memory_utilization": "mem_fraction_static", "ep_size": "enable_expert_parallel", "enable_expert_parallel": "ep_size",
+    "max_running_requests": "max_num_seqs", "max_num_seqs": "max_running_requests", "max_model_len": "context_length", "context_length": "max_model_len",
+    "chunked_prefill_size": "max_num_batched_tokens", "max_num_batched_tokens": "chunked_prefill_size", "disable_cuda_graph": "enforce_eager", "enforce_eager": "disable_cuda_graph",
+    "n_ubatch": "max_num_batched_tokens or chunked_prefill_size", "n_ctx": "max_model_len or context_length",
+}  # fmt: skip
+
+
 def parse_settings(engine: str, table: Mapping[str, Setting], given: Mapping[str, Any]) -> dict[str, str | int | bool | float]:
     """The given settings in their types; what isn't modelled may be given as off. Raises BadValue for a name that the engine doesn't have."""
     unknown = NOT_MODELLED.get(engine, {})
@@ -135,8 +145,8 @@ def parse_settings(engine: str, table: Mapping[str, Setting], given: Mapping[str
         if (missing := unknown.get(name)) is not None:
             raise NotModelled(f"{engine} with {name}: {missing} have no formula yet", hint="leaving it out")
         if name not in table:
-            near = nearest(name, table)
-            raise BadValue(
-                f"{engine} has no setting {name[:40]!r} here", allowed=", ".join(table), hint=near[0] if near else ""
-            )
+            said, near = ELSEWHERE.get(name.strip().lower().replace("-", "_"), ""), nearest(name, table)
+            known = [other for other in said.split(" or ") if other.startswith("--") or other in table]
+            hint = known[0] if known else near[0] if near else ""
+            raise BadValue(f"{engine} has no setting {name[:40]!r} here", allowed="" if hint else ", ".join(table), hint=f"{hint}, or vram engines, which lists them" if hint else "")
     return {name: table[name].parse(name, value) for name, value in given.items() if name not in off}

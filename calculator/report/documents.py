@@ -65,7 +65,7 @@ def _pool(pool: Pool | None) -> dict[str, Any] | None:
     """Bytes on a GPU; tokens and sequences of the deployment."""
     if pool is None:
         return None
-    return {"bytes": pool.nbytes, "low_bytes": pool.low, "high_bytes": pool.high, "blocks": pool.blocks, "tokens": pool.tokens,
+    return {"bytes": max(pool.nbytes, 0), "low_bytes": max(pool.low, 0), "high_bytes": max(pool.high, 0), "blocks": pool.blocks, "tokens": pool.tokens,
             "max_concurrency": pool.max_concurrency}  # fmt: skip
 
 

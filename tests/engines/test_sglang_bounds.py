@@ -140,3 +140,10 @@ def test_ranks_that_mamba_2_s_groups_refuse(version, tp, model, options, says):
     with pytest.raises(CalculatorError, match=says):
         bounded(model, tp, engine_version=version, **options)
     assert bounded("falcon-h1-7b-base", 2, engine_version="0.5.3", quant="fp8").job  # not checked there yet
+
+
+@pytest.mark.parametrize(("gpu", "version"), [("B200 SXM 180GB", "0.5.23"), ("MI300X", "0.5.16"), ("MI355X", "0.5.23")])
+def test_a_pool_s_band_holds_its_point(gpu, version):
+    """States and tokens share what is left in whole slots, so less room may leave more tokens."""
+    pool = estimate("falcon-h1-34b-instruct", engine="sglang", engine_version=version, gpu=gpu, context=4096, partial=True).pool
+    assert pool.low <= pool.nbytes <= pool.high

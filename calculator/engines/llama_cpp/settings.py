@@ -113,6 +113,8 @@ def check(job: Job, *, graph: bool = True) -> None:
     overrides.check(job)
     fit.check(job)
     _check_cells(job, context_of(job))
+    if job.gpu is not None and job.gpu.name.startswith("Gaudi"):
+        raise Unsupported(f"llama.cpp has no backend for {job.gpu.name}", hint="another GPU")
     if settings["backend"] == "cpu":
         _check_cpu(job)
     else:

@@ -21,7 +21,7 @@ def start_command(job: Job, chosen: Mapping[str, str | int | bool | float]) -> s
     settings, scheme = job.deployment.settings, job.scheme
     words = ["SGLANG_ALLOW_OVERWRITE_LONGER_CONTEXT_LEN=1"] if settings["allow_overwrite_longer_context_len"] else []
     words += ["python", "-m", "sglang.launch_server", "--model-path", job.checkpoint if scheme.family == "plain" or job.published else f"{job.model.id}-{scheme.name}",
-              "--dtype", compute_dtype(job.model, scheme), "--tensor-parallel-size", str(ranks_of(job))]  # fmt: skip
+              "--dtype", _dtype(job), "--tensor-parallel-size", str(ranks_of(job))]  # fmt: skip
     if (stages := job.deployment.gpus // ranks_of(job)) > 1:
         words += ["--pipeline-parallel-size", str(stages)]
     for name in ("context_length", "mem_fraction_static", "max_running_requests", "chunked_prefill_size", "page_size"):
@@ -73,3 +73,9 @@ def _drafting(job: Job) -> list[str]:
     if method != "ngram":
         words += ["--speculative-num-steps", str(plan.steps), "--speculative-eagle-topk", str(plan.topk)]
     return [*words, "--speculative-num-draft-tokens", str(plan.tokens)]
+
+
+def _dtype(job: Job) -> str:
+    """The type that the server computes in: float16 for bfloat16 below compute capability 8.0. Source: sglang v0.5.12 srt/model_executor/model_runner.py L1380-1388."""
+    dtype, capability = compute_dtype(job.model, job.scheme), job.gpu.compute_capability if job.gpu else None
+    return "float16" if dtype == "bfloat16" and capability is not None and int(capability.split(".")[0]) < 8 else dtype

@@ -207,7 +207,7 @@ def pool_of(job: Job, static: Callable[[Job], Ledger], before: tuple[int, int, i
             tokens = int(limit)
             bounds = (max(tokens * pool_cell(job, share) + window_bytes(job, share) for share in shares),) * 3
     tokens = tokens // page * page
-    point, low, high = bounds
+    point, low, high = bounds[0], min(bounds), max(bounds)  # states and tokens share what is left in whole slots: less room may leave more tokens
     length, work = context_length(job), job.workload
     groups = attention_groups(job)
     found = Pool(point, low, high, tokens // page, tokens, groups * tokens / work.context, usable, 0, states=held if job.model.recurrent else None)

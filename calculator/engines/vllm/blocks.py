@@ -22,7 +22,7 @@ from calculator.units import ceil_div
 BLOCK_SOURCE = "vllm v0.19.0 v1/core/kv_cache_utils.py L802-820, get_num_blocks; v0.6.6 worker/worker.py L206-222"
 LATENT_SOURCE = "vllm v0.19.0 v1/kv_cache_interface.py MLAAttentionSpec; v0.8.5 v1/attention/backends/mla/common.py get_kv_cache_shape"
 IN_FLIGHT_SINCE: Release = (0, 26, 0)
-GROUPS_SOURCE = "vllm v0.19.0 v1/core/kv_cache_utils.py, _get_kv_cache_groups_uniform_page_size; v1/kv_cache_interface.py SlidingWindowSpec"
+GROUPS_SOURCE = "vllm v0.19.0 v1/core/kv_cache_utils.py, _get_kv_cache_groups_uniform_page_size; v1/kv_cache_interface.py SlidingWindowSpec; since v0.26.0 config/vllm.py L512-533 with a step more of tokens in flight"
 
 
 class Groups(NamedTuple):

@@ -22,6 +22,7 @@ from calculator.engines.vllm.sparse import check_sparse
 from calculator.errors import BadValue, NotModelled, Unsupported
 from calculator.quantization import compute_dtype
 
+SMALL_BLOCKS = (1, 8)  # v0.9.2 config.py L1476, v0.11.2 config/cache.py L23; v0.33.0 v1/attention/backends/triton_attn.py L340: multiples of 16
 REPLICAS_SINCE = (0, 9, 0)  # --data-parallel-size: v0.9.2 engine/arg_utils.py L655
 
 
@@ -47,6 +48,8 @@ def check(job: Job, server: Server) -> None:
         )
     if settings.get("use_v1") is not None and not (0, 8) <= release < (0, 11):
         raise BadValue(f"use_v1 has no choice in vllm {job.deployment.engine_version}", hint="leaving it out: 0.8 to 0.10 have both engines")
+    if (size := int(settings["block_size"])) % 16 and size not in SMALL_BLOCKS:
+        raise BadValue(f"block_size {size}, which no attention kernel of vllm takes", allowed="1, 8 or a multiple of 16", hint=f"block_size={max(size // 16, 1) * 16}")
     check_sampler(job)
     if job.workload.context > length:
         raise BadValue(f"max_model_len {length:,} is below the context of {job.workload.context:,}", hint="leaving max_model_len out")

@@ -10,6 +10,7 @@ from calculator.engines import ENGINES, Job
 from calculator.engines.base import Encodes
 from calculator.engines.llama_cpp import builds
 from calculator.engines.partial import whole_rows_bytes
+from calculator.engines.server import Server
 from calculator.engines.transformers.placement import layers_on_gpus
 from calculator.ledger import Ledger
 from calculator.quantization import quantize, stored_nbytes
@@ -36,12 +37,12 @@ def caveats(model: Model, job: Job, peak: Peak, ledger: Ledger) -> tuple[str, ..
         found.append(f"{job.deployment.engine}: the total is a lower bound, without {missing[0].note}")
     if job.deployment.engine == "llama.cpp" and (said := builds.described(job.deployment.engine_version)):
         found.append(said)
-    if job.scheme.declared_cache and job.deployment.kv_dtype == "fp8":
+    engine = ENGINES[job.deployment.engine]
+    if isinstance(engine, Server) and job.deployment.kv_dtype == "fp8" and engine.keeps_declared(job.scheme, job.deployment.engine_version):
         found.append(f"the cache is fp8, as the checkpoint's config.json declares and {job.deployment.engine} {job.deployment.engine_version} keeps it")
     found += _map_warnings(job)
     found += _file_warnings(model, job)
     if job.model.vision_parameters:
-        engine = ENGINES[job.deployment.engine]
         encoded = isinstance(engine, Encodes) and engine.images_encoded(job)
         counted = "is counted, and the pass of the largest images at start-up" if encoded else "is counted, what it computes with is not"
         where = "is a file of its own (mmproj) and not counted" if job.scheme.recipe else counted

@@ -240,6 +240,11 @@ def test_the_chart_has_every_quantization_with_the_totals_of_estimate():
     assert [a.text for a in figure.layout.annotations if a.text.startswith("RTX 4090")]
 
 
+def test_the_line_of_several_cards_is_what_they_have_together():
+    one, four = (tables.marks("RTX 4090", n)[-1] for n in (1, 4))
+    assert (four.nbytes, four.label.split(" · ")[0]) == (4 * one.nbytes, "4 x RTX 4090")
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 def test_every_engine_s_curves_are_drawn(engine):
     import plotly.graph_objects as go

@@ -127,6 +127,7 @@ def test_a_config_file_and_its_folder_work_as_a_model(tmp_path):
         ({"hidden_size": "2048"}, "hidden_size"),
         ({"num_attention_heads": True}, "num_attention_heads"),
         ({"num_attention_heads": 0, "head_dim": None}, "head_dim is absent"),
+        ({"hidden_size": "2048", "head_dim": None}, "hidden_size '2048' is not a whole number"),
         ({"num_hidden_layers": 10**9}, "num_hidden_layers"),
         ({"torch_dtype": "int3"}, "torch_dtype"),
         ({"vocab_size": [1]}, "vocab_size"),

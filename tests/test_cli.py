@@ -195,6 +195,7 @@ def test_sweep_takes_what_an_estimate_takes(run):
     each = [json.loads(run("estimate", "llama-3.1-8b", "--quant", "fp8", "--context", c, "--json", *options)[1])["total_bytes"] for c in ("4k", "8k")]
     assert [row["total_bytes"] for row in rows] == each
     assert run("sweep", "llama-3.1-8b", "--set", "nonsense=1")[0] == 2
+    assert run("sweep", "llama-3.1-8b", "--tp", "2")[2] == run("estimate", "llama-3.1-8b", "--tp", "2")[2] != ""
 
 
 def test_sweep_writes_files(run, tmp_path):

@@ -24,9 +24,11 @@ from calculator.errors import BadValue
 def sweep(models: tuple[str, ...], quants: str | None, contexts: str, sequences_: str, gpu: str | None,
           all_gpus: bool, output: str | None, as_json: bool, **options: Any) -> None:  # fmt: skip
     """Totals over a grid of models, quantizations, contexts and sequences."""
+    from calculator.catalog import load_model
     from calculator.commands.grids import run_sweep
 
-    run_sweep(models, quants, contexts, sequences_, {"gpu": gpu, **deployment_of(None, options)}, all_gpus, output, as_json)
+    deployment, *_ = (deployment_of(load_model(name), options) for name in models)  # each may refuse the ranks
+    run_sweep(models, quants, contexts, sequences_, {"gpu": gpu, **deployment}, all_gpus, output, as_json)
 
 
 @vram.command()

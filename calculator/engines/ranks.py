@@ -49,6 +49,21 @@ def element_bytes(job: Job) -> int:
     return DTYPE_BYTES[compute_dtype(job.model, job.scheme)]
 
 
+def before_ampere(job: Job) -> bool:
+    """Whether the card computes no bfloat16: a compute capability below 8.0."""
+    capability = job.gpu.compute_capability if job.gpu else None
+    return capability is not None and int(capability.split(".")[0]) < 8
+
+
+def served_dtype(job: Job) -> str:
+    """The type that a server computes in: float16 for bfloat16 on cards that don't compute it, as it does on its own; vLLM not where it is told bfloat16.
+
+    Source: vllm v0.9.2 config.py _resolve_auto_dtype; sglang v0.5.12 srt/model_executor/model_runner.py L1380-1388.
+    """
+    dtype = compute_dtype(job.model, job.scheme)
+    return "float16" if dtype == "bfloat16" and before_ampere(job) else dtype
+
+
 def kv_element_bytes(job: Job) -> int:
     """Bytes of an element of the cache."""
     return 1 if job.deployment.kv_dtype == "fp8" else element_bytes(job)

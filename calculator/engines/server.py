@@ -45,13 +45,16 @@ class Server:
             raise NotModelled("the checkpoint declares a cache in NVFP4, which has no formula here", hint=f"--kv-dtype fp8 or {own}, which the server takes in its place")
         if kv_dtype not in (None, own, "fp8"):
             raise Unsupported(f"{self.name} keeps no {kv_dtype} cache for a {own} model", allowed=f"{own}, fp8")
-        since, until = self.declared_caches.get(scheme.declared_cache, (None, None))
-        release = self.history.covered(version)
-        declared = since is not None and release >= since
-        if declared and kv_dtype == own and until is not None and release < until:
+        declared, (_, until) = self.keeps_declared(scheme, version), self.declared_caches.get(scheme.declared_cache, (None, None))
+        if declared and kv_dtype == own and until is not None and self.history.covered(version) < until:
             raise Unsupported(f"{self.name} {version} keeps the fp8 cache that this checkpoint declares, whatever it is told",
                               hint=f"--kv-dtype fp8, or --engine-version {dotted(until)}")  # fmt: skip
         return kv_dtype or ("fp8" if declared else own)
+
+    def keeps_declared(self, scheme: Scheme, version: str) -> bool:
+        """Whether this release keeps the fp8 cache that the checkpoint's config declares, where it isn't told otherwise."""
+        since, _ = self.declared_caches.get(scheme.declared_cache, (None, None))
+        return since is not None and self.history.covered(version) >= since
 
     def check_card(self, job: Job) -> None:
         """Refuse cards that no log is known of, or that the engine has no kernels for."""

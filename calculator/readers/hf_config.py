@@ -96,7 +96,10 @@ def _head_dim(config: Mapping[str, Any], row: Architecture, id: str) -> Any:
     if row.head_dim:
         return row.head_dim
     hidden, heads = config["hidden_size"], config["num_attention_heads"]
-    if not isinstance(hidden, int) or not isinstance(heads, int) or heads < 1 or hidden % heads:
+    for name, value in (("hidden_size", hidden), ("num_attention_heads", heads)):
+        if type(value) is not int:
+            raise UnreadableFile(f"{id}: {name} {str(value)[:20]!r} is not a whole number", hint="the model's own config.json, as published")
+    if heads < 1 or hidden % heads:
         raise UnreadableFile(
             f"{id}: head_dim is absent and num_attention_heads {str(heads)[:20]} doesn't divide "
             f"hidden_size {str(hidden)[:20]}",

@@ -181,13 +181,15 @@ def over_context(estimated: Estimate, options: dict[str, Any], gpu: str | None, 
     asked = {k: v for k, v in options.items() if k != "context"}
     steps = tuple(sorted({*tables.contexts(estimated.model), job.workload.context}))
     series = context_series(job.model.id, {**asked, "gpu": gpu, "gpus": gpus}, steps)
-    figure = charts.context_chart(series, chosen=asked["quant"], context=job.workload.context, marks=tables.marks(gpu))
+    figure = charts.context_chart(series, chosen=asked["quant"], context=job.workload.context, marks=tables.marks(gpu, job.deployment.gpus))
     st.plotly_chart(figure, theme=None, key="curve", config={"displayModeBar": False},
                     alt="Total memory against context length for all quantizations")  # fmt: skip
-    n, over = job.workload.sequences, " over all GPUs" if job.deployment.gpus > 1 else ""
+    n, over, together = job.workload.sequences, "", ""
+    if job.deployment.gpus > 1:
+        over, together = " over all GPUs", ", and of the chosen ones together"
     st.caption(f"Total{over} for {n:,} sequence{'s' if n > 1 else ''}; both axes are logarithmic. Each pale line is "
                "another quantization (point at it for its name); those of the other engine run with its defaults. "
-               "Dotted: usable memory of one card, less than its sold size.")  # fmt: skip
+               f"Dotted: usable memory of one card, less than its sold size{together}.")  # fmt: skip
 
 
 def recommended(model: Model, options: dict[str, Any], gpus: int) -> list[dict[str, Any]]:

@@ -152,15 +152,15 @@ def context_series(model_id: str, options: dict[str, Any], steps: tuple[int, ...
     return series
 
 
-def marks(gpu: str | None) -> list[Mark]:
-    """Usable memory of common cards, and of the chosen one."""
+def marks(gpu: str | None, gpus: int = 1) -> list[Mark]:
+    """Usable memory of common cards, and of the chosen ones together, which the curves' totals are of."""
     found = []
     for name in COMMON_CARDS:
         card = load_gpu(name)
         if name != gpu:
             found.append(Mark(_mark_label(card), usable_memory(card).value))
     if gpu:
-        found.append(Mark(_mark_label(load_gpu(gpu)), usable_memory(load_gpu(gpu)).value, chosen=True))
+        found.append(Mark(_mark_label(load_gpu(gpu), gpus), usable_memory(load_gpu(gpu)).value * gpus, chosen=True))
     return found
 
 
@@ -179,8 +179,8 @@ def _gpu_row(c: Candidate) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _mark_label(card: GpuSpec) -> str:
-    return f"{card.name} · {usable_memory(card).value / GIB:.1f} GiB"
+def _mark_label(card: GpuSpec, count: int = 1) -> str:
+    return f"{f'{count} x ' if count > 1 else ''}{card.name} · {count * usable_memory(card).value / GIB:.1f} GiB"
 
 
 def _band(line: Any) -> bool:

@@ -85,3 +85,10 @@ def test_a_cache_of_4_bits_is_refused_unless_another_is_asked_for(tmp_path):
 
 def test_other_engines_keep_the_models_own_type(tmp_path):
     assert sized(tmp_path, MODELOPT | {"kv_cache_quant_algo": "FP8"}, quant="bf16").job.deployment.kv_dtype == "bf16"
+
+
+@pytest.mark.parametrize(("engine", "version"), [("transformers", None), ("vllm", "0.13.0")])
+def test_an_fp8_cache_that_is_asked_for_elsewhere_is_nobody_s_declaration(engine, version, tmp_path):
+    found = sized(tmp_path, MODELOPT | {"kv_cache_quant_algo": "FP8"}, quant="bf16" if version is None else None, engine=engine, engine_version=version, kv_dtype="fp8")
+    assert found.job.deployment.kv_dtype == "fp8"
+    assert not any("config.json declares" in w for w in found.warnings)

@@ -6,12 +6,11 @@ import shlex
 from collections.abc import Mapping
 
 from calculator.engines.base import Job
-from calculator.engines.ranks import ranks_of, shares_of
+from calculator.engines.ranks import ranks_of, served_dtype, shares_of
 from calculator.engines.sglang.defaults import lowered_if_set
 from calculator.engines.sglang.deployment import HISTORY
 from calculator.engines.sglang.pool import layers_of
 from calculator.engines.sglang.speculative import draft_name, method_of, plan_of
-from calculator.quantization import compute_dtype
 
 DECODE_FLAG_SINCE = (0, 5, 14)  # --cuda-graph-max-bs-decode: v0.5.14 srt/server_args.py L6359-6364; v0.5.12 L6428 has the old name alone
 
@@ -21,7 +20,7 @@ def start_command(job: Job, chosen: Mapping[str, str | int | bool | float]) -> s
     settings, scheme = job.deployment.settings, job.scheme
     words = ["SGLANG_ALLOW_OVERWRITE_LONGER_CONTEXT_LEN=1"] if settings["allow_overwrite_longer_context_len"] else []
     words += ["python", "-m", "sglang.launch_server", "--model-path", job.checkpoint if scheme.family == "plain" or job.published else f"{job.model.id}-{scheme.name}",
-              "--dtype", _dtype(job), "--tensor-parallel-size", str(ranks_of(job))]  # fmt: skip
+              "--dtype", served_dtype(job), "--tensor-parallel-size", str(ranks_of(job))]  # fmt: skip
     if (stages := job.deployment.gpus // ranks_of(job)) > 1:
         words += ["--pipeline-parallel-size", str(stages)]
     for name in ("context_length", "mem_fraction_static", "max_running_requests", "chunked_prefill_size", "page_size"):
@@ -73,9 +72,3 @@ def _drafting(job: Job) -> list[str]:
     if method != "ngram":
         words += ["--speculative-num-steps", str(plan.steps), "--speculative-eagle-topk", str(plan.topk)]
     return [*words, "--speculative-num-draft-tokens", str(plan.tokens)]
-
-
-def _dtype(job: Job) -> str:
-    """The type that the server computes in: float16 for bfloat16 below compute capability 8.0. Source: sglang v0.5.12 srt/model_executor/model_runner.py L1380-1388."""
-    dtype, capability = compute_dtype(job.model, job.scheme), job.gpu.compute_capability if job.gpu else None
-    return "float16" if dtype == "bfloat16" and capability is not None and int(capability.split(".")[0]) < 8 else dtype

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from calculator.engines.base import Job
-from calculator.engines.ranks import rank_of, replicas_of
+from calculator.engines.ranks import before_ampere, rank_of, replicas_of
 from calculator.engines.server import Server
 from calculator.engines.vllm import graphs, speculative, weights
 from calculator.engines.vllm.by_layer import check_by_layer
-from calculator.engines.vllm.deployment import HISTORY, before_ampere, length_of, version_of
+from calculator.engines.vllm.deployment import HISTORY, length_of, version_of
 from calculator.engines.vllm.encoders import check_encoder, encodes, makes_no_pool
 from calculator.engines.vllm.families import check_family
 from calculator.engines.vllm.formats import check_format

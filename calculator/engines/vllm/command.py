@@ -9,14 +9,13 @@ import json
 import shlex
 
 from calculator.engines.base import Job
-from calculator.engines.ranks import ranks_of, replicas_of, stages_of
-from calculator.engines.vllm.deployment import HISTORY, batch_limits, before_ampere, length_of
+from calculator.engines.ranks import ranks_of, replicas_of, served_dtype, stages_of
+from calculator.engines.vllm.deployment import HISTORY, batch_limits, length_of
 from calculator.engines.vllm.drafted import drafted, method_of
 from calculator.engines.vllm.graphs import flags_of
 from calculator.engines.vllm.hybrid import block_size
 from calculator.engines.vllm.images import limits_of
 from calculator.engines.vllm.speculative import draft_checkpoint
-from calculator.quantization import compute_dtype
 
 ON_LOAD = {"fp8": "fp8", "bnb-nf4": "bitsandbytes"}  # formats that the engine makes of a 16-bit checkpoint
 RUNNER_SINCE = (0, 10, 2)  # read there; in 0.9.2 it is --task
@@ -41,9 +40,7 @@ def start_command(job: Job) -> str | None:
     scheme = job.scheme
     made = scheme.family == "plain" or scheme.name in ON_LOAD or job.published
     tokens, sequences = batch_limits(job, length_of(job))
-    dtype = compute_dtype(job.model, scheme)
-    if dtype == "bfloat16" and before_ampere(job):
-        dtype = "float16"  # as the server does on its own, but not where it is told bfloat16
+    dtype = served_dtype(job)
     words += ["vllm", "serve", job.checkpoint if made else f"{job.model.id}-{scheme.name}", "--dtype", dtype]
     if scheme.name in ON_LOAD:
         words += ["--quantization", ON_LOAD[scheme.name]]

@@ -6,6 +6,7 @@ from typing import Literal, NamedTuple
 
 from calculator.architectures import architecture
 from calculator.engines.base import Job
+from calculator.engines.ranks import before_ampere
 from calculator.engines.releases import History, Release
 from calculator.spec import GpuSpec
 from calculator.units import GIB
@@ -86,12 +87,6 @@ def version_of(job: Job) -> Version:
     if version.v1 and ((version.needs_ampere and before_ampere(job)) or settings.get("use_v1") is False or early_pooling):
         return version._replace(v1=False, in_blocks=False, non_torch="v0", hybrid=False)
     return version
-
-
-def before_ampere(job: Job) -> bool:
-    """Whether the card computes no bfloat16: a compute capability below 8.0."""
-    capability = job.gpu.compute_capability if job.gpu else None
-    return capability is not None and int(capability.split(".")[0]) < 8
 
 
 def latent_block_size(release: Release, gpu: GpuSpec | None) -> int:

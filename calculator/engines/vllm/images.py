@@ -8,9 +8,9 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from calculator.engines.base import Job
-from calculator.engines.ranks import ranks_of
+from calculator.engines.ranks import before_ampere, ranks_of
 from calculator.engines.releases import Release
-from calculator.engines.vllm.deployment import HISTORY, batch_limits, before_ampere, version_of
+from calculator.engines.vllm.deployment import HISTORY, batch_limits, version_of
 from calculator.errors import BadValue, Unsupported
 from calculator.spec import ModelSpec, Tower
 
